@@ -1,1 +1,23 @@
-//! See Cargo.toml.
+//! The CIM object model (DMTF DSP0004): values, object paths, instances, class declarations, MOF, WQL, the
+//! guarded XML reader and embedded instances.
+//!
+//! Nothing here does I/O, is asynchronous, or knows a class by name. Names compare without case
+//! everywhere; null is a value ([`Value::Null`]). Readers take hostile input: each has bounds on
+//! size, depth and count, and answers with an error that says where the input broke.
+
+mod class;
+mod datetime;
+mod instance;
+mod name;
+mod path;
+mod value;
+pub mod wql;
+
+pub use class::{
+    Class, Declaration, List, Literal, Method, Qualifier, Schema, Text, has_qualifier, qualifier,
+};
+pub use datetime::{Datetime, DatetimeError};
+pub use instance::{Instance, Property};
+pub use name::Name;
+pub use path::{Path, PathError, normal_namespace};
+pub use value::{Type, TypeMismatch, Value};

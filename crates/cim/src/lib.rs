@@ -12,6 +12,7 @@ mod name;
 mod path;
 mod value;
 pub mod wql;
+pub mod xml;
 
 pub use class::{
     Class, Declaration, List, Literal, Method, Qualifier, Schema, Text, has_qualifier, qualifier,

@@ -1,1 +1,46 @@
-//! See Cargo.toml.
+//! Machines as QEMU processes.
+//!
+//! ```text
+//!  domain ──> trait Hypervisor ──> trait Machine ──┬── fake (scripted, for tests)
+//!                                                  └── qemu ──┬── argv      configuration -> command line
+//!                                                             ├── process   spawn, reattach, exit, kill
+//!                                                             ├── qmp       the monitor
+//!                                                             └── agent     inside the guest
+//!  domain ──> ImageTool: images of machines that do not run
+//! ```
+//!
+//! **Model.** A [`MachineConfig`] is the machine as the domain wants it; [`Hypervisor::launch`] makes a process of it
+//! that outlives the service; [`Hypervisor::reattach`] finds it again. A disk is a chain of [`LayerFile`]s; a point is
+//! made by putting a new layer on top ([`Machine::prepare_layers`], [`Machine::mark`]).
+//!
+//! **Errors.** One [`Error`]; [`Error::kind`] is what callers branch on. After a timeout the outcome is unknown: ask
+//! [`Machine::reconcile`]. Nothing here panics on what QEMU, a guest or a file says.
+//!
+//! **Concurrency.** Machines are `Send + Sync` and may be called from several tasks; calls that change layers are
+//! expected one at a time per machine (the domain has one driver task per machine). Dropping a handle never ends a
+//! process.
+
+pub mod agent;
+pub mod block;
+pub mod config;
+pub mod error;
+pub mod fake;
+pub mod image;
+pub mod machine;
+pub mod names;
+pub mod probe;
+pub mod qmp;
+
+mod layers;
+
+pub use block::{
+    BlockState, CommitOutcome, CommitSpec, FreezeReport, JobControl, NbdExport, NewOverlay,
+    PreparedLayers, Progress, Quiesced,
+};
+pub use config::{
+    Acceleration, BootSource, Controller, DriveConfig, DriveKind, Generation, ImageFormat,
+    LayerFile, MachineConfig, Nic, NicBackend, SerialPort,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use image::{ImageTool, NewImage};
+pub use machine::{Exit, Hypervisor, Launch, Machine, MachineEvent, MachineStatus, SavedState};

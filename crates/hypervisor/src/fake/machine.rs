@@ -1,0 +1,637 @@
+//! The fake machine itself.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+use uuid::Uuid;
+
+use super::script::{FakeClock, Script, locked};
+use crate::agent::{GuestInfo, GuestInterface};
+use crate::block::{
+    BlockState, CommitOutcome, CommitSpec, DriveState, ExportState, FreezeReport, JobControl,
+    NbdExport, NewOverlay, NodeState, PreparedLayers, Progress, Quiesced,
+};
+use crate::config::{Controller, DriveConfig, ImageFormat, LayerFile, MachineConfig};
+use crate::error::{Error, Result};
+use crate::image::{ImageTool, NewImage};
+use crate::machine::{Exit, Machine, MachineEvent, MachineStatus, SavedState};
+use crate::names;
+
+static NEXT_PID: AtomicI32 = AtomicI32::new(1_000_000);
+
+/// Size of a fake disk whose file is not there to ask.
+const DISK_BYTES: u64 = 64 << 20;
+
+/// A machine without a process.
+#[derive(Debug)]
+pub struct FakeMachine {
+    id: Uuid,
+    pid: i32,
+    run_dir: std::path::PathBuf,
+    script: Script,
+    clock: FakeClock,
+    images: Option<ImageTool>,
+    events: broadcast::Sender<MachineEvent>,
+    exit: watch::Sender<Option<Exit>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    status: MachineStatus,
+    block: BlockState,
+    agent: bool,
+    frozen: bool,
+    obeys_powerdown: bool,
+}
+
+impl FakeMachine {
+    pub(super) fn new(
+        config: &MachineConfig,
+        script: Script,
+        clock: FakeClock,
+        images: Option<ImageTool>,
+    ) -> Self {
+        let block = BlockState {
+            drives: config.drives.iter().map(drive_state).collect(),
+            ..BlockState::default()
+        };
+        Self {
+            id: config.id,
+            pid: NEXT_PID.fetch_add(1, Ordering::Relaxed),
+            run_dir: config.run_dir.clone(),
+            script,
+            clock,
+            images,
+            events: broadcast::Sender::new(256),
+            exit: watch::Sender::new(None),
+            state: Mutex::new(State {
+                status: MachineStatus::Prelaunch,
+                block,
+                agent: config.guest_agent,
+                frozen: false,
+                obeys_powerdown: true,
+            }),
+        }
+    }
+
+    /// Whether it "runs".
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.exit.borrow().is_none()
+    }
+
+    /// Whether the guest ends when the power button is pressed (it does, unless told otherwise).
+    pub fn set_obeys_powerdown(&self, obeys: bool) {
+        locked(&self.state).obeys_powerdown = obeys;
+    }
+
+    /// Whether an agent answers in the guest.
+    pub fn set_agent(&self, present: bool) {
+        locked(&self.state).agent = present;
+    }
+
+    /// Makes something happen.
+    pub fn emit(&self, event: MachineEvent) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    /// The process dies, as by `kill -9` from outside.
+    pub fn die(&self, signal: i32) {
+        self.end(Exit {
+            code: None,
+            signal: Some(signal),
+            log_tail: String::new(),
+        });
+    }
+
+    /// The guest powers itself off.
+    pub fn shut_down(&self) {
+        self.emit(MachineEvent::Shutdown {
+            guest: true,
+            reason: "guest-shutdown".into(),
+        });
+        self.end(Exit {
+            code: Some(0),
+            signal: None,
+            log_tail: String::new(),
+        });
+    }
+
+    /// A disk error stops the guest.
+    pub fn io_error(&self, drive: &str) {
+        locked(&self.state).status = MachineStatus::IoError;
+        self.emit(MachineEvent::BlockIoError {
+            drive: Some(drive.to_owned()),
+            node: None,
+            write: true,
+            action: "stop".into(),
+            no_space: true,
+            reason: "No space left on device".into(),
+        });
+        self.emit(MachineEvent::Stopped);
+    }
+
+    fn end(&self, exit: Exit) {
+        let first = self.exit.send_if_modified(|slot| {
+            let first = slot.is_none();
+            if first {
+                *slot = Some(exit.clone());
+            }
+            first
+        });
+        if first {
+            self.emit(MachineEvent::Exited(exit));
+        }
+    }
+
+    async fn enter(&self, method: &str, detail: &str) -> Result<super::script::After> {
+        let after = self.script.enter(method, detail).await?;
+        if self.is_alive() {
+            Ok(after)
+        } else {
+            Err(Error::ProcessGone {
+                log_tail: String::new(),
+            })
+        }
+    }
+
+    fn agent(&self, after: Duration) -> Result<()> {
+        if locked(&self.state).agent {
+            Ok(())
+        } else {
+            Err(Error::AgentAbsent { after })
+        }
+    }
+
+    fn set_running(&self, running: bool) {
+        let (status, event) = if running {
+            (MachineStatus::Running, MachineEvent::Resumed)
+        } else {
+            (MachineStatus::Paused, MachineEvent::Stopped)
+        };
+        let changed = {
+            let mut state = locked(&self.state);
+            let changed = (state.status == MachineStatus::Running) != running;
+            if changed {
+                state.status = status;
+            }
+            changed
+        };
+        if changed {
+            self.emit(event);
+        }
+    }
+}
+
+fn drive_state(drive: &DriveConfig) -> DriveState {
+    DriveState {
+        id: drive.id.clone(),
+        chain: drive.chain.iter().map(node_state).collect(),
+        tray_open: false,
+    }
+}
+
+fn node_state(layer: &LayerFile) -> NodeState {
+    NodeState {
+        node_name: layer.node_name.clone(),
+        path: Some(layer.path.clone()),
+        format: Some(layer.format),
+        size: DISK_BYTES,
+        read_only: false,
+    }
+}
+
+fn drive_mut<'a>(block: &'a mut BlockState, id: &str) -> Result<&'a mut DriveState> {
+    block
+        .drives
+        .iter_mut()
+        .find(|drive| drive.id == id)
+        .ok_or_else(|| Error::not_found(format!("drive `{id}`")))
+}
+
+#[async_trait]
+impl Machine for FakeMachine {
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn events(&self) -> broadcast::Receiver<MachineEvent> {
+        self.events.subscribe()
+    }
+
+    async fn status(&self) -> Result<MachineStatus> {
+        let after = self.enter("status", "").await?;
+        after.answer(locked(&self.state).status.clone())
+    }
+
+    async fn resume(&self) -> Result<()> {
+        let after = self.enter("resume", "").await?;
+        self.set_running(true);
+        after.answer(())
+    }
+
+    async fn pause(&self) -> Result<()> {
+        let after = self.enter("pause", "").await?;
+        self.set_running(false);
+        after.answer(())
+    }
+
+    async fn powerdown(&self) -> Result<()> {
+        let after = self.enter("powerdown", "").await?;
+        self.emit(MachineEvent::PowerdownRequested);
+        let obeys = locked(&self.state).obeys_powerdown;
+        if obeys {
+            self.shut_down();
+        }
+        after.answer(())
+    }
+
+    async fn reset(&self) -> Result<()> {
+        let after = self.enter("reset", "").await?;
+        self.emit(MachineEvent::Reset { guest: false });
+        after.answer(())
+    }
+
+    async fn quit(&self, _within: Duration) -> Result<()> {
+        let after = self.script.enter("quit", "").await?;
+        self.end(Exit {
+            code: Some(0),
+            signal: None,
+            log_tail: String::new(),
+        });
+        after.answer(())
+    }
+
+    async fn kill(&self) -> Result<()> {
+        let after = self.script.enter("kill", "").await?;
+        self.die(9);
+        after.answer(())
+    }
+
+    async fn exited(&self) -> Exit {
+        let mut receiver = self.exit.subscribe();
+        match receiver.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone(),
+            Err(_) => None,
+        }
+        .unwrap_or(Exit {
+            code: None,
+            signal: None,
+            log_tail: String::new(),
+        })
+    }
+
+    async fn save_state(&self, path: &Path) -> Result<SavedState> {
+        let after = self
+            .enter("save_state", &path.display().to_string())
+            .await?;
+        self.set_running(false);
+        std::fs::write(path, b"state of a fake")
+            .map_err(|source| Error::io("write", path, source))?;
+        let saved = SavedState {
+            path: path.to_owned(),
+            bytes: 15,
+            stopped_at: self.clock.now(),
+            took: Duration::ZERO,
+        };
+        self.end(Exit {
+            code: Some(0),
+            signal: None,
+            log_tail: String::new(),
+        });
+        after.answer(saved)
+    }
+
+    async fn add_drive(&self, drive: &DriveConfig) -> Result<()> {
+        let after = self.enter("add_drive", &drive.id).await?;
+        if matches!(drive.controller, Controller::Ide(_)) {
+            return Err(Error::config(
+                "IDE drives cannot be added while the machine runs",
+            ));
+        }
+        {
+            let mut state = locked(&self.state);
+            if state.block.drive(&drive.id).is_none() {
+                state.block.drives.push(drive_state(drive));
+            }
+        }
+        after.answer(())
+    }
+
+    async fn remove_drive(&self, drive_id: &str) -> Result<()> {
+        let after = self.enter("remove_drive", drive_id).await?;
+        locked(&self.state)
+            .block
+            .drives
+            .retain(|drive| drive.id != drive_id);
+        self.emit(MachineEvent::DriveRemoved {
+            drive: drive_id.to_owned(),
+        });
+        after.answer(())
+    }
+
+    async fn change_medium(&self, drive_id: &str, medium: Option<&LayerFile>) -> Result<()> {
+        let after = self.enter("change_medium", drive_id).await?;
+        drive_mut(&mut locked(&self.state).block, drive_id)?.chain =
+            medium.iter().map(|layer| node_state(layer)).collect();
+        after.answer(())
+    }
+
+    async fn resize(&self, drive_id: &str, bytes: u64) -> Result<()> {
+        let after = self.enter("resize", &format!("{drive_id} {bytes}")).await?;
+        if let Some(active) = drive_mut(&mut locked(&self.state).block, drive_id)?
+            .chain
+            .last_mut()
+        {
+            active.size = bytes;
+        }
+        after.answer(())
+    }
+
+    async fn prepare_layers(&self, overlays: &[NewOverlay]) -> Result<PreparedLayers> {
+        let nodes: Vec<&str> = overlays
+            .iter()
+            .map(|overlay| overlay.overlay_node.as_str())
+            .collect();
+        let after = self.enter("prepare_layers", &nodes.join(" ")).await?;
+        let mut prepared = PreparedLayers {
+            overlays: overlays.to_vec(),
+            ..PreparedLayers::default()
+        };
+        let mut marked = 0;
+        for overlay in overlays {
+            let block = locked(&self.state).block.clone();
+            let drive = block
+                .drive(&overlay.drive_id)
+                .ok_or_else(|| Error::not_found(format!("drive `{}`", overlay.drive_id)))?;
+            let depth = drive.chain.len();
+            if drive
+                .active()
+                .is_some_and(|node| node.node_name == overlay.overlay_node)
+            {
+                marked += 1;
+                let below = depth
+                    .checked_sub(2)
+                    .and_then(|below| drive.chain.get(below));
+                prepared
+                    .frozen
+                    .push(below.map(|node| node.node_name.clone()).unwrap_or_default());
+                continue;
+            }
+            let active = drive
+                .active()
+                .ok_or_else(|| Error::conflict(format!("drive `{}` has no medium", drive.id)))?;
+            prepared.frozen.push(active.node_name.clone());
+            if let (Some(images), Some(below)) = (&self.images, &active.path) {
+                let name = crate::layers::backing_name(overlay, below)?;
+                let format = active.format.unwrap_or(ImageFormat::Qcow2);
+                let size = overlay.size.unwrap_or(active.size);
+                images
+                    .create_or_reuse_overlay(&NewImage::overlay(
+                        &overlay.overlay_path,
+                        name,
+                        format,
+                        size,
+                    ))
+                    .await?;
+            }
+            let node = LayerFile::new(
+                &overlay.overlay_node,
+                &overlay.overlay_path,
+                ImageFormat::Qcow2,
+            );
+            let mut state = locked(&self.state);
+            if !state
+                .block
+                .loose_nodes
+                .iter()
+                .any(|loose| loose.node_name == overlay.overlay_node)
+            {
+                state.block.loose_nodes.push(NodeState {
+                    size: overlay.size.unwrap_or(active.size),
+                    ..node_state(&node)
+                });
+            }
+        }
+        prepared.already_marked = marked == overlays.len() && marked > 0;
+        if marked > 0 && !prepared.already_marked {
+            return Err(Error::conflict(
+                "only some of the layers are on top already",
+            ));
+        }
+        after.answer(prepared)
+    }
+
+    async fn quiesce(&self) -> Result<Quiesced> {
+        let after = self.enter("quiesce", "").await?;
+        let was_running = locked(&self.state).status == MachineStatus::Running;
+        self.set_running(false);
+        after.answer(Quiesced {
+            was_running,
+            at: self.clock.now(),
+        })
+    }
+
+    async fn mark(&self, prepared: &PreparedLayers) -> Result<FreezeReport> {
+        let after = self.enter("mark", "").await?;
+        let instant = self.clock.now();
+        {
+            let mut state = locked(&self.state);
+            let mut block = state.block.clone();
+            for overlay in prepared
+                .overlays
+                .iter()
+                .filter(|_| !prepared.already_marked)
+            {
+                let at = block
+                    .loose_nodes
+                    .iter()
+                    .position(|node| node.node_name == overlay.overlay_node);
+                let at = at
+                    .ok_or_else(|| Error::not_found(format!("layer `{}`", overlay.overlay_node)))?;
+                let node = block.loose_nodes.remove(at);
+                let drive = drive_mut(&mut block, &overlay.drive_id)?;
+                drive
+                    .chain
+                    .iter_mut()
+                    .for_each(|below| below.read_only = true);
+                drive.chain.push(node);
+            }
+            state.block = block;
+        }
+        after.answer(FreezeReport {
+            paused_for: Duration::ZERO,
+            instant,
+            already: prepared.already_marked,
+        })
+    }
+
+    async fn release(&self, quiesced: Quiesced) -> Result<()> {
+        let after = self.enter("release", "").await?;
+        if quiesced.was_running {
+            self.set_running(true);
+        }
+        after.answer(())
+    }
+
+    async fn discard_layers(&self, prepared: &PreparedLayers) -> Result<()> {
+        let after = self.enter("discard_layers", "").await?;
+        for overlay in &prepared.overlays {
+            let loose = {
+                let mut state = locked(&self.state);
+                let before = state.block.loose_nodes.len();
+                state
+                    .block
+                    .loose_nodes
+                    .retain(|node| node.node_name != overlay.overlay_node);
+                before != state.block.loose_nodes.len()
+            };
+            if loose && self.images.is_some() {
+                std::fs::remove_file(&overlay.overlay_path)
+                    .map_err(|source| Error::io("remove", &overlay.overlay_path, source))?;
+            }
+        }
+        after.answer(())
+    }
+
+    async fn commit(&self, spec: &CommitSpec, control: &JobControl) -> Result<CommitOutcome> {
+        let detail = format!(
+            "{} {} into {}",
+            spec.drive_id, spec.top_node, spec.base_node
+        );
+        let after = self.enter("commit", &detail).await?;
+        control.report(Progress {
+            done: 0,
+            total: DISK_BYTES,
+        });
+        if control.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let outcome = {
+            let mut state = locked(&self.state);
+            let chain = &mut drive_mut(&mut state.block, &spec.drive_id)?.chain;
+            let place = |name: &str| chain.iter().position(|node| node.node_name == name);
+            let base = place(&spec.base_node)
+                .ok_or_else(|| Error::not_found(format!("layer `{}`", spec.base_node)))?;
+            match place(&spec.top_node) {
+                None => CommitOutcome::AlreadyDone,
+                Some(top) if top <= base => {
+                    return Err(Error::conflict(format!(
+                        "layer `{}` does not lie above `{}`",
+                        spec.top_node, spec.base_node
+                    )));
+                }
+                Some(top) => {
+                    chain.drain(base + 1..=top);
+                    if let Some(active) = chain.last_mut() {
+                        active.read_only = false;
+                    }
+                    CommitOutcome::Committed
+                }
+            }
+        };
+        control.report(Progress {
+            done: DISK_BYTES,
+            total: DISK_BYTES,
+        });
+        after.answer(outcome)
+    }
+
+    async fn reconcile(&self) -> Result<BlockState> {
+        let after = self.enter("reconcile", "").await?;
+        after.answer(locked(&self.state).block.clone())
+    }
+
+    async fn export_active(&self, drive_id: &str) -> Result<NbdExport> {
+        let after = self.enter("export_active", drive_id).await?;
+        let export = {
+            let mut state = locked(&self.state);
+            let node = drive_mut(&mut state.block, drive_id)?
+                .active()
+                .map(|node| node.node_name.clone())
+                .ok_or_else(|| Error::conflict(format!("drive `{drive_id}` has no medium")))?;
+            let id = names::export(drive_id);
+            if !state.block.exports.iter().any(|export| export.id == id) {
+                state.block.exports.push(ExportState {
+                    id: id.clone(),
+                    node_name: node.clone(),
+                    shutting_down: false,
+                });
+            }
+            NbdExport {
+                socket: self.run_dir.join("nbd.sock"),
+                name: id,
+                node_name: node,
+            }
+        };
+        after.answer(export)
+    }
+
+    async fn close_export(&self, drive_id: &str) -> Result<()> {
+        let after = self.enter("close_export", drive_id).await?;
+        let id = names::export(drive_id);
+        locked(&self.state)
+            .block
+            .exports
+            .retain(|export| export.id != id);
+        after.answer(())
+    }
+
+    async fn guest_ping(&self, within: Duration) -> Result<()> {
+        let after = self.enter("guest_ping", "").await?;
+        self.agent(within)?;
+        after.answer(())
+    }
+
+    async fn guest_freeze(&self, within: Duration) -> Result<u64> {
+        let after = self.enter("guest_freeze", "").await?;
+        self.agent(within)?;
+        locked(&self.state).frozen = true;
+        after.answer(1)
+    }
+
+    async fn guest_thaw(&self, within: Duration) -> Result<u64> {
+        let after = self.enter("guest_thaw", "").await?;
+        self.agent(within)?;
+        let was = std::mem::take(&mut locked(&self.state).frozen);
+        after.answer(u64::from(was))
+    }
+
+    async fn guest_frozen(&self, within: Duration) -> Result<bool> {
+        let after = self.enter("guest_frozen", "").await?;
+        self.agent(within)?;
+        after.answer(locked(&self.state).frozen)
+    }
+
+    async fn guest_shutdown(&self, within: Duration) -> Result<()> {
+        let after = self.enter("guest_shutdown", "").await?;
+        self.agent(within)?;
+        self.shut_down();
+        after.answer(())
+    }
+
+    async fn guest_info(&self, within: Duration) -> Result<GuestInfo> {
+        let after = self.enter("guest_info", "").await?;
+        self.agent(within)?;
+        after.answer(GuestInfo {
+            os_id: Some("fake".into()),
+            ..GuestInfo::default()
+        })
+    }
+
+    async fn guest_interfaces(&self, within: Duration) -> Result<Vec<GuestInterface>> {
+        let after = self.enter("guest_interfaces", "").await?;
+        self.agent(within)?;
+        after.answer(Vec::new())
+    }
+}

@@ -161,30 +161,52 @@ impl Leases {
         }
     }
 
-    /// Takes a lease out of the table, for the caller to end it.
-    pub(crate) fn take(&self, id: LeaseId) -> Result<(), StoreError> {
-        let mut table = self.shared.lock();
-        match table.running.get(&id) {
+    /// Stops a lease's time, for the caller to end it.
+    pub(crate) fn take(&self, id: LeaseId) -> Result<Taken<'_>, StoreError> {
+        match self.shared.lock().running.get_mut(&id) {
             Some(running) if !running.over => {
-                table.running.remove(&id);
-                Ok(())
+                *running = Running {
+                    over: true,
+                    deadline: Duration::MAX,
+                    ..*running
+                };
+                Ok(Taken {
+                    leases: self,
+                    id,
+                    ended: false,
+                })
             }
             _ => Err(StoreError::LeaseLost { id }),
         }
     }
+}
 
-    /// Has the thread end a lease that [`Leases::take`] took and the caller could not end.
-    pub(crate) fn end_soon(&self, id: LeaseId) {
-        let deadline = self.shared.clock.now();
-        self.shared.lock().running.insert(
-            id,
-            Running {
-                ttl: SHORTEST,
-                deadline,
-                over: true,
-            },
-        );
-        self.shared.wake.notify_all();
+/// A lease being ended by hand. Dropped before that is done (an error, a caller
+/// that went away), the thread does it.
+pub(crate) struct Taken<'a> {
+    leases: &'a Leases,
+    id: LeaseId,
+    ended: bool,
+}
+
+impl Taken<'_> {
+    /// Its records are gone.
+    pub(crate) fn ended(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let shared = &self.leases.shared;
+        let mut table = shared.lock();
+        if self.ended {
+            table.running.remove(&self.id);
+        } else if let Some(running) = table.running.get_mut(&self.id) {
+            running.deadline = shared.clock.now();
+            drop(table);
+            shared.wake.notify_all();
+        }
     }
 }
 
@@ -230,7 +252,7 @@ impl Shared {
                 continue;
             }
             let next = table.running.values().map(|running| running.deadline).min();
-            table = match next.and_then(|deadline| self.clock.sleep(deadline - now)) {
+            table = match next.and_then(|deadline| self.clock.sleep(deadline.saturating_sub(now))) {
                 Some(left) => {
                     self.wake
                         .wait_timeout(table, left)

@@ -42,6 +42,7 @@ mod lease;
 mod memory;
 mod record;
 mod records;
+mod sqlite;
 mod txn;
 mod watch;
 
@@ -54,6 +55,7 @@ pub use record::{Page, Record, Revision};
 pub use records::{
     FirstVersion, Records, Stored, TypedChange, TypedEvent, TypedPage, TypedWatch, Versioned,
 };
+pub use sqlite::{Check, SqliteOptions, SqliteStore};
 pub use txn::{Condition, Op, Txn};
 pub use watch::{Change, Event, Watch};
 

@@ -278,8 +278,9 @@ impl Store for MemoryStore {
     }
 
     async fn revoke(&self, id: LeaseId) -> Result<(), StoreError> {
-        self.leases.take(id)?;
+        let taken = self.leases.take(id)?;
         self.shared.end_lease(id);
+        taken.ended();
         Ok(())
     }
 }

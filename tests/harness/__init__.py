@@ -1,0 +1,1 @@
+"""Drives the real service through the real clients: pywbem for CIM-XML, pypsrp for WS-Management."""

@@ -1,0 +1,95 @@
+"""Disk images, looked at with qemu-img only: the judge must not be our own code."""
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def qemu_img(*args, check=True):
+    done = subprocess.run(["qemu-img", *map(str, args)], capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, f"qemu-img {' '.join(map(str, args))}: {done.stderr}{done.stdout}"
+    return done
+
+
+def create(path, size, fmt="qcow2", *options):
+    qemu_img("create", "-q", "-f", fmt, *options, path, size)
+    return Path(path)
+
+
+def info(path):
+    return json.loads(qemu_img("info", "-U", "--output=json", path).stdout)
+
+
+def same(a, b, a_format="qcow2", b_format="qcow2"):
+    """Whether two images hold the same bytes and have the same size."""
+    done = qemu_img("compare", "-s", "-f", a_format, "-F", b_format, a, b, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode == 0
+
+
+def assert_same(a, b, a_format="qcow2", b_format="qcow2"):
+    done = qemu_img("compare", "-s", "-f", a_format, "-F", b_format, a, b, check=False)
+    assert done.returncode == 0, f"{a} and {b} differ: {done.stdout}{done.stderr}"
+
+
+def check(path):
+    """Fails where the image has errors or leaks."""
+    qemu_img("check", "-q", path)
+
+
+def flatten(path, target, fmt="qcow2"):
+    """The whole disk as a raw image, through the chain of backing files."""
+    qemu_img("convert", "-f", fmt, "-O", "raw", path, target)
+    return Path(target)
+
+
+def freeze(directory, target, base_format="qcow2"):
+    """Copies the files of one disk (all that lies in its directory) and gives back the disk as one raw image.
+
+    For a disk of a paused or stopped machine: QEMU has then flushed everything into the files. The top of the chain is the one
+    image that no other names as its backing file.
+    """
+    copies = Path(f"{target}.layers")
+    shutil.copytree(directory, copies)
+    images, backed = {}, set()
+    for path in sorted(copies.iterdir()):
+        if not path.is_file():
+            continue
+        with open(path, "rb") as f:
+            magic = f.read(4)
+        if magic != b"QFI\xfb":
+            continue
+        found = json.loads(qemu_img("info", "-f", "qcow2", "--output=json", path).stdout)
+        images[path.name] = found
+        if found.get("backing-filename"):
+            backed.add(os.path.basename(found["backing-filename"]))
+    tops = [n for n in images if n not in backed]
+    if not images:
+        tops = [p.name for p in copies.iterdir() if p.is_file()]
+        assert len(tops) == 1, f"no chain in {directory}: {tops}"
+        flatten(copies / tops[0], target, base_format)
+    else:
+        assert len(tops) == 1, f"not one chain in {directory}: tops {tops}, images {list(images)}"
+        for name, found in images.items():
+            backing = found.get("backing-filename")
+            if backing and os.path.isabs(backing):  # make the copy independent of the original
+                qemu_img("rebase", "-u", "-b", copies / os.path.basename(backing), "-F", found.get("backing-filename-format", "qcow2"),
+                         copies / name)
+        flatten(copies / tops[0], target)
+    shutil.rmtree(copies)
+    return Path(target)
+
+
+def backing_of(path):
+    return info(path).get("backing-filename")
+
+
+def freeze_copy(path, target):
+    """One image file of a paused machine, without its chain, as a raw image."""
+    copy = Path(f"{target}.copy")
+    shutil.copyfile(path, copy)
+    flatten(copy, target)
+    copy.unlink()
+    return Path(target)

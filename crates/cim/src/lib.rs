@@ -5,11 +5,14 @@
 //! everywhere; null is a value ([`Value::Null`]). Readers take hostile input: each has bounds on
 //! size, depth and count, and answers with an error that says where the input broke.
 
+pub mod cimxml;
 mod class;
 mod datetime;
+pub mod embedded;
 mod instance;
 mod name;
 mod path;
+mod qualifier;
 mod value;
 pub mod wql;
 pub mod xml;
@@ -21,4 +24,5 @@ pub use datetime::{Datetime, DatetimeError};
 pub use instance::{Instance, Property};
 pub use name::Name;
 pub use path::{Path, PathError, normal_namespace};
+pub use qualifier::{QualifierDeclaration, standard_qualifier, standard_qualifiers};
 pub use value::{Type, TypeMismatch, Value};

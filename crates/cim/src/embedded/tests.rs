@@ -1,0 +1,133 @@
+use super::*;
+use crate::{Path, Property};
+
+fn read_plain(text: &str) -> Instance {
+    read(text, &Context::default()).expect(text)
+}
+
+#[test]
+fn the_cim_dtd_shape_with_white_space_is_read() {
+    let i = read_plain(
+        "<?xml version=\"1.0\"?>\n<INSTANCE CLASSNAME=\"Msvm_ProcessorSettingData\">\n  \
+         <PROPERTY NAME=\"VirtualQuantity\" TYPE=\"uint64\">\n    <VALUE>2</VALUE>\n  </PROPERTY>\n  \
+         <PROPERTY.ARRAY NAME=\"HostResource\" TYPE=\"string\">\n    <VALUE.ARRAY>\n      <VALUE>/a b</VALUE>\n    </VALUE.ARRAY>\n  \
+         </PROPERTY.ARRAY>\n</INSTANCE>\n",
+    );
+    assert_eq!(i.class, "Msvm_ProcessorSettingData");
+    assert_eq!(i.get("VirtualQuantity"), &Value::Uint64(2));
+    assert_eq!(
+        i.get("HostResource"),
+        &Value::Array(vec![Value::from("/a b")])
+    );
+}
+
+#[test]
+fn the_wmi_dtd_shape_keeps_null_and_absent_apart() {
+    let i = read_plain(
+        "<INSTANCE CLASSNAME=\"C\"><QUALIFIER NAME=\"dynamic\" TYPE=\"boolean\"><VALUE>TRUE</VALUE></QUALIFIER>\
+         <PROPERTY NAME=\"A\" CLASSORIGIN=\"B\" PROPAGATED=\"TRUE\" TYPE=\"string\"><QUALIFIER NAME=\"CIMTYPE\" \
+         PROPAGATED=\"TRUE\" TYPE=\"string\" TOINSTANCE=\"true\"><VALUE>string</VALUE></QUALIFIER><VALUE>x</VALUE></PROPERTY>\
+         <PROPERTY NAME=\"N\" CLASSORIGIN=\"B\" TYPE=\"uint16\"><QUALIFIER NAME=\"CIMTYPE\" TYPE=\"string\"><VALUE>uint16</VALUE>\
+         </QUALIFIER></PROPERTY>\
+         <PROPERTY.OBJECT NAME=\"O\"><VALUE.OBJECT><INSTANCE CLASSNAME=\"D\"><PROPERTY NAME=\"X\" TYPE=\"uint8\"><VALUE>1</VALUE>\
+         </PROPERTY></INSTANCE></VALUE.OBJECT></PROPERTY.OBJECT>\
+         <PROPERTY.REFERENCE NAME=\"R\" REFERENCECLASS=\"E\"><VALUE.REFERENCE>\\\\H\\root\\x:E.K=\"v\"</VALUE.REFERENCE>\
+         </PROPERTY.REFERENCE></INSTANCE>",
+    );
+    assert_eq!(i.get_str("A"), Some("x"));
+    assert_eq!(
+        i.property("N").map(|p| (p.ty, p.value.clone())),
+        Some((Type::Uint16, Value::Null))
+    );
+    assert!(i.property("Absent").is_none());
+    assert_eq!(i.get("O"), &Value::from(Instance::new("D").with("X", 1u8)));
+    assert_eq!(i.get("R").as_path(), Some(Path::class("E").key("K", "v")));
+}
+
+#[test]
+fn the_mi_shape_is_found_beside_its_class() {
+    let i = read_plain(
+        "\u{feff}<?xml version=\"1.0\" encoding=\"utf-16\"?><DECLARATIONS><DECLGROUP><VALUE.OBJECT><CLASS NAME=\"C\"/></VALUE.OBJECT>\
+         <VALUE.OBJECT><INSTANCE CLASSNAME=\"C\"><PROPERTY NAME=\"A\" TYPE=\"boolean\" MODIFIED=\"TRUE\"><VALUE>true</VALUE>\
+         </PROPERTY></INSTANCE></VALUE.OBJECT></DECLGROUP></DECLARATIONS>\0",
+    );
+    assert_eq!(i, Instance::new("C").with("A", true));
+}
+
+#[test]
+fn the_least_that_will_do_is_strings() {
+    let i = read_plain(
+        "<INSTANCE CLASSNAME='C'><PROPERTY NAME='A'><VALUE>5</VALUE></PROPERTY></INSTANCE>",
+    );
+    assert_eq!(i, Instance::new("C").with("A", "5"));
+}
+
+#[test]
+fn what_is_written_reads_back_the_same() {
+    let mut i = Instance::new("Msvm_Error")
+        .with("Message", "a \"b\" <c> & \u{e9}\n")
+        .with("Codes", vec![1u32, 2])
+        .with("Empty", "")
+        .with("Ref", Path::class("X").key("K", "a\\b"))
+        .with(
+            "When",
+            Value::from_text(Type::Datetime, "20261120184500.000000+000").expect("datetime"),
+        );
+    i.properties.push(Property {
+        name: "Nothing".into(),
+        ty: Type::Uint16,
+        array: true,
+        value: Value::Null,
+    });
+    let text = write(&i);
+    assert!(text.starts_with(
+        "<INSTANCE CLASSNAME=\"Msvm_Error\"><PROPERTY NAME=\"Message\" TYPE=\"string\"><VALUE>"
+    ));
+    assert_eq!(read_plain(&text), i);
+}
+
+#[test]
+fn an_embedded_instance_inside_another_stays_text() {
+    let inner = Instance::new("Msvm_VirtualMachineToDisks").with("VirtualMachineId", "<x>");
+    let outer = Instance::new("C").with("Settings", vec![inner.clone()]);
+    let read_back = read_plain(&write(&outer));
+    let text = read_back
+        .get("Settings")
+        .items()
+        .first()
+        .and_then(Value::as_str)
+        .expect("text");
+    assert_eq!(read_plain(text), inner);
+    let objects = coerce(
+        read_back.get("Settings").clone(),
+        Type::Object,
+        true,
+        &Context::default(),
+    );
+    assert_eq!(objects, Ok(Value::from(vec![inner])));
+}
+
+#[test]
+fn what_is_no_instance_is_refused() {
+    assert!(matches!(
+        read(" \n", &Context::default()),
+        Err(EmbeddedError::Empty)
+    ));
+    assert!(matches!(
+        read("<CLASS NAME='C'/>", &Context::default()),
+        Err(EmbeddedError::NotAnInstance(_))
+    ));
+    assert!(matches!(
+        read("<INSTANCE", &Context::default()),
+        Err(EmbeddedError::Xml(_))
+    ));
+    assert!(matches!(
+        read("<INSTANCE/>", &Context::default()),
+        Err(EmbeddedError::CimXml(_))
+    ));
+    let bomb = "<!DOCTYPE a [<!ENTITY x 'y'>]><INSTANCE CLASSNAME='&x;'/>";
+    assert!(matches!(
+        read(bomb, &Context::default()),
+        Err(EmbeddedError::Xml(_))
+    ));
+}

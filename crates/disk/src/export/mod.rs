@@ -1,0 +1,269 @@
+//! The copy pump: a disk, or what changed in it, into a qcow2 image with a block list.
+
+mod plan;
+mod pump;
+
+pub use pump::flatten;
+pub(crate) use pump::{Copy, Run};
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blake3::Hash;
+
+use crate::atomic::sync_parent;
+use crate::blocks::{
+    BlockHash, BlockListInfo, BlockListReader, BlockListWriter, DiskDigest, Merged,
+};
+use crate::cancel::CancelFlag;
+use crate::error::{Error, Result};
+use crate::map::ChangeMap;
+use crate::source::Source;
+use crate::writer::{Backing, BlockState, Qcow2Writer};
+use crate::zero::BLOCK_SIZE;
+
+/// What is to be exported, and where to.
+pub struct ExportPlan<'a> {
+    /// The disk at the instant of the point.
+    pub source: &'a dyn Source,
+    /// For a differential export: the bytes that differ from the base.
+    pub changes: Option<&'a ChangeMap>,
+    /// The image to write. It must not exist.
+    pub target: PathBuf,
+    /// For a differential export: the image of the base, relative to the target's directory.
+    pub backing: Option<Backing>,
+    /// Where the block list goes. It must not exist. `None`: no list is kept.
+    pub block_list: Option<PathBuf>,
+    /// For a differential export: the block lists of the exports beneath it, the full one FIRST. With them the report carries the
+    /// digest of the whole disk, and a change of the disk's size needs no care of the caller.
+    pub base_lists: Vec<PathBuf>,
+    /// Reader threads, 1 to 16.
+    pub threads: usize,
+}
+
+impl<'a> ExportPlan<'a> {
+    /// A full export.
+    #[must_use]
+    pub fn full(source: &'a dyn Source, target: impl Into<PathBuf>) -> Self {
+        Self {
+            source,
+            changes: None,
+            target: target.into(),
+            backing: None,
+            block_list: None,
+            base_lists: Vec::new(),
+            threads: default_threads(),
+        }
+    }
+
+    /// A differential export over the image `backing`.
+    #[must_use]
+    pub fn differential(
+        source: &'a dyn Source,
+        changes: &'a ChangeMap,
+        backing: Backing,
+        target: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            changes: Some(changes),
+            backing: Some(backing),
+            ..Self::full(source, target)
+        }
+    }
+}
+
+/// Reader threads when nothing else is known: one per processor, at most four (the target is the limit then).
+#[must_use]
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .clamp(1, 4)
+}
+
+/// How far the work is, in bytes of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes dealt with, zeros included.
+    pub done: u64,
+    /// Bytes to deal with.
+    pub total: u64,
+    /// Bytes of content written to the target.
+    pub written: u64,
+}
+
+/// What an export did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskReport {
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// Bytes read from the source.
+    pub bytes_read: u64,
+    /// Length of the image in bytes, tables included.
+    pub bytes_written: u64,
+    /// Runs of blocks that hold data in the image.
+    pub extents: u64,
+    /// Blocks that hold data in the image.
+    pub data_blocks: u64,
+    /// Exported blocks that are zero.
+    pub zero_blocks: u64,
+    /// The block list, where one was asked for.
+    pub block_list: Option<BlockListInfo>,
+    /// The digest of the whole disk: always for a full export, for a differential one when the base lists were given.
+    pub digest: Option<Hash>,
+}
+
+/// Exports a disk. The image and the block list appear under their names only when they are complete and durable; a failed or
+/// cancelled export leaves neither.
+///
+/// `progress` is called from the reader threads, about once per MiB. Memory: about 1 MiB per thread and what the source needs,
+/// whatever the size of the disk.
+///
+/// # Errors
+/// [`Error::Cancelled`]; [`Error::Invalid`] for a plan that contradicts itself; else what reading or writing ran into, with the path
+/// and the offset.
+pub fn export_disk(
+    plan: &ExportPlan<'_>,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &CancelFlag,
+) -> Result<DiskReport> {
+    check(plan)?;
+    let size = plan.source.size();
+    let resized = resized_changes(plan)?;
+    let changes = resized.as_ref().or(plan.changes);
+
+    let mut writer = Qcow2Writer::create(&plan.target, size, plan.backing.clone())?;
+    let list = match &plan.block_list {
+        Some(path) => Some(BlockListWriter::create(path, size, changes)?),
+        None => None,
+    };
+    let mut list = list;
+    let mut digest = DiskDigest::new(size);
+    let copy = Copy {
+        source: plan.source,
+        changes,
+        threads: plan.threads,
+        progress,
+        cancel,
+        gather: true,
+    };
+    // Without a backing image, what is never mentioned reads as zeros.
+    let flag_zeros = plan.backing.is_some();
+    let copied = {
+        let (area, mut mapping) = writer.split();
+        let store = |_: u64, bytes: &[u8]| {
+            let place = area.reserve(bytes.len() as u64 / BLOCK_SIZE);
+            area.write(place, bytes)?;
+            Ok(place)
+        };
+        copy.run(&store, &mut |run| {
+            let mut note = |first, count, hash| {
+                digest.push(first, count, hash);
+                list.as_mut()
+                    .map_or(Ok(()), |list| list.push(first, count, hash))
+            };
+            match run {
+                Run::Zero { first, count } => {
+                    if flag_zeros {
+                        mapping.set(*first, *count, BlockState::Zero)?;
+                    }
+                    note(*first, *count, BlockHash::Zero)
+                }
+                Run::Data {
+                    first,
+                    place,
+                    hashes,
+                } => {
+                    mapping.set(*first, hashes.len() as u64, BlockState::Data(*place))?;
+                    (*first..)
+                        .zip(hashes)
+                        .try_for_each(|(block, hash)| note(block, 1, BlockHash::Hash(*hash)))
+                }
+            }
+        })?
+    };
+    let bytes_written = writer.finish()?;
+    let finished = finish(plan, list, &digest);
+    if finished.is_err() {
+        discard(&plan.target);
+        if let Some(path) = &plan.block_list {
+            discard(path);
+        }
+    }
+    let (block_list, digest) = finished?;
+    Ok(DiskReport {
+        virtual_size: size,
+        bytes_read: copied.read,
+        bytes_written,
+        extents: copied.extents,
+        data_blocks: copied.data_blocks,
+        zero_blocks: copied.zero_blocks,
+        block_list,
+        digest,
+    })
+}
+
+fn check(plan: &ExportPlan<'_>) -> Result<()> {
+    let reason = if plan.changes.is_some() != plan.backing.is_some() {
+        "a change map and a backing image belong together"
+    } else if plan.changes.is_none() && !plan.base_lists.is_empty() {
+        "a full export has no base"
+    } else if !plan.base_lists.is_empty() && plan.block_list.is_none() {
+        "the digest over a base needs a block list of its own"
+    } else if plan
+        .changes
+        .is_some_and(|map| map.end() > plan.source.size())
+    {
+        "the change map reaches beyond the disk"
+    } else if plan.block_list.as_ref() == Some(&plan.target) {
+        "image and block list have the same name"
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid(reason))
+}
+
+/// When the disk has another size than its base: the changes, with everything that the new size alone changes. A grown disk changes
+/// beyond the old end; a shrunk one changes its last block, which got shorter.
+fn resized_changes(plan: &ExportPlan<'_>) -> Result<Option<ChangeMap>> {
+    let (Some(changes), Some(base)) = (plan.changes, plan.base_lists.last()) else {
+        return Ok(None);
+    };
+    let (old, new) = (BlockListReader::open(base)?.disk_size(), plan.source.size());
+    let extra = if new > old {
+        old..new
+    } else {
+        new.saturating_sub(1)..new
+    };
+    Ok((new != old).then(|| changes.union(&ChangeMap::of(extra))))
+}
+
+fn finish(
+    plan: &ExportPlan<'_>,
+    list: Option<BlockListWriter>,
+    digest: &DiskDigest,
+) -> Result<(Option<BlockListInfo>, Option<Hash>)> {
+    let info = list.map(BlockListWriter::finish).transpose()?;
+    if plan.changes.is_none() {
+        return Ok((info, Some(digest.finish())));
+    }
+    if plan.base_lists.is_empty() {
+        return Ok((info, None));
+    }
+    let mut lists = plan.base_lists.clone();
+    lists.extend(plan.block_list.clone());
+    let digest = Merged::open(&lists)?.digest()?;
+    Ok((info, Some(digest)))
+}
+
+fn discard(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a useless file stays behind");
+        }
+        _ => {
+            if let Err(error) = sync_parent(path) {
+                tracing::warn!(path = %path.display(), %error, "a removal may not be durable");
+            }
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Writing a qcow2 image once, front to back.
+//!
+//! Version 3, clusters of 64 KiB, 16-bit reference counts. Clusters are handed out one after the other: data, and each L2 table as
+//! soon as the guest range it covers is done; then the L1 table, the reference counts (every cluster of such a file has exactly one
+//! owner, so they need no memory), and last the header. Until the header stands the file is no image, and until the rename it has
+//! no name. Memory: one L2 table and the L1 table (8 bytes per 512 MiB of disk).
+//!
+//! Data may be written by several threads at once ([`Qcow2Writer::reserve`], [`Qcow2Writer::write`] take `&self`); the mapping is
+//! set by one, in ascending order.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::atomic::AtomicFile;
+use crate::error::{Error, Result};
+use crate::qcow2::{COPIED, EXT_BACKING_FORMAT, MAGIC, ZERO};
+use crate::zero::{BLOCK, BLOCK_SIZE, block_count};
+
+/// Entries of one L2 table.
+const L2_ENTRIES: u64 = BLOCK_SIZE / 8;
+/// 16-bit counts in one cluster.
+const REFCOUNTS: u64 = BLOCK_SIZE / 2;
+/// Largest L1 table of the format as QEMU reads it, in entries.
+const MAX_L1_ENTRIES: u64 = (32 << 20) / 8;
+const HEADER_LEN: usize = 104;
+/// Longest backing file name of the format.
+const MAX_BACKING_NAME: usize = 1023;
+
+/// The image a differential one stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// File name, relative to the directory of the new image.
+    pub file: String,
+    /// `qcow2` or `raw`.
+    pub format: String,
+}
+
+/// What a block of the new image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockState {
+    /// The content of this cluster, which [`Qcow2Writer::reserve`] handed out.
+    Data(u64),
+    /// Zeros, whatever the backing image holds there.
+    Zero,
+}
+
+/// The part of a writer that several threads share: space and content.
+#[derive(Debug)]
+pub struct DataArea {
+    file: AtomicFile,
+    next: AtomicU64,
+}
+
+impl DataArea {
+    /// Hands out `count` clusters in a row; returns the number of the first.
+    pub fn reserve(&self, count: u64) -> u64 {
+        self.next.fetch_add(count, Ordering::Relaxed)
+    }
+
+    /// Writes bytes from the start of a cluster on.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with the path and the offset.
+    pub fn write(&self, cluster: u64, bytes: &[u8]) -> Result<()> {
+        let offset = cluster * BLOCK_SIZE;
+        self.file
+            .file()
+            .write_all_at(bytes, offset)
+            .map_err(|e| Error::io_at("write", self.file.path(), offset, e))
+    }
+}
+
+/// A qcow2 image under construction. Dropped before [`Qcow2Writer::finish`], it leaves no file.
+#[derive(Debug)]
+pub struct Qcow2Writer {
+    area: DataArea,
+    tables: Tables,
+    virtual_size: u64,
+    backing: Option<Backing>,
+}
+
+impl Qcow2Writer {
+    /// Creates `<target>.partial`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a disk too large for the format (2 PiB) or an unusable backing name; [`Error::Io`], also when the
+    /// target exists already.
+    pub fn create(target: &Path, virtual_size: u64, backing: Option<Backing>) -> Result<Self> {
+        let l1_entries = virtual_size.div_ceil(BLOCK_SIZE * L2_ENTRIES);
+        if l1_entries > MAX_L1_ENTRIES {
+            return Err(Error::invalid(format!(
+                "a disk of {virtual_size} bytes is too large for a qcow2 image"
+            )));
+        }
+        if let Some(Backing { file, format }) = &backing {
+            if file.is_empty() || file.len() > MAX_BACKING_NAME || file.contains('\0') {
+                return Err(Error::invalid(format!(
+                    "a backing file name has 1 to {MAX_BACKING_NAME} bytes, this one {}",
+                    file.len()
+                )));
+            }
+            if Path::new(file).is_absolute() || file.contains(':') {
+                return Err(Error::invalid(format!(
+                    "the backing file name {file:?} is not a relative path"
+                )));
+            }
+            if !matches!(format.as_str(), "qcow2" | "raw") {
+                return Err(Error::invalid(format!(
+                    "backing format {format:?} is not served"
+                )));
+            }
+        }
+        let file = AtomicFile::create(target)?;
+        // Cluster 0 is the header's.
+        let area = DataArea {
+            file,
+            next: AtomicU64::new(1),
+        };
+        let tables = Tables {
+            l1: vec![0; l1_entries.max(1) as usize],
+            table: vec![0; L2_ENTRIES as usize],
+            used: false,
+            index: 0,
+            least: 0,
+            blocks: block_count(virtual_size),
+        };
+        Ok(Self {
+            area,
+            tables,
+            virtual_size,
+            backing,
+        })
+    }
+
+    /// The two halves: the shared one for content, and the one that sets the mapping.
+    pub fn split(&mut self) -> (&DataArea, Mapping<'_>) {
+        (
+            &self.area,
+            Mapping {
+                area: &self.area,
+                tables: &mut self.tables,
+            },
+        )
+    }
+
+    /// Writes tables, counts and header, makes everything durable, and gives the file its name. Returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; no file is left then.
+    pub fn finish(mut self) -> Result<u64> {
+        self.tables.flush(&self.area)?;
+        let area = &self.area;
+        let l1_bytes = be_bytes(&self.tables.l1);
+        let l1_clusters = (l1_bytes.len() as u64).div_ceil(BLOCK_SIZE);
+        let l1_at = area.reserve(l1_clusters);
+        area.write(l1_at, &l1_bytes)?;
+
+        // The counts must cover the clusters that hold them: a few rounds settle it.
+        let before = area.reserve(0);
+        let (mut blocks, mut tables) = (0u64, 0u64);
+        loop {
+            let total = before + blocks + tables;
+            let need_blocks = total.div_ceil(REFCOUNTS);
+            let need_tables = need_blocks.div_ceil(L2_ENTRIES);
+            if (need_blocks, need_tables) == (blocks, tables) {
+                break;
+            }
+            (blocks, tables) = (need_blocks, need_tables);
+        }
+        let total = before + blocks + tables;
+        let table_at = area.reserve(tables);
+        let first_block = area.reserve(blocks);
+        let mut counts = vec![0u8; BLOCK];
+        for index in 0..blocks {
+            let used = (total - index * REFCOUNTS).min(REFCOUNTS) as usize;
+            for (at, count) in counts.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                *count = u16::from(at < used).to_be_bytes();
+            }
+            area.write(first_block + index, &counts)?;
+        }
+        let mut table: Vec<u64> = (0..blocks)
+            .map(|i| (first_block + i) * BLOCK_SIZE)
+            .collect();
+        table.resize((tables * L2_ENTRIES) as usize, 0);
+        area.write(table_at, &be_bytes(&table))?;
+
+        // Everything the header speaks of must be on disk before it.
+        let length = total * BLOCK_SIZE;
+        let file = area.file.file();
+        file.set_len(length)
+            .map_err(|e| Error::io("extend", area.file.path(), e))?;
+        file.sync_data()
+            .map_err(|e| Error::io("sync", area.file.path(), e))?;
+        area.write(0, &self.header(l1_at, table_at, tables))?;
+        self.area.file.commit()?;
+        Ok(length)
+    }
+
+    fn header(&self, l1_at: u64, table_at: u64, tables: u64) -> Vec<u8> {
+        let mut h = Vec::with_capacity(2048);
+        let mut extensions = Vec::new();
+        let mut backing_at = 0u64;
+        let name = self.backing.as_ref().map_or("", |b| b.file.as_str());
+        if let Some(backing) = &self.backing {
+            extensions.extend(EXT_BACKING_FORMAT.to_be_bytes());
+            extensions.extend((backing.format.len() as u32).to_be_bytes());
+            extensions.extend(backing.format.as_bytes());
+            extensions.resize(extensions.len().next_multiple_of(8), 0);
+        }
+        extensions.extend([0u8; 8]);
+        if self.backing.is_some() {
+            backing_at = (HEADER_LEN + extensions.len()) as u64;
+        }
+        h.extend(MAGIC.to_be_bytes());
+        h.extend(3u32.to_be_bytes());
+        h.extend(backing_at.to_be_bytes());
+        h.extend((name.len() as u32).to_be_bytes());
+        h.extend(BLOCK_SIZE.trailing_zeros().to_be_bytes());
+        h.extend(self.virtual_size.to_be_bytes());
+        h.extend(0u32.to_be_bytes()); // not encrypted
+        h.extend((self.tables.l1.len() as u32).to_be_bytes());
+        h.extend((l1_at * BLOCK_SIZE).to_be_bytes());
+        h.extend((table_at * BLOCK_SIZE).to_be_bytes());
+        h.extend((tables as u32).to_be_bytes());
+        h.extend(0u32.to_be_bytes()); // no internal snapshots
+        h.extend(0u64.to_be_bytes());
+        h.extend([0u8; 24]); // no feature bits
+        h.extend(4u32.to_be_bytes()); // counts of 2^4 bits
+        h.extend((HEADER_LEN as u32).to_be_bytes());
+        h.extend(extensions);
+        h.extend(name.as_bytes());
+        h.resize(BLOCK, 0);
+        h
+    }
+}
+
+/// The mapping of an image under construction.
+#[derive(Debug)]
+pub struct Mapping<'a> {
+    area: &'a DataArea,
+    tables: &'a mut Tables,
+}
+
+impl Mapping<'_> {
+    /// Says what `count` blocks from `first` on hold; data clusters follow each other. Blocks never mentioned stay open: the
+    /// backing image shows through, or zeros where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when blocks come out of order or lie outside the disk; [`Error::Io`] from writing a finished table.
+    pub fn set(&mut self, first: u64, count: u64, state: BlockState) -> Result<()> {
+        let end = first.checked_add(count);
+        if first < self.tables.least || end.is_none_or(|end| end > self.tables.blocks) {
+            return Err(Error::invalid(format!(
+                "blocks {first} to {first}+{count} are out of order or outside the image"
+            )));
+        }
+        for step in 0..count {
+            let block = first + step;
+            let index = (block / L2_ENTRIES) as usize;
+            if index != self.tables.index {
+                self.tables.flush(self.area)?;
+                self.tables.index = index;
+            }
+            let word = match state {
+                BlockState::Data(cluster) => (cluster + step) * BLOCK_SIZE | COPIED,
+                BlockState::Zero => ZERO,
+            };
+            if let Some(entry) = self.tables.table.get_mut((block % L2_ENTRIES) as usize) {
+                *entry = word;
+            }
+            self.tables.used = true;
+        }
+        self.tables.least = first + count;
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Tables {
+    l1: Vec<u64>,
+    /// The L2 table under construction.
+    table: Vec<u64>,
+    used: bool,
+    index: usize,
+    /// The lowest block that may still be set.
+    least: u64,
+    blocks: u64,
+}
+
+impl Tables {
+    fn flush(&mut self, area: &DataArea) -> Result<()> {
+        if self.used {
+            let cluster = area.reserve(1);
+            area.write(cluster, &be_bytes(&self.table))?;
+            if let Some(entry) = self.l1.get_mut(self.index) {
+                *entry = cluster * BLOCK_SIZE | COPIED;
+            }
+            self.table.fill(0);
+            self.used = false;
+        }
+        Ok(())
+    }
+}
+
+fn be_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_be_bytes()).collect()
+}

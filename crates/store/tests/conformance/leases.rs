@@ -10,7 +10,7 @@ fn is_lost<T: std::fmt::Debug>(result: Result<T, StoreError>, lease: LeaseId) {
     }
 }
 
-pub async fn what_hangs_on_a_lease_vanishes_when_it_ends(f: Fixture) {
+pub(crate) async fn what_hangs_on_a_lease_vanishes_when_it_ends(f: Fixture) {
     let lease = f.store.grant(MINUTE).await.unwrap();
     assert_eq!(lease.ttl, MINUTE);
     assert_eq!(
@@ -46,7 +46,7 @@ pub async fn what_hangs_on_a_lease_vanishes_when_it_ends(f: Fixture) {
     is_lost(f.store.keep_alive(lease.id).await, lease.id);
 }
 
-pub async fn a_lease_kept_alive_does_not_end(f: Fixture) {
+pub(crate) async fn a_lease_kept_alive_does_not_end(f: Fixture) {
     let kept = f.store.grant(MINUTE).await.unwrap();
     let left = f.store.grant(MINUTE).await.unwrap();
     let txn = Txn::new()
@@ -63,7 +63,7 @@ pub async fn a_lease_kept_alive_does_not_end(f: Fixture) {
     assert_eq!(f.keys("").await, ["kept"]);
 }
 
-pub async fn a_revoked_lease_takes_its_records_with_it(f: Fixture) {
+pub(crate) async fn a_revoked_lease_takes_its_records_with_it(f: Fixture) {
     let lease = f.store.grant(MINUTE).await.unwrap();
     let empty = f.store.grant(MINUTE).await.unwrap();
     f.store
@@ -87,7 +87,7 @@ pub async fn a_revoked_lease_takes_its_records_with_it(f: Fixture) {
     );
 }
 
-pub async fn a_record_put_again_without_its_lease_stays(f: Fixture) {
+pub(crate) async fn a_record_put_again_without_its_lease_stays(f: Fixture) {
     let lease = f.store.grant(MINUTE).await.unwrap();
     f.store
         .txn(Txn::new().put_leased("a", 1, json!(1), lease.id))
@@ -104,7 +104,7 @@ pub async fn a_record_put_again_without_its_lease_stays(f: Fixture) {
     assert_eq!(f.keys("").await, ["a", "b"]);
 }
 
-pub async fn a_record_moves_from_lease_to_lease(f: Fixture) {
+pub(crate) async fn a_record_moves_from_lease_to_lease(f: Fixture) {
     let old = f.store.grant(MINUTE).await.unwrap();
     let new = f.store.grant(MINUTE).await.unwrap();
     f.store
@@ -121,7 +121,7 @@ pub async fn a_record_moves_from_lease_to_lease(f: Fixture) {
     assert_eq!(f.keys("").await, [""; 0]);
 }
 
-pub async fn an_ended_lease_cannot_be_used(f: Fixture) {
+pub(crate) async fn an_ended_lease_cannot_be_used(f: Fixture) {
     let never = LeaseId::new(4711);
     let put = |id| {
         f.store.txn(
@@ -143,7 +143,7 @@ pub async fn an_ended_lease_cannot_be_used(f: Fixture) {
     );
 }
 
-pub async fn leases_of_silly_length_are_refused(f: Fixture) {
+pub(crate) async fn leases_of_silly_length_are_refused(f: Fixture) {
     for ttl in [Duration::ZERO, Duration::from_millis(999), Duration::MAX] {
         match f.store.grant(ttl).await {
             Err(StoreError::InvalidTtl { .. }) => {}
@@ -153,7 +153,7 @@ pub async fn leases_of_silly_length_are_refused(f: Fixture) {
     f.store.grant(Duration::from_secs(1)).await.unwrap();
 }
 
-pub async fn the_number_of_an_ended_lease_does_not_come_again(f: Fixture) {
+pub(crate) async fn the_number_of_an_ended_lease_does_not_come_again(f: Fixture) {
     let first = f.store.grant(MINUTE).await.unwrap();
     f.store.revoke(first.id).await.unwrap();
     let second = f.store.grant(MINUTE).await.unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use store::{Change, MAX_PAGE, Txn};
 
-pub async fn a_listing_is_ordered_and_keeps_to_its_prefix(f: Fixture) {
+pub(crate) async fn a_listing_is_ordered_and_keeps_to_its_prefix(f: Fixture) {
     f.put_all(&[
         "vm/b",
         "vm",
@@ -31,7 +31,7 @@ pub async fn a_listing_is_ordered_and_keeps_to_its_prefix(f: Fixture) {
     assert_eq!(page.records[0].mod_revision, rev(3));
 }
 
-pub async fn a_listing_is_read_page_by_page(f: Fixture) {
+pub(crate) async fn a_listing_is_read_page_by_page(f: Fixture) {
     f.put_all(&["p/1", "p/2", "p/3", "p/4", "q/1"]).await;
     let page = f.store.list("p/", None, 2).await.unwrap();
     assert_eq!(
@@ -62,7 +62,7 @@ pub async fn a_listing_is_read_page_by_page(f: Fixture) {
     assert_eq!((keys(&page), page.more), (vec!["p/1".to_owned()], true));
 }
 
-pub async fn a_listing_never_holds_more_than_the_largest_page(f: Fixture) {
+pub(crate) async fn a_listing_never_holds_more_than_the_largest_page(f: Fixture) {
     for block in 0..11 {
         let txn = (0..100).fold(Txn::new(), |txn, n| {
             txn.put(format!("k/{block:02}{n:02}"), 1, json!(n))
@@ -76,7 +76,7 @@ pub async fn a_listing_never_holds_more_than_the_largest_page(f: Fixture) {
     assert_eq!((page.records.len(), page.more), (100, false));
 }
 
-pub async fn wildcards_of_other_languages_mean_nothing_in_a_prefix(f: Fixture) {
+pub(crate) async fn wildcards_of_other_languages_mean_nothing_in_a_prefix(f: Fixture) {
     f.put_all(&["a%b", "axb", "a_b", "a*b", "A%b"]).await;
     assert_eq!(f.keys("a%").await, ["a%b"]);
     assert_eq!(f.keys("a_").await, ["a_b"]);
@@ -84,7 +84,7 @@ pub async fn wildcards_of_other_languages_mean_nothing_in_a_prefix(f: Fixture) {
     assert_eq!(f.keys("A").await, ["A%b"]);
 }
 
-pub async fn a_listing_followed_by_a_watch_has_no_gap(f: Fixture) {
+pub(crate) async fn a_listing_followed_by_a_watch_has_no_gap(f: Fixture) {
     let store = Arc::clone(&f.store);
     let writer = tokio::spawn(async move {
         for n in 0..45u64 {

@@ -1,4 +1,5 @@
 //! One list of promises, kept by every engine.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod leases;
 mod listing;
@@ -13,12 +14,12 @@ use store::{
 };
 
 /// How far back a watch can go in these tests.
-pub const HISTORY: u64 = 50;
+pub(crate) const HISTORY: u64 = 50;
 
 /// A fresh store and the clock of its leases.
-pub struct Fixture {
-    pub store: Arc<dyn Store>,
-    pub clock: ManualClock,
+pub(crate) struct Fixture {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: ManualClock,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -53,7 +54,7 @@ impl Fixture {
     }
 
     /// Puts a small value under each key, one transaction each.
-    pub async fn put_all(&self, keys: &[&str]) {
+    pub(crate) async fn put_all(&self, keys: &[&str]) {
         for key in keys {
             self.store
                 .txn(Txn::new().put(*key, 1, key.len().into()))
@@ -62,26 +63,26 @@ impl Fixture {
         }
     }
 
-    pub async fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
         keys(&self.store.list(prefix, None, 1000).await.unwrap())
     }
 }
 
-pub fn keys(page: &Page) -> Vec<String> {
+pub(crate) fn keys(page: &Page) -> Vec<String> {
     page.records
         .iter()
         .map(|record| record.key.clone())
         .collect()
 }
 
-pub fn rev(number: u64) -> Revision {
+pub(crate) fn rev(number: u64) -> Revision {
     Revision::new(number)
 }
 
-pub const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// The key a refused transaction names.
-pub fn conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
+pub(crate) fn conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
     match result {
         Err(StoreError::Conflict { key }) => key,
         other => panic!("expected a conflict, got {other:?}"),

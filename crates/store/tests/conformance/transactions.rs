@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use store::{ErrorKind, MAX_KEY_BYTES, MAX_TXN_PARTS, MAX_VALUE_BYTES, Revision, Txn};
 
-pub async fn an_untouched_store_is_at_revision_zero(f: Fixture) {
+pub(crate) async fn an_untouched_store_is_at_revision_zero(f: Fixture) {
     assert_eq!(f.store.revision().await.unwrap(), Revision::ZERO);
     assert_eq!(f.store.get("vm/1").await.unwrap(), None);
     let page = f.store.list("", None, 10).await.unwrap();
@@ -13,7 +13,7 @@ pub async fn an_untouched_store_is_at_revision_zero(f: Fixture) {
     );
 }
 
-pub async fn a_record_is_read_back_as_it_was_put(f: Fixture) {
+pub(crate) async fn a_record_is_read_back_as_it_was_put(f: Fixture) {
     let value = json!({
         "text": "Grüße, 世界 \u{0}\u{1f980} \"quoted\"",
         "numbers": [0, -1, i64::MIN, u64::MAX, 0.1, 1e-308, 2.2250738585072014e-308, 1.7976931348623157e308],
@@ -37,7 +37,7 @@ pub async fn a_record_is_read_back_as_it_was_put(f: Fixture) {
     }
 }
 
-pub async fn each_transaction_is_one_revision(f: Fixture) {
+pub(crate) async fn each_transaction_is_one_revision(f: Fixture) {
     let txn = Txn::new()
         .put("a", 1, json!(1))
         .put("b", 1, json!(1))
@@ -53,7 +53,7 @@ pub async fn each_transaction_is_one_revision(f: Fixture) {
     assert_eq!((b.create_revision, b.mod_revision), (rev(1), rev(2)));
 }
 
-pub async fn a_replaced_record_keeps_its_create_revision(f: Fixture) {
+pub(crate) async fn a_replaced_record_keeps_its_create_revision(f: Fixture) {
     f.put_all(&["x", "a", "a"]).await;
     let record = f.store.get("a").await.unwrap().unwrap();
     assert_eq!(
@@ -69,7 +69,7 @@ pub async fn a_replaced_record_keeps_its_create_revision(f: Fixture) {
     );
 }
 
-pub async fn a_condition_that_does_not_hold_changes_nothing(f: Fixture) {
+pub(crate) async fn a_condition_that_does_not_hold_changes_nothing(f: Fixture) {
     f.put_all(&["a", "b"]).await;
     let before = f.store.list("", None, 10).await.unwrap();
     let txn = Txn::new()
@@ -88,7 +88,7 @@ pub async fn a_condition_that_does_not_hold_changes_nothing(f: Fixture) {
     assert_eq!(f.store.revision().await.unwrap(), rev(2));
 }
 
-pub async fn each_kind_of_condition_tells_presence_and_revision(f: Fixture) {
+pub(crate) async fn each_kind_of_condition_tells_presence_and_revision(f: Fixture) {
     f.put_all(&["other", "a"]).await;
     let put = |txn: Txn| f.store.txn(txn.put("result", 1, json!(1)));
     put(Txn::new().exists("a")).await.unwrap();
@@ -108,7 +108,7 @@ pub async fn each_kind_of_condition_tells_presence_and_revision(f: Fixture) {
     put(Txn::new().unchanged(&a)).await.unwrap();
 }
 
-pub async fn conditions_are_judged_before_any_operation(f: Fixture) {
+pub(crate) async fn conditions_are_judged_before_any_operation(f: Fixture) {
     f.put_all(&["a"]).await;
     let swap = Txn::new()
         .exists("a")
@@ -119,7 +119,7 @@ pub async fn conditions_are_judged_before_any_operation(f: Fixture) {
     assert_eq!(f.keys("").await, ["b"]);
 }
 
-pub async fn a_transaction_that_changes_nothing_makes_no_revision(f: Fixture) {
+pub(crate) async fn a_transaction_that_changes_nothing_makes_no_revision(f: Fixture) {
     f.put_all(&["a"]).await;
     assert_eq!(f.store.txn(Txn::new()).await.unwrap(), rev(1));
     assert_eq!(f.store.txn(Txn::new().exists("a")).await.unwrap(), rev(1));
@@ -133,7 +133,7 @@ pub async fn a_transaction_that_changes_nothing_makes_no_revision(f: Fixture) {
     assert_eq!(f.store.txn(Txn::new().delete("a")).await.unwrap(), rev(2));
 }
 
-pub async fn rules_of_transactions_are_kept(f: Fixture) {
+pub(crate) async fn rules_of_transactions_are_kept(f: Fixture) {
     let many = |count| (0..count).fold(Txn::new(), |txn, n| txn.put(format!("k{n}"), 1, json!(n)));
     let long = "k".repeat(MAX_KEY_BYTES + 1);
     let quotes = 2;
@@ -167,7 +167,7 @@ pub async fn rules_of_transactions_are_kept(f: Fixture) {
     assert_eq!(f.store.revision().await.unwrap(), rev(3));
 }
 
-pub async fn concurrent_compare_and_set_loses_no_update(f: Fixture) {
+pub(crate) async fn concurrent_compare_and_set_loses_no_update(f: Fixture) {
     f.store
         .txn(Txn::new().put("counter", 1, json!(0)))
         .await
@@ -199,7 +199,7 @@ pub async fn concurrent_compare_and_set_loses_no_update(f: Fixture) {
     assert_eq!(f.store.revision().await.unwrap(), rev(41));
 }
 
-pub async fn an_acknowledged_change_is_seen_by_the_next_read(f: Fixture) {
+pub(crate) async fn an_acknowledged_change_is_seen_by_the_next_read(f: Fixture) {
     let tasks: Vec<_> = (0..8)
         .map(|task| {
             let store = Arc::clone(&f.store);

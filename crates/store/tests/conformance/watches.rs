@@ -17,7 +17,7 @@ fn short(event: &Event) -> String {
     format!("{}{sign}{}", event.revision, event.key())
 }
 
-pub async fn a_watch_replays_the_past_and_goes_on(f: Fixture) {
+pub(crate) async fn a_watch_replays_the_past_and_goes_on(f: Fixture) {
     f.put_all(&["a", "b"]).await;
     f.store.txn(Txn::new().delete("a")).await.unwrap();
     let mut watch = f.store.watch("", Some(rev(2))).await.unwrap();
@@ -43,7 +43,7 @@ pub async fn a_watch_replays_the_past_and_goes_on(f: Fixture) {
     }
 }
 
-pub async fn a_watch_without_a_start_sees_only_what_comes(f: Fixture) {
+pub(crate) async fn a_watch_without_a_start_sees_only_what_comes(f: Fixture) {
     f.put_all(&["a"]).await;
     let mut watch = f.store.watch("", None).await.unwrap();
     assert_eq!(watch.drain().await.unwrap(), []);
@@ -53,7 +53,7 @@ pub async fn a_watch_without_a_start_sees_only_what_comes(f: Fixture) {
     assert_eq!(waiting.await.unwrap(), "2+b");
 }
 
-pub async fn a_watch_sees_one_transaction_in_its_order(f: Fixture) {
+pub(crate) async fn a_watch_sees_one_transaction_in_its_order(f: Fixture) {
     f.put_all(&["m"]).await;
     let mut watch = f.store.watch("", None).await.unwrap();
     let txn = Txn::new()
@@ -66,7 +66,7 @@ pub async fn a_watch_sees_one_transaction_in_its_order(f: Fixture) {
     assert_eq!(events, ["2+z", "2-m", "2+a"]);
 }
 
-pub async fn a_watch_keeps_to_its_prefix(f: Fixture) {
+pub(crate) async fn a_watch_keeps_to_its_prefix(f: Fixture) {
     let mut watch = f.store.watch("vm/", Some(rev(1))).await.unwrap();
     f.put_all(&["vm", "vm/1", "vn/1", "vm/2", "job/vm/3"]).await;
     let events: Vec<_> = watch.drain().await.unwrap().iter().map(short).collect();
@@ -79,7 +79,7 @@ async fn put_many(f: &Fixture, count: u64) {
     }
 }
 
-pub async fn a_watch_from_before_history_is_told_so(f: Fixture) {
+pub(crate) async fn a_watch_from_before_history_is_told_so(f: Fixture) {
     put_many(&f, HISTORY * 3).await;
     match f.store.watch("", Some(rev(1))).await {
         Err(StoreError::Compacted { requested, oldest }) => {
@@ -97,7 +97,7 @@ pub async fn a_watch_from_before_history_is_told_so(f: Fixture) {
     assert_eq!(watch.drain().await.unwrap().len() as u64, HISTORY);
 }
 
-pub async fn a_watch_that_is_too_slow_is_told_so(f: Fixture) {
+pub(crate) async fn a_watch_that_is_too_slow_is_told_so(f: Fixture) {
     put_many(&f, 1).await;
     let mut watch = f.store.watch("", None).await.unwrap();
     put_many(&f, HISTORY * 3).await;
@@ -112,7 +112,7 @@ pub async fn a_watch_that_is_too_slow_is_told_so(f: Fixture) {
     }
 }
 
-pub async fn a_watch_from_the_future_is_refused(f: Fixture) {
+pub(crate) async fn a_watch_from_the_future_is_refused(f: Fixture) {
     f.put_all(&["a"]).await;
     assert!(
         f.store.watch("", Some(rev(2))).await.is_ok(),
@@ -126,7 +126,7 @@ pub async fn a_watch_from_the_future_is_refused(f: Fixture) {
     }
 }
 
-pub async fn a_watch_ends_with_the_store(f: Fixture) {
+pub(crate) async fn a_watch_ends_with_the_store(f: Fixture) {
     f.put_all(&["a"]).await;
     let mut watch = f.store.watch("", None).await.unwrap();
     let waiting = tokio::spawn(async move { watch.next().await });
@@ -135,7 +135,7 @@ pub async fn a_watch_ends_with_the_store(f: Fixture) {
     assert!(waiting.await.unwrap().unwrap().is_none());
 }
 
-pub async fn a_wait_that_is_given_up_loses_no_event(f: Fixture) {
+pub(crate) async fn a_wait_that_is_given_up_loses_no_event(f: Fixture) {
     let mut watch = f.store.watch("", Some(rev(1))).await.unwrap();
     let mut seen = Vec::new();
     for n in 0..40u64 {

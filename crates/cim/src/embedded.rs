@@ -9,6 +9,7 @@
 //! sent without a value is there and null. Callers that treat both as "keep" use [`Instance::get`].
 
 use crate::cimxml::{self, CimXmlError, InstanceShape};
+use crate::mof::{self, MofError};
 use crate::xml::{self, Element, Limits, Writer, XmlError};
 use crate::{Instance, Schema, Type, TypeMismatch, Value};
 
@@ -47,6 +48,12 @@ pub enum EmbeddedError {
     /// XML without INSTANCE.
     #[error("<{0}> instead of INSTANCE")]
     NotAnInstance(String),
+    /// Not XML, and no MOF either.
+    #[error("the embedded instance is neither XML nor MOF")]
+    Mof(#[from] MofError),
+    /// MOF that declares something else than one instance.
+    #[error("the MOF text of an embedded instance declares {0} instances instead of one")]
+    MofCount(usize),
     /// A value that does not fit the declaration in the schema.
     #[error("property {property} of {class} has the wrong type")]
     Type {
@@ -69,10 +76,32 @@ pub fn read(text: &str, context: &Context<'_>) -> Result<Instance, EmbeddedError
     if text.is_empty() {
         return Err(EmbeddedError::Empty);
     }
+    if !text.starts_with('<') {
+        return typed(from_mof(text, &context.limits)?, context);
+    }
     let root = xml::parse_str(text, &context.limits)?;
     let found =
         find_instance(&root).ok_or_else(|| EmbeddedError::NotAnInstance(root.local.clone()))?;
     typed(cimxml::instance(found)?, context)
+}
+
+fn from_mof(text: &str, limits: &Limits) -> Result<Instance, EmbeddedError> {
+    if text.len() > limits.bytes {
+        let message = "the text is too long".to_owned();
+        return Err(MofError {
+            line: 1,
+            column: 1,
+            message,
+        }
+        .into());
+    }
+    let mut instances = mof::parse(text)?.instances;
+    match (instances.pop(), instances.len()) {
+        (Some(instance), 0) => Ok(instance),
+        (last, others) => Err(EmbeddedError::MofCount(
+            others + usize::from(last.is_some()),
+        )),
+    }
 }
 
 /// The instance inside the wrappers some serialisers put round it; classes beside it do not matter.

@@ -63,6 +63,63 @@ fn the_least_that_will_do_is_strings() {
 }
 
 #[test]
+fn mof_is_read_and_typed_by_the_schema() {
+    let text = "\n instance of msvm_x { name = \"a\\\\b\"; QUANTITY = {1, 2}; Count = \"7\"; \
+                Inner = instance of Msvm_Y { A = 1; }; More = 5; None = NULL; };\n";
+    let plain = read_plain(text);
+    assert_eq!(plain.get("Quantity"), &Value::from(vec![1u64, 2]));
+    let schema = crate::ClassTable::resolve(
+        mof::parse(
+            "class Msvm_X { string Name; uint16 Quantity[]; uint32 Count; uint8 None[];
+               [EmbeddedInstance(\"Msvm_Y\")] string Inner; };",
+        )
+        .expect("mof")
+        .classes,
+    )
+    .expect("schema");
+    let i = read(text, &Context::with(&schema)).expect("typed");
+    assert_eq!(
+        (i.class.as_str(), i.get_str("Name")),
+        ("Msvm_X", Some("a\\b"))
+    );
+    let quantity = i.property("Quantity").expect("Quantity");
+    assert_eq!(quantity.name.as_str(), "Quantity");
+    assert_eq!(quantity.value, Value::from(vec![1u16, 2]));
+    assert_eq!(i.get("Count"), &Value::Uint32(7));
+    assert!(
+        i.property("None")
+            .is_some_and(|p| p.array && p.ty == Type::Uint8)
+    );
+    assert_eq!(
+        read_plain(i.get_str("Inner").expect("text")).get("A"),
+        &Value::Uint64(1)
+    );
+    assert_eq!(
+        i.get("More"),
+        &Value::Uint64(5),
+        "what the schema does not know stays"
+    );
+
+    let wrong = read(
+        "instance of Msvm_X { Count = -1; };",
+        &Context::with(&schema),
+    );
+    let err = wrong.expect_err("negative");
+    assert_eq!(
+        err.to_string(),
+        "property Count of Msvm_X has the wrong type"
+    );
+    assert!(matches!(
+        read("class C {};", &Context::default()),
+        Err(EmbeddedError::MofCount(0))
+    ));
+    assert!(matches!(
+        read("hello", &Context::default()),
+        Err(EmbeddedError::Mof(_))
+    ));
+}
+
+#[test]
 fn what_is_written_reads_back_the_same() {
     let mut i = Instance::new("Msvm_Error")
         .with("Message", "a \"b\" <c> & \u{e9}\n")

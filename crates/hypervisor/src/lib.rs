@@ -21,7 +21,9 @@
 //! process.
 
 pub mod agent;
+pub mod argv;
 pub mod block;
+pub mod blockdev;
 pub mod config;
 pub mod error;
 pub mod fake;
@@ -29,6 +31,8 @@ pub mod image;
 pub mod machine;
 pub mod names;
 pub mod probe;
+pub mod process;
+pub mod qemu;
 pub mod qmp;
 
 mod layers;
@@ -44,3 +48,4 @@ pub use config::{
 pub use error::{Error, ErrorKind, Result};
 pub use image::{ImageTool, NewImage};
 pub use machine::{Exit, Hypervisor, Launch, Machine, MachineEvent, MachineStatus, SavedState};
+pub use qemu::QemuHypervisor;

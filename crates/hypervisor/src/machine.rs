@@ -210,6 +210,13 @@ pub trait Machine: Send + Sync {
     /// As QEMU says.
     async fn reconcile(&self) -> Result<BlockState>;
 
+    /// Closes nodes that belong to no drive: what an interrupted call left, as [`BlockState::loose_nodes`] names it.
+    /// Fine if they are gone; their files stay.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] for a node that a drive uses.
+    async fn close_nodes(&self, nodes: &[String]) -> Result<()>;
+
     /// Opens the active layer of a drive for reading over NBD. Fine if it is open already. Close it before the next
     /// mark: an export follows the drive to its new active layer.
     ///

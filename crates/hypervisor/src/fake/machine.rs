@@ -552,6 +552,24 @@ impl Machine for FakeMachine {
         after.answer(locked(&self.state).block.clone())
     }
 
+    async fn close_nodes(&self, nodes: &[String]) -> Result<()> {
+        let after = self.enter("close_nodes", &nodes.join(" ")).await?;
+        {
+            let mut state = locked(&self.state);
+            let used = |node: &NodeState| nodes.contains(&node.node_name);
+            if state
+                .block
+                .drives
+                .iter()
+                .any(|drive| drive.chain.iter().any(used))
+            {
+                return Err(Error::conflict("a drive uses the node"));
+            }
+            state.block.loose_nodes.retain(|node| !used(node));
+        }
+        after.answer(())
+    }
+
     async fn export_active(&self, drive_id: &str) -> Result<NbdExport> {
         let after = self.enter("export_active", drive_id).await?;
         let export = {

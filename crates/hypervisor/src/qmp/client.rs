@@ -163,6 +163,12 @@ impl Qmp {
         self.inner.shared.events.subscribe()
     }
 
+    /// Tells when and why the connection is closed, without keeping it open.
+    #[must_use]
+    pub fn closing(&self) -> watch::Receiver<Option<String>> {
+        self.inner.shared.closed.subscribe()
+    }
+
     /// Waits until the connection is closed, and says why.
     pub async fn closed(&self) -> String {
         let mut receiver = self.inner.shared.closed.subscribe();

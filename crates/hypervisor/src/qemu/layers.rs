@@ -1,0 +1,295 @@
+//! New layers on top: prepared while the guest runs, put on in one transaction.
+
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::graph::Graph;
+use super::machine::QemuMachine;
+use crate::block::{FreezeReport, NewOverlay, PreparedLayers, Quiesced};
+use crate::blockdev::{FileFacts, layer_nodes};
+use crate::config::{ImageFormat, LayerFile};
+use crate::error::{Error, Result};
+use crate::image::NewImage;
+use crate::layers::backing_name;
+use crate::machine::MachineStatus;
+use crate::names;
+
+enum Found {
+    /// It is the active layer: marked by an earlier attempt. The node beneath it.
+    OnTop(String),
+    /// Ready, not on top.
+    Ready,
+    /// Nothing there yet.
+    Missing,
+}
+
+pub(super) async fn prepare(
+    machine: &QemuMachine,
+    overlays: &[NewOverlay],
+) -> Result<PreparedLayers> {
+    let graph = Graph::read(machine).await?;
+    let mut prepared = PreparedLayers {
+        overlays: overlays.to_vec(),
+        ..PreparedLayers::default()
+    };
+    let mut missing = Vec::new();
+    let mut on_top = 0;
+    for overlay in overlays {
+        match find(&graph, overlay)? {
+            Found::OnTop(below) => {
+                on_top += 1;
+                prepared.frozen.push(below);
+            }
+            found => {
+                prepared
+                    .frozen
+                    .push(graph.active(&overlay.drive_id)?.node_name.clone());
+                if matches!(found, Found::Missing) {
+                    missing.push(overlay);
+                }
+            }
+        }
+    }
+    if on_top > 0 && on_top < overlays.len() {
+        // One transaction put them there, so this is no left-over of ours.
+        return Err(Error::conflict(
+            "some of the new layers are on top already, others are not",
+        ));
+    }
+    prepared.already_marked = on_top > 0;
+    let mut made: Vec<&NewOverlay> = Vec::new();
+    for overlay in missing {
+        made.push(overlay);
+        if let Err(error) = add(machine, &graph, overlay).await {
+            for overlay in made {
+                if let Err(undo) = remove(machine, overlay).await {
+                    tracing::warn!(error = %undo, layer = %overlay.overlay_node, "a prepared layer stays behind");
+                }
+            }
+            return Err(error);
+        }
+    }
+    Ok(prepared)
+}
+
+fn find(graph: &Graph, overlay: &NewOverlay) -> Result<Found> {
+    let chain = graph.chain(&overlay.drive_id)?;
+    let place = chain
+        .iter()
+        .position(|node| node.node_name == overlay.overlay_node);
+    if let Some(place) = place {
+        if place + 1 < chain.len() {
+            return Err(Error::conflict(format!(
+                "layer `{}` already lies under others",
+                overlay.overlay_node
+            )));
+        }
+        let below = place.checked_sub(1).and_then(|below| chain.get(below));
+        return below
+            .map(|below| Found::OnTop(below.node_name.clone()))
+            .ok_or_else(|| {
+                Error::conflict(format!(
+                    "layer `{}` is the base of drive `{}`",
+                    overlay.overlay_node, overlay.drive_id
+                ))
+            });
+    }
+    match graph.node_of_path(&overlay.overlay_path) {
+        Some(node)
+            if node.node_name == overlay.overlay_node
+                && !graph.used().contains(node.node_name.as_str()) =>
+        {
+            Ok(Found::Ready)
+        }
+        Some(node) => Err(Error::conflict(format!(
+            "{} is in use as layer `{}`",
+            overlay.overlay_path.display(),
+            node.node_name
+        ))),
+        None if graph.node(&overlay.overlay_node).is_some() => Err(Error::conflict(format!(
+            "layer name `{}` is in use for another file",
+            overlay.overlay_node
+        ))),
+        None => Ok(Found::Missing),
+    }
+}
+
+async fn add(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay) -> Result<()> {
+    let active = graph.active(&overlay.drive_id)?;
+    let below = active.path.as_deref().ok_or_else(|| {
+        Error::conflict(format!(
+            "QEMU does not tell the file of layer `{}`",
+            active.node_name
+        ))
+    })?;
+    let format = active.format.ok_or_else(|| {
+        Error::conflict(format!(
+            "layer `{}` has a format of its own",
+            active.node_name
+        ))
+    })?;
+    let name = backing_name(overlay, below)?;
+    let layer = LayerFile::new(
+        &overlay.overlay_node,
+        &overlay.overlay_path,
+        ImageFormat::Qcow2,
+    );
+    let nodes = layer_nodes(&layer, None, false, &FileFacts::default())?;
+    let size = overlay.size.unwrap_or(active.size);
+    machine
+        .images()
+        .create_or_reuse_overlay(&NewImage::overlay(&layer.path, name, format, size))
+        .await?;
+    // The file and its name must survive a power cut before anything is written into it.
+    sync_with_dir(&layer.path)?;
+    for node in nodes {
+        machine.execute("blockdev-add", node).await?;
+    }
+    machine
+        .owners()
+        .set(&overlay.overlay_node, &overlay.drive_id);
+    Ok(())
+}
+
+pub(super) fn sync_with_dir(path: &Path) -> Result<()> {
+    let sync = |path: &Path| std::fs::File::open(path)?.sync_all();
+    sync(path).map_err(|source| Error::io("sync", path, source))?;
+    let Some(dir) = path.parent() else {
+        return Ok(());
+    };
+    sync(dir).map_err(|source| Error::io("sync", dir, source))
+}
+
+async fn remove(machine: &QemuMachine, overlay: &NewOverlay) -> Result<()> {
+    machine.delete_layer(&overlay.overlay_node).await?;
+    match std::fs::remove_file(&overlay.overlay_path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", &overlay.overlay_path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn discard(machine: &QemuMachine, prepared: &PreparedLayers) -> Result<()> {
+    let graph = Graph::read(machine).await?;
+    for overlay in &prepared.overlays {
+        let in_use = match graph.node_of_path(&overlay.overlay_path) {
+            Some(node) => {
+                graph.used().contains(node.node_name.as_str())
+                    || node.node_name != overlay.overlay_node
+            }
+            None => graph.used().contains(overlay.overlay_node.as_str()),
+        };
+        if !in_use {
+            remove(machine, overlay).await?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn quiesce(machine: &QemuMachine) -> Result<Quiesced> {
+    let was_running = machine.query_status().await? == MachineStatus::Running;
+    if was_running {
+        machine.execute("stop", Value::Null).await?;
+    }
+    Ok(Quiesced {
+        was_running,
+        at: SystemTime::now(),
+    })
+}
+
+pub(super) async fn release(machine: &QemuMachine, quiesced: Quiesced) -> Result<()> {
+    if quiesced.was_running {
+        machine.execute("cont", Value::Null).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn mark(machine: &QemuMachine, prepared: &PreparedLayers) -> Result<FreezeReport> {
+    if prepared.overlays.is_empty() {
+        return Err(Error::config("no layers to put on"));
+    }
+    if prepared.already_marked {
+        return already(prepared);
+    }
+    // Snapshots into anything but the active node would change what lies beneath another layer.
+    let graph = Graph::read(machine).await?;
+    let mut actions = Vec::new();
+    let mut on_top = 0;
+    for (overlay, frozen) in prepared.overlays.iter().zip(&prepared.frozen) {
+        let active = graph.active(&overlay.drive_id)?;
+        if active.node_name == overlay.overlay_node {
+            on_top += 1;
+        } else if &active.node_name != frozen {
+            return Err(Error::conflict(format!(
+                "drive `{}` has another active layer by now",
+                overlay.drive_id
+            )));
+        }
+        actions.push(json!({
+            "type": "blockdev-snapshot",
+            "data": { "node": frozen, "overlay": overlay.overlay_node },
+        }));
+    }
+    if on_top == prepared.overlays.len() {
+        return already(prepared);
+    }
+    if on_top > 0 || actions.len() != prepared.overlays.len() {
+        return Err(Error::conflict(
+            "some of the new layers are on top already, others are not",
+        ));
+    }
+    let before = SystemTime::now();
+    let clock = Instant::now();
+    machine
+        .execute("transaction", json!({ "actions": actions }))
+        .await?;
+    let paused_for = clock.elapsed();
+    // The disks stood still somewhere inside; half way is at most half the pause off.
+    Ok(FreezeReport {
+        paused_for,
+        instant: before + paused_for / 2,
+        already: false,
+    })
+}
+
+/// The mark was made, its answer was lost: the new file's birth is the nearest instant that is still known.
+fn already(prepared: &PreparedLayers) -> Result<FreezeReport> {
+    let first = prepared
+        .overlays
+        .first()
+        .ok_or_else(|| Error::config("no layers to put on"))?;
+    let path = &first.overlay_path;
+    let metadata = std::fs::metadata(path).map_err(|source| Error::io("read", path, source))?;
+    let instant = metadata
+        .created()
+        .or_else(|_| metadata.modified())
+        .map_err(|source| Error::io("read", path, source))?;
+    Ok(FreezeReport {
+        paused_for: std::time::Duration::ZERO,
+        instant,
+        already: true,
+    })
+}
+
+/// Deletes both nodes of a layer. Fine if they are gone.
+pub(super) async fn delete_layer(machine: &QemuMachine, node: &str) -> Result<()> {
+    for name in [node.to_owned(), names::file_node(node)] {
+        match machine
+            .execute("blockdev-del", json!({ "node-name": name }))
+            .await
+        {
+            Ok(_) => {}
+            // "Failed to find node": the class is the same for every refusal, so the graph is asked.
+            Err(error @ Error::Qmp { .. }) => {
+                if Graph::read(machine).await?.node(&name).is_some() {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Real machines: one QEMU process each.
+
+mod commit;
+mod drives;
+mod events;
+mod exports;
+mod graph;
+mod layers;
+mod machine;
+mod state;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+pub use self::machine::QemuMachine;
+
+use crate::argv;
+use crate::blockdev::FileFacts;
+use crate::config::{Generation, MachineConfig};
+use crate::error::{Error, Result};
+use crate::image::ImageTool;
+use crate::machine::{Hypervisor, Launch, Machine};
+use crate::names::RunFiles;
+use crate::probe::{Features, Prober};
+use crate::process::Process;
+use crate::qmp::Qmp;
+
+/// From the start of the process to a usable monitor. A loaded host without KVM needs seconds.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the monitor of a process that already runs may take to greet.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Starts and finds QEMU processes on this host.
+#[derive(Debug, Default)]
+pub struct QemuHypervisor {
+    prober: Prober,
+    images: ImageTool,
+}
+
+impl QemuHypervisor {
+    /// With a certain QEMU and image tool.
+    #[must_use]
+    pub fn new(prober: Prober, images: ImageTool) -> Self {
+        Self { prober, images }
+    }
+
+    /// The image tool, also used for layers of running machines.
+    #[must_use]
+    pub fn images(&self) -> &ImageTool {
+        &self.images
+    }
+
+    /// [`Hypervisor::launch`] with the concrete type.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn launch_qemu(&self, config: &MachineConfig, launch: Launch) -> Result<QemuMachine> {
+        let features = self.prober.features().await?;
+        let files = RunFiles::new(&config.run_dir);
+        let facts = FileFacts::of(config.drives.iter().flat_map(|drive| &drive.chain));
+        let restoring = matches!(launch, Launch::Restore(_));
+        let args = argv::build(config, &features, &facts, restoring)?;
+        if let Some(running) = Process::find(&files)? {
+            return Err(Error::AlreadyRunning { pid: running.pid() });
+        }
+        prepare_files(config, &features, &files)?;
+        let process = Process::spawn(&features.qemu, &args, &files)?;
+        let started = async {
+            let qmp = first_contact(&process, &files).await?;
+            let machine = QemuMachine::attach(
+                config,
+                process.clone(),
+                qmp,
+                Arc::clone(&features),
+                self.images.clone(),
+            );
+            if let Launch::Restore(path) = &launch {
+                machine.restore_state(path).await?;
+            }
+            Ok(machine)
+        };
+        match started.await {
+            Ok(machine) => Ok(machine),
+            Err(error) => {
+                // A half-started process would hold the images.
+                if let Err(kill) = process.kill().await {
+                    tracing::error!(machine = %config.id, error = %kill, "a process that failed to start stays");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// [`Hypervisor::reattach`] with the concrete type.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn reattach_qemu(&self, config: &MachineConfig) -> Result<Option<QemuMachine>> {
+        let files = RunFiles::new(&config.run_dir);
+        let Some(process) = Process::find(&files)? else {
+            return Ok(None);
+        };
+        let features = self.prober.features().await?;
+        let socket = files.qmp();
+        let qmp = tokio::select! {
+            qmp = Qmp::connect(&socket, ATTACH_DEADLINE) => qmp?,
+            _ = process.exited() => return Ok(None),
+        };
+        Ok(Some(QemuMachine::attach(
+            config,
+            process,
+            qmp,
+            features,
+            self.images.clone(),
+        )))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for QemuHypervisor {
+    async fn features(&self) -> Result<Arc<Features>> {
+        self.prober.features().await
+    }
+
+    async fn launch(&self, config: &MachineConfig, launch: Launch) -> Result<Arc<dyn Machine>> {
+        Ok(Arc::new(self.launch_qemu(config, launch).await?))
+    }
+
+    async fn reattach(&self, config: &MachineConfig) -> Result<Option<Arc<dyn Machine>>> {
+        let machine = self.reattach_qemu(config).await?;
+        Ok(machine.map(|machine| Arc::new(machine) as Arc<dyn Machine>))
+    }
+}
+
+fn prepare_files(config: &MachineConfig, features: &Features, files: &RunFiles) -> Result<()> {
+    make_private_dir(files.dir())?;
+    // Left by an earlier process, which is known to be gone.
+    for stale in [
+        files.pid(),
+        files.identity(),
+        files.qmp(),
+        files.monitor(),
+        files.agent(),
+        files.nbd(),
+    ] {
+        match std::fs::remove_file(&stale) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("remove", stale, source)),
+        }
+    }
+    if let (Generation::Gen2, Some(vars), Some(firmware)) =
+        (config.generation, &config.firmware_vars, &features.firmware)
+        && !vars.exists()
+    {
+        copy_whole(&firmware.vars_template, vars)?;
+    }
+    Ok(())
+}
+
+/// Whoever reaches the monitor socket owns the machine.
+fn make_private_dir(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| Error::io("create", dir, source))
+}
+
+/// Complete or not there, so that a crash cannot leave a machine with half a firmware.
+fn copy_whole(from: &Path, to: &Path) -> Result<()> {
+    let partial = to.with_extension("partial");
+    std::fs::copy(from, &partial).map_err(|source| Error::io("copy", from, source))?;
+    std::fs::File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| std::fs::rename(&partial, to))
+        .map_err(|source| Error::io("write", to, source))
+}
+
+async fn first_contact(process: &Process, files: &RunFiles) -> Result<Qmp> {
+    let deadline = Instant::now() + START_DEADLINE;
+    let connecting = async {
+        loop {
+            match Qmp::connect(
+                &files.qmp(),
+                deadline.saturating_duration_since(Instant::now()),
+            )
+            .await
+            {
+                // The socket appears a little after the process.
+                Err(Error::Io { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await
+                }
+                result => return result,
+            }
+        }
+    };
+    let failed = |exit: crate::machine::Exit| {
+        let status = match (exit.code, exit.signal) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        };
+        Error::StartFailed {
+            status,
+            log_tail: exit.log_tail,
+        }
+    };
+    tokio::select! {
+        biased;
+        exit = process.exited() => Err(failed(exit)),
+        result = connecting => match result {
+            // The connection breaks a moment before the end of the process is seen.
+            Err(Error::Protocol { .. } | Error::ProcessGone { .. }) => Err(failed(process.exited().await)),
+            result => result,
+        },
+    }
+}

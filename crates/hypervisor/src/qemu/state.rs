@@ -1,0 +1,138 @@
+//! Memory and devices into a file and back, by QEMU's own migration.
+//!
+//! QEMU from 8.2 on writes `file:` itself; older ones write through `cat`, started by QEMU's `exec:` and a shell.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::layers::sync_with_dir;
+use super::machine::QemuMachine;
+use crate::config::path_text;
+use crate::error::{Error, Result};
+use crate::machine::SavedState;
+use crate::qmp::codec::text;
+
+/// Migration is looked at this often.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Bytes per second: as fast as the disk takes them.
+const UNLIMITED: u64 = 1 << 40;
+
+/// How long QEMU may take to end once its state is written.
+const QUIT_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedState> {
+    crate::config::check_path(path)?;
+    let partial = partial_name(path);
+    create_private(&partial)?;
+    let started = Instant::now();
+    machine.execute("stop", Value::Null).await?;
+    let stopped_at = SystemTime::now();
+    let result = write_out(machine, &partial).await;
+    let bytes = match result {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // Best effort: the first error is the one that matters.
+            let _ = std::fs::remove_file(&partial);
+            return Err(error);
+        }
+    };
+    std::fs::rename(&partial, path).map_err(|source| Error::io("rename", &partial, source))?;
+    sync_with_dir(path)?;
+    machine.end(QUIT_DEADLINE).await?;
+    Ok(SavedState {
+        path: path.to_owned(),
+        bytes,
+        stopped_at,
+        took: started.elapsed(),
+    })
+}
+
+async fn write_out(machine: &QemuMachine, partial: &Path) -> Result<u64> {
+    let uri = if machine.features().migrate_file {
+        format!("file:{}", path_text(partial)?)
+    } else {
+        format!("exec:exec cat > {}", shell_quoted(path_text(partial)?))
+    };
+    machine
+        .execute(
+            "migrate-set-parameters",
+            json!({ "max-bandwidth": UNLIMITED }),
+        )
+        .await?;
+    machine.execute("migrate", json!({ "uri": uri })).await?;
+    finished(machine, "saving the state").await?;
+    let file = std::fs::File::open(partial).map_err(|source| Error::io("open", partial, source))?;
+    file.sync_all()
+        .map_err(|source| Error::io("sync", partial, source))?;
+    file.metadata()
+        .map(|metadata| metadata.len())
+        .map_err(|source| Error::io("read", partial, source))
+}
+
+pub(super) async fn restore(machine: &QemuMachine, path: &Path) -> Result<()> {
+    crate::config::check_path(path)?;
+    std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+    let uri = if machine.features().migrate_file {
+        format!("file:{}", path_text(path)?)
+    } else {
+        format!("exec:exec cat < {}", shell_quoted(path_text(path)?))
+    };
+    machine
+        .execute("migrate-incoming", json!({ "uri": uri }))
+        .await?;
+    finished(machine, "restoring the state").await
+}
+
+async fn finished(machine: &QemuMachine, what: &str) -> Result<()> {
+    loop {
+        let migration = machine.execute("query-migrate", Value::Null).await?;
+        match text(&migration, "status") {
+            Some("completed") => return Ok(()),
+            Some(status @ ("failed" | "cancelled")) => {
+                let desc = text(&migration, "error-desc").unwrap_or(status).to_owned();
+                return Err(Error::Job {
+                    job: what.to_owned(),
+                    desc,
+                });
+            }
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+fn partial_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
+/// The file holds the guest's memory.
+fn create_private(path: &Path) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(|source| Error::io("create", path, source))
+}
+
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_path_can_leave_its_quotes() {
+        assert_eq!(shell_quoted("/a b/$(x)"), "'/a b/$(x)'");
+        assert_eq!(shell_quoted("/it's"), r"'/it'\''s'");
+    }
+}

@@ -230,7 +230,7 @@ async fn watch_exit(
 )]
 fn ready_when_ended(pidfd: Arc<OwnedFd>) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the shared owner gives out the same open descriptor for as long as it lives, and it lives in the result.
-    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(Into::into)
 }
 
 fn open_pidfd(pid: Pid) -> Result<OwnedFd> {

@@ -1,5 +1,7 @@
 """Fixtures: the real service on scratch directories, and the two real clients."""
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,15 @@ def api(request, service):
 
 
 @pytest.fixture
-def host(api, service):
+def scratch(service):
+    """A fresh directory on the service's own file system, with a short path; emptied when the machines in it are gone."""
+    made = Path(tempfile.mkdtemp(dir=service.work))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def host(api, service, scratch):
     h = Host(api, service)
     yield h
     h.close()
@@ -55,10 +65,3 @@ def own_host(request, own_service):
 def guests():
     assert (GUESTS / "writer.img").exists(), "the test guests are not built: scripts/guest"
     return GUESTS
-
-
-@pytest.fixture
-def scratch(service):
-    """A fresh directory on the service's own file system, with a short path."""
-    import tempfile
-    return Path(tempfile.mkdtemp(dir=service.work))

@@ -79,7 +79,8 @@ pub trait Store: Send + Sync {
 
     /// Records whose key begins with `prefix`, in byte order of the keys,
     /// beginning after the key `start_after`; at most `limit` (clamped to
-    /// 1..=[`MAX_PAGE`]). One page is one instant; two pages may be two.
+    /// 1..=[`MAX_PAGE`]), fewer where the values are large: [`Page::more`] says
+    /// whether to go on. One page is one instant; two pages may be two.
     async fn list(
         &self,
         prefix: &str,

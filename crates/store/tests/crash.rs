@@ -125,6 +125,81 @@ fn a_killed_process_loses_no_acknowledged_commit() {
     assert!(all.len() >= 1624);
 }
 
+/// The child: commits on a disk that fails once the log reaches its limit.
+async fn commit_until_the_disk_fails(directory: &Path) {
+    let store = open(directory).unwrap();
+    let text = "x".repeat(20_000);
+    for n in 0u64.. {
+        let result = store
+            .txn(Txn::new().put(format!("k/{n}"), 1, json!(text)))
+            .await;
+        let Err(error) = result else {
+            println!("stored {n}");
+            continue;
+        };
+        println!("kind {:?}", error.kind());
+        println!("cause {}", std::error::Error::source(&error).is_some());
+        let after = store.txn(Txn::new().put("after", 1, json!(1))).await;
+        println!(
+            "after {}",
+            matches!(after, Err(StoreError::ReadOnly { .. }))
+        );
+        println!(
+            "readable {}",
+            store.get("k/0").await.is_ok_and(|record| record.is_some())
+        );
+        return;
+    }
+}
+
+#[test]
+fn a_disk_that_fails_in_a_commit_leaves_doubt_and_stops_all_changes() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .unwrap();
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        runtime.block_on(commit_until_the_disk_fails(Path::new(&directory)));
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    // A write beyond the limit fails with "file too large" once the signal is ignored.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 1000; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "a_disk_that_fails_in_a_commit_leaves_doubt_and_stops_all_changes",
+            "--exact",
+        ])
+        .args(["--nocapture", "--test-threads=1"])
+        .env(DIRECTORY, directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "kind Indeterminate",
+        "cause true",
+        "after true",
+        "readable true",
+    ] {
+        assert!(
+            text.lines().any(|said| said == line),
+            "{line} is missing in {text}"
+        );
+    }
+    let stored = text
+        .lines()
+        .filter(|line| line.starts_with("stored "))
+        .count() as u64;
+    assert!(stored > 0);
+    let store = open(directory.path()).unwrap();
+    let there = runtime.block_on(count(&store, "k/"));
+    assert!(
+        there == stored || there == stored + 1,
+        "{there} of {stored}"
+    );
+}
+
 async fn count(store: &SqliteStore, prefix: &str) -> u64 {
     let mut count = 0;
     let mut after = None;

@@ -395,3 +395,63 @@ impl History for Shared {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, SeekFrom, Write};
+
+    #[test]
+    fn commits_wait_for_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open::open(
+            &directory.path().join("store.db"),
+            &SqliteOptions::default(),
+        )
+        .unwrap();
+        let pragma = |name| {
+            opened
+                .writer
+                .pragma_query_value(None, name, |row| row.get(0))
+        };
+        assert_eq!(pragma("synchronous"), Ok(2), "FULL");
+        let mode: String = opened
+            .writer
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .unwrap();
+        assert_eq!(mode, "wal");
+    }
+
+    #[tokio::test]
+    async fn damage_found_while_in_use_stops_all_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.db");
+        let options = SqliteOptions {
+            check: Check::Skip,
+            ..SqliteOptions::default()
+        };
+        let checked = |store: &SqliteStore| {
+            let shared = Arc::downgrade(&store.shared);
+            let (_interrupt, thread) = check_later(&path, &options, shared).unwrap();
+            thread.join().unwrap();
+            store.shared.broken()
+        };
+        let put = |n: u32| Txn::new().put(format!("k/{n}"), 1, "x".repeat(2000).into());
+
+        let store = SqliteStore::open(&path, options.clone()).unwrap();
+        for n in 0..50 {
+            store.txn(put(n)).await.unwrap();
+        }
+        assert_eq!(checked(&store), None);
+        drop(store);
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let middle = file.metadata().unwrap().len() / 2 / 4096 * 4096;
+        file.seek(SeekFrom::Start(middle)).unwrap();
+        file.write_all(&[0xa5; 4 * 4096]).unwrap();
+
+        let store = SqliteStore::open(&path, options.clone()).unwrap();
+        assert!(checked(&store).is_some_and(|why| why.contains("is damaged")));
+        let refused = store.txn(put(99)).await;
+        assert!(matches!(refused, Err(StoreError::ReadOnly { .. })));
+    }
+}

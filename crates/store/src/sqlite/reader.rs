@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 /// Most rows of history looked at in one read.
 const SCAN: usize = 1024;
-/// Most bytes of values in one read of history, give or take one value.
+/// Most bytes of values in one read, give or take one value.
 const SCAN_BYTES: usize = 4 * 1024 * 1024;
 
 /// The read connections.
@@ -149,6 +149,7 @@ pub(super) fn list(
         revision: Revision::new(revision),
         more: false,
     };
+    let mut bytes = 0;
     let mut statement = snapshot
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM records WHERE key {relation} ?1 ORDER BY key LIMIT ?2"
@@ -159,10 +160,15 @@ pub(super) fn list(
         if !begins_with(row.get_ref(0).map_err(sorted)?, prefix) {
             break;
         }
-        if page.records.len() == limit {
+        if page.records.len() == limit || bytes > SCAN_BYTES {
             page.more = true;
             break;
         }
+        bytes += row
+            .get_ref(2)
+            .map_err(sorted)?
+            .as_bytes()
+            .map_or(0, <[u8]>::len);
         page.records.push(record(path, row)?);
     }
     Ok(page)

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use crate::{Class, List, Name, Qualifier, Schema, standard_qualifier};
+use crate::{Class, List, Literal, Name, Qualifier, Schema, standard_qualifier};
 
 /// Resolved classes, sorted by name: the usual [`Schema`].
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,8 @@ fn compare(a: &str, b: &str) -> Ordering {
 impl ClassTable {
     /// Puts classes together: each gets its own members first, in order, then those it inherits and
     /// does not override, nearest class first; each member with its origin. An overriding member and a
-    /// subclass keep the qualifiers they do not repeat, those that are restricted excepted.
+    /// subclass keep the qualifiers they do not repeat, those that are restricted excepted, and an
+    /// overriding property keeps the default.
     pub fn resolve(own: impl IntoIterator<Item = Class>) -> Result<Self, SchemaError> {
         let mut own: Vec<Class> = own.into_iter().collect();
         own.sort_by(|a, b| a.name.cmp(&b.name));
@@ -111,7 +112,12 @@ fn merge(chain: &[&Class]) -> Class {
         let (properties, methods) = (out.properties.to_mut(), out.methods.to_mut());
         for property in class.properties.iter() {
             match properties.iter_mut().find(|p| p.name == property.name) {
-                Some(over) => inherit(&mut over.qualifiers, &property.qualifiers, false),
+                Some(over) => {
+                    inherit(&mut over.qualifiers, &property.qualifiers, false);
+                    if over.default == Literal::Null {
+                        over.default = property.default.clone();
+                    }
+                }
                 None => {
                     let mut property = property.clone();
                     property.origin = Some(class.name.clone());
@@ -134,9 +140,14 @@ fn merge(chain: &[&Class]) -> Class {
 }
 
 fn inherit(into: &mut List<Qualifier>, from: &[Qualifier], own: bool) {
+    // A value map and its labels are one statement: a new map does not keep the old labels.
+    let maps = into.iter().any(|q| q.name.is("ValueMap"));
     for qualifier in from {
+        let of_another_map = maps && qualifier.name.is("Values");
         let passes = own
-            || standard_qualifier(qualifier.name.as_str()).is_none_or(|known| known.to_subclass);
+            || !of_another_map
+                && standard_qualifier(qualifier.name.as_str())
+                    .is_none_or(|known| known.to_subclass);
         if passes && !into.iter().any(|q| q.name == qualifier.name) {
             into.to_mut().push(qualifier.clone());
         }
@@ -146,7 +157,7 @@ fn inherit(into: &mut List<Qualifier>, from: &[Qualifier], own: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mof;
+    use crate::{mof, qualifier};
 
     fn table(text: &str) -> Result<ClassTable, SchemaError> {
         ClassTable::resolve(mof::parse(text).expect(text).classes)
@@ -176,6 +187,21 @@ mod tests {
         assert!(table.is_a("C", "a") && !table.is_a("A", "C"));
         assert_eq!(table.ancestors("C"), ["B", "A"]);
         assert_eq!(table.class_names(), ["A", "B", "C"]);
+    }
+
+    #[test]
+    fn an_override_keeps_the_default_and_no_labels_of_another_value_map() {
+        let table = table(
+            "class A { [ValueMap {\"1\"}, Values {\"One\"}] uint8 N = 1; };
+             class B : A { [Override(\"N\"), ValueMap {\"2\"}] uint8 N; };
+             class C : B { [Override(\"N\"), Values {\"Two\"}] uint8 N = 2; };",
+        )
+        .expect("table");
+        let n = |class: &str| table.class(class).and_then(|c| c.property("N")).expect("N");
+        assert_eq!(n("B").default, Literal::Integer(1));
+        assert!(qualifier(&n("B").qualifiers, "Values").is_none());
+        assert_eq!(n("C").default, Literal::Integer(2));
+        assert!(qualifier(&n("C").qualifiers, "ValueMap").is_some());
     }
 
     #[test]

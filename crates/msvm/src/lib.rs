@@ -1,1 +1,38 @@
-//! See Cargo.toml.
+//! The schema of `root/virtualization/v2`, and as much of `root/cimv2` and `root/interop` as clients ask for.
+//!
+//! # Model
+//! The MOF in `mof/` is the source: `build/` compiles it into static tables. A [`Namespace`] holds its classes
+//! resolved, each with all inherited members, and is what GetClass, WQL and the writers ask
+//! ([`cim::Schema`]). From the same MOF come
+//! * [`class`] and [`prop`]: the names, so that a misspelt one does not compile;
+//! * [`value`]: value maps as open enums (`value::JobState::COMPLETED`);
+//! * [`method`]: one enum of method names per concrete class, for a `match` that forgets none;
+//! * [`params`]: In and Out structs of every method, read from and turned into CIM values;
+//!
+//! and by hand [`code`], the return codes the methods share.
+//!
+//! A new class or method is a change in `mof/` and nothing else here.
+//!
+//! # Errors
+//! [`ParameterError`] (a call does not fit its method) knows the return code it becomes;
+//! [`CompletionError`] (an instance does not fit its class) is a mistake of the service.
+//!
+//! # Concurrency
+//! Everything is immutable. A namespace is resolved once, on first use.
+
+pub mod code;
+mod method_enum;
+mod namespace;
+mod open_enum;
+mod parameter;
+
+pub use method_enum::UnknownMethod;
+pub use namespace::{
+    CompletionError, Namespace, cimv2, interop, namespace, namespaces, virtualization,
+};
+pub use parameter::{FromParameter, IntoParameter, ParameterError, required};
+
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/schema.rs"));
+}
+pub use generated::{class, method, params, prop, value};

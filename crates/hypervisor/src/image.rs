@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::config::ImageFormat;
+use crate::config::{ImageFormat, path_text};
 use crate::error::{Error, Result};
 use crate::probe::find_program;
 use crate::qmp::codec::{flag, number, text};
@@ -177,9 +177,16 @@ impl ImageTool {
     /// [`Error::Conflict`] where the file has content of its own; [`Error::Image`].
     pub async fn create_or_reuse_overlay(&self, image: &NewImage) -> Result<()> {
         if image.path.symlink_metadata().is_ok() {
-            let found = self.info(&image.path, false).await?;
-            let empty = self.check(&image.path).await?.allocated_clusters == 0;
-            if !empty || found.format != "qcow2" {
+            // Anything else than a qcow2 fails the check; so does a layer that somebody has open.
+            let empty = match self.check_layer(&image.path).await {
+                Ok(report) => report.allocated_clusters == 0 && report.corruptions == 0,
+                Err(Error::Image { stderr, .. }) => {
+                    tracing::info!(path = %image.path.display(), stderr, "a file in the way");
+                    false
+                }
+                Err(error) => return Err(error),
+            };
+            if !empty {
                 return Err(Error::conflict(format!(
                     "{} exists already and is not an empty layer",
                     image.path.display()
@@ -259,6 +266,22 @@ impl ImageTool {
     pub async fn check(&self, path: &Path) -> Result<CheckReport> {
         let mut args = Args::new("check");
         args.push("--output=json").file(path)?;
+        self.check_with(args).await
+    }
+
+    /// Checks one qcow2 layer without opening what lies beneath it, which a machine may have open.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where the layer cannot be checked at all, also where something has it open itself.
+    pub async fn check_layer(&self, path: &Path) -> Result<CheckReport> {
+        let file = serde_json::json!({ "driver": "file", "filename": path_text(path)? });
+        let node = serde_json::json!({ "driver": "qcow2", "backing": null, "file": file });
+        let mut args = Args::new("check");
+        args.push("--output=json").push(format!("json:{node}"));
+        self.check_with(args).await
+    }
+
+    async fn check_with(&self, args: Args) -> Result<CheckReport> {
         let output = self.output(args).await?;
         // 2 is damage, 3 is leaks: both come with a report.
         if !matches!(output.code, Some(0 | 2 | 3)) {

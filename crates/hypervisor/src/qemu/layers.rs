@@ -60,16 +60,26 @@ pub(super) async fn prepare(
     }
     prepared.already_marked = on_top > 0;
     let mut made: Vec<&NewOverlay> = Vec::new();
+    let mut failed = Ok(());
     for overlay in missing {
-        made.push(overlay);
-        if let Err(error) = add(machine, &graph, overlay).await {
-            for overlay in made {
-                if let Err(undo) = remove(machine, overlay).await {
-                    tracing::warn!(error = %undo, layer = %overlay.overlay_node, "a prepared layer stays behind");
-                }
-            }
-            return Err(error);
+        failed = create_file(machine, &graph, overlay).await;
+        if failed.is_err() {
+            break;
         }
+        // From here on the file is ours to remove, not before: it could have been somebody's.
+        made.push(overlay);
+        failed = add_nodes(machine, overlay).await;
+        if failed.is_err() {
+            break;
+        }
+    }
+    if let Err(error) = failed {
+        for overlay in made {
+            if let Err(undo) = remove(machine, overlay).await {
+                tracing::warn!(error = %undo, layer = %overlay.overlay_node, "a prepared layer stays behind");
+            }
+        }
+        return Err(error);
     }
     Ok(prepared)
 }
@@ -116,7 +126,8 @@ fn find(graph: &Graph, overlay: &NewOverlay) -> Result<Found> {
     }
 }
 
-async fn add(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay) -> Result<()> {
+async fn create_file(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay) -> Result<()> {
+    new_layer(overlay).check()?;
     let active = graph.active(&overlay.drive_id)?;
     let below = active.path.as_deref().ok_or_else(|| {
         Error::conflict(format!(
@@ -131,26 +142,29 @@ async fn add(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay) -> Resu
         ))
     })?;
     let name = backing_name(overlay, below)?;
-    let layer = LayerFile::new(
-        &overlay.overlay_node,
-        &overlay.overlay_path,
-        ImageFormat::Qcow2,
-    );
-    let nodes = layer_nodes(&layer, None, false, &FileFacts::default())?;
     let size = overlay.size.unwrap_or(active.size);
-    machine
-        .images()
-        .create_or_reuse_overlay(&NewImage::overlay(&layer.path, name, format, size))
-        .await?;
+    let image = NewImage::overlay(&overlay.overlay_path, name, format, size);
+    machine.images().create_or_reuse_overlay(&image).await?;
     // The file and its name must survive a power cut before anything is written into it.
-    sync_with_dir(&layer.path)?;
-    for node in nodes {
+    sync_with_dir(&overlay.overlay_path)
+}
+
+async fn add_nodes(machine: &QemuMachine, overlay: &NewOverlay) -> Result<()> {
+    for node in layer_nodes(&new_layer(overlay), None, false, &FileFacts::default())? {
         machine.execute("blockdev-add", node).await?;
     }
     machine
         .owners()
         .set(&overlay.overlay_node, &overlay.drive_id);
     Ok(())
+}
+
+fn new_layer(overlay: &NewOverlay) -> LayerFile {
+    LayerFile::new(
+        &overlay.overlay_node,
+        &overlay.overlay_path,
+        ImageFormat::Qcow2,
+    )
 }
 
 pub(super) fn sync_with_dir(path: &Path) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Compiles `mof/**/*.mof` into the tables, names and method structs of the crate, as one Rust file.
 //!
-//! `core` goes into every namespace but `root/cimv2`, which has a class tree of its own.
+//! `wmi` goes into every namespace, `core` into all but `root/cimv2`, which has a class tree of its own.
 
 mod methods;
 mod names;
@@ -19,9 +19,9 @@ use cim::{
 
 /// Each namespace's table and the directories its classes come from.
 const NAMESPACES: [(&str, &[&str]); 3] = [
-    ("VIRTUALIZATION", &["core", "virtualization"]),
-    ("INTEROP", &["core", "interop"]),
-    ("CIMV2", &["cimv2"]),
+    ("VIRTUALIZATION", &["wmi", "core", "virtualization"]),
+    ("INTEROP", &["wmi", "core", "interop"]),
+    ("CIMV2", &["wmi", "cimv2"]),
 ];
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -33,7 +33,7 @@ fn main() -> Outcome<()> {
     println!("cargo::rerun-if-changed=build");
 
     let mut source = Source::default();
-    for directory in ["core", "virtualization", "interop", "cimv2"] {
+    for directory in ["wmi", "core", "virtualization", "interop", "cimv2"] {
         source.read(directory, &root.join("mof").join(directory))?;
     }
     for (table, parts) in NAMESPACES {

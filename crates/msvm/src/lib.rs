@@ -13,6 +13,28 @@
 //!
 //! A new class or method is a change in `mof/` and nothing else here.
 //!
+//! ```
+//! use cim::{Name, Value};
+//! use msvm::method::VirtualSystemReferencePointService as Method;
+//! use msvm::params::virtual_system_reference_point_service::{ExportReferencePointIn, ExportReferencePointOut};
+//! use msvm::{ParameterError, code};
+//!
+//! fn export(given: &[(Name, Value)]) -> Result<ExportReferencePointOut, ParameterError> {
+//!     let given = ExportReferencePointIn::read(given)?;
+//!     let directory = msvm::required("ExportDirectory", given.export_directory)?;
+//!     Ok(ExportReferencePointOut::code(if directory.starts_with('/') {
+//!         code::JOB_STARTED
+//!     } else {
+//!         code::INVALID_PARAMETER
+//!     }))
+//! }
+//!
+//! assert_eq!("exportreferencepoint".parse(), Ok(Method::ExportReferencePoint));
+//! let refused = export(&[]).unwrap_err();
+//! assert_eq!(refused.return_code(), code::INVALID_PARAMETER);
+//! assert_eq!(refused.to_string(), "parameter ExportDirectory is required");
+//! ```
+//!
 //! # Errors
 //! [`ParameterError`] (a call does not fit its method) knows the return code it becomes;
 //! [`CompletionError`] (an instance does not fit its class) is a mistake of the service.

@@ -329,3 +329,124 @@ fn protocol(detail: impl Into<String>) -> Error {
         detail: detail.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Plays an agent: speaks `before` first, then answers what `answer` makes of each command.
+    struct Played {
+        _dir: tempfile::TempDir,
+        agent: Agent,
+    }
+
+    fn play<F>(before: &'static [u8], mut answer: F) -> Played
+    where
+        F: FnMut(&str) -> String + Send + 'static,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (reader, mut writer) = stream.into_split();
+                let _ = writer.write_all(before).await;
+                let mut lines = BufReader::new(reader).split(b'\n');
+                while let Ok(Some(line)) = lines.next_segment().await {
+                    let start = line.iter().position(|&byte| byte == b'{').unwrap();
+                    let request: Value = serde_json::from_slice(&line[start..]).unwrap();
+                    let command = request["execute"].as_str().unwrap();
+                    let reply = match command {
+                        "guest-sync-delimited" => {
+                            assert_eq!(line.first(), Some(&0xff));
+                            let mut reply = vec![0xff];
+                            let token = &request["arguments"]["id"];
+                            reply.extend(format!("{{\"return\": {token}}}\n").bytes());
+                            reply
+                        }
+                        other => answer(other).into_bytes(),
+                    };
+                    let _ = writer.write_all(&reply).await;
+                }
+            }
+        });
+        Played {
+            agent: Agent::new(path),
+            _dir: dir,
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn an_old_answer_in_the_pipe_is_not_taken_for_ours() {
+        let stale = b"{\"return\": 7}\n{\"return\": {\"half\"";
+        let played = play(stale, |_| "{\"return\": 3}\n".into());
+        assert_eq!(played.agent.freeze(LONG).await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_keeps_its_words() {
+        let played = play(b"", |_| {
+            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\n".into()
+        });
+        let error = played.agent.ping(LONG).await.unwrap_err();
+        let Error::Agent { command, desc, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!((command.as_str(), desc.as_str()), ("guest-ping", "not now"));
+    }
+
+    #[tokio::test]
+    async fn a_freeze_without_answer_is_followed_by_a_thaw() {
+        let thaws = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counter = std::sync::Arc::clone(&thaws);
+        let played = play(b"", move |command| match command {
+            "guest-fsfreeze-thaw" => {
+                counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                "{\"return\": 2}\n".into()
+            }
+            _ => String::new(),
+        });
+        let error = played.agent.freeze(SHORT).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert_eq!(thaws.load(std::sync::atomic::Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn facts_an_old_agent_lacks_stay_empty() {
+        let played = play(b"", |command| match command {
+            "guest-info" => "{\"return\": {\"version\": \"2.0\"}}\n".into(),
+            _ => "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"?\"}}\n".into(),
+        });
+        let info = played.agent.info(LONG).await.unwrap();
+        assert_eq!(
+            info,
+            GuestInfo {
+                agent_version: Some("2.0".into()),
+                ..GuestInfo::default()
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn interfaces_come_with_their_addresses() {
+        let played = play(b"", |_| {
+            "{\"return\": [{\"name\": \"eth0\", \"hardware-address\": \"52:54:00:00:00:01\", \"ip-addresses\": [{\"ip-address\": \"10.0.2.15\", \"prefix\": 24}, {}]}, {}]}\n".into()
+        });
+        let list = played.agent.interfaces(LONG).await.unwrap();
+        assert_eq!(list[0].addresses, ["10.0.2.15/24"]);
+        assert_eq!(list[1], GuestInterface::default());
+    }
+
+    #[tokio::test]
+    async fn a_flood_ends_the_conversation() {
+        let played = play(b"", |_| "x".repeat(MAX_ANSWER + 2));
+        let error = played.agent.ping(LONG).await.unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+    }
+}

@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::config::{ImageFormat, path_text};
 use crate::error::{Error, Result};
@@ -360,20 +360,15 @@ impl ImageTool {
         }
     }
 
-    /// Folds `top` and everything between into `base`, which must lie beneath it. `top` stays, unchanged.
-    ///
-    /// # Errors
-    /// [`Error::Image`].
-    pub async fn commit(&self, top: &Path, base: &Path) -> Result<()> {
+    /// Starts folding `top` and everything between into `base`, which must lie beneath it; `top` stays unchanged.
+    pub(crate) fn start_commit(&self, top: &Path, base: &Path) -> Result<Running> {
         let mut args = Args::new("commit");
-        args.push("-q")
+        args.push("-p")
             .push("-d")
             .push("-f")
-            .push(ImageFormat::Qcow2.as_str())
-            .push("-b")
-            .push(file_argument(base)?);
-        args.file(top)?;
-        self.run(args).await.map(drop)
+            .push(ImageFormat::Qcow2.as_str());
+        args.push("-b").file(base)?.file(top)?;
+        self.start(args)
     }
 
     /// Rewrites the recorded backing file in the header, touching nothing else. `None` makes it stand alone.
@@ -414,12 +409,7 @@ impl ImageTool {
     }
 
     async fn run(&self, args: Args) -> Result<Output> {
-        let output = self.output(args).await?;
-        if output.code == Some(0) {
-            Ok(output)
-        } else {
-            Err(output.into_error())
-        }
+        self.output(args).await?.successful()
     }
 
     async fn run_json(&self, args: Args) -> Result<Value> {
@@ -427,19 +417,58 @@ impl ImageTool {
     }
 
     async fn output(&self, args: Args) -> Result<Output> {
+        self.start(args)?.finish().await
+    }
+
+    fn start(&self, args: Args) -> Result<Running> {
         let program = find_program(&self.program).ok_or_else(|| Error::Unsupported {
             what: format!("{} is not installed", self.program.display()),
             remedy: "install QEMU's image tools (Debian: apt-get install qemu-utils)".into(),
         })?;
-        let output = Command::new(&program)
+        let child = Command::new(&program)
             .args(&args.list)
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .output()
+            .spawn()
+            .map_err(|source| Error::Spawn {
+                program: program.clone(),
+                source,
+            })?;
+        Ok(Running {
+            program,
+            command: args.for_people(),
+            child,
+        })
+    }
+}
+
+/// A started tool; dropping it ends it.
+pub(crate) struct Running {
+    program: PathBuf,
+    command: String,
+    child: Child,
+}
+
+impl Running {
+    /// Its output so far unread.
+    pub(crate) fn stdout(&mut self) -> Option<&mut ChildStdout> {
+        self.child.stdout.as_mut()
+    }
+
+    pub(crate) async fn finish(self) -> Result<Output> {
+        let Self {
+            program,
+            command,
+            child,
+        } = self;
+        let output = child
+            .wait_with_output()
             .await
             .map_err(|source| Error::Spawn { program, source })?;
         Ok(Output {
-            command: args.for_people(),
+            command,
             code: output.status.code(),
             status: output.status.to_string(),
             stdout: output.stdout,
@@ -450,7 +479,8 @@ impl ImageTool {
     }
 }
 
-struct Output {
+/// What an ended tool left.
+pub(crate) struct Output {
     command: String,
     code: Option<i32>,
     status: String,
@@ -464,6 +494,14 @@ impl Output {
             command: self.command,
             status: self.status,
             stderr: self.stderr,
+        }
+    }
+
+    pub(crate) fn successful(self) -> Result<Self> {
+        if self.code == Some(0) {
+            Ok(self)
+        } else {
+            Err(self.into_error())
         }
     }
 
@@ -540,4 +578,145 @@ fn creation_options(format: ImageFormat, fixed: bool, extended_l2: bool) -> Vec<
         options.push("extended_l2=on");
     }
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn images_of_every_format_have_the_size_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = ImageTool::default();
+        let size = 3 * 1024 * 1024 + 512;
+        for format in [
+            ImageFormat::Qcow2,
+            ImageFormat::Raw,
+            ImageFormat::Vpc,
+            ImageFormat::Vhdx,
+        ] {
+            for fixed in [false, true] {
+                let path = dir.path().join(format!("{format}, fixed={fixed}"));
+                images
+                    .create(&NewImage {
+                        fixed,
+                        ..NewImage::new(&path, format, size)
+                    })
+                    .await
+                    .unwrap();
+                let info = images.info_as(&path, Some(format), false).await.unwrap();
+                assert_eq!(
+                    (info.format.as_str(), info.virtual_size),
+                    (format.as_str(), size)
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_carries_what_the_tool_said() {
+        let error = ImageTool::default()
+            .info(Path::new("/no/such/image"), false)
+            .await
+            .unwrap_err();
+        let Error::Image {
+            command, stderr, ..
+        } = &error
+        else {
+            panic!("{error}")
+        };
+        assert!(command.starts_with("qemu-img info"), "{command}");
+        assert!(stderr.contains("No such file"), "{stderr}");
+        let error = ImageTool::new("/no/qemu-img")
+            .info(Path::new("/x"), false)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
+    }
+
+    #[tokio::test]
+    async fn no_file_is_ever_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("precious");
+        std::fs::write(&path, "precious").unwrap();
+        let images = ImageTool::default();
+        let new = NewImage::new(&path, ImageFormat::Qcow2, 1 << 20);
+        assert_eq!(
+            images.create(&new).await.unwrap_err().kind(),
+            crate::ErrorKind::Conflict
+        );
+        let overlay = images.create_or_reuse_overlay(&new).await.unwrap_err();
+        assert_eq!(overlay.kind(), crate::ErrorKind::Conflict);
+        let convert = images
+            .convert(
+                (&path, ImageFormat::Raw),
+                (&path, ImageFormat::Qcow2),
+                &ConvertOptions::default(),
+            )
+            .await
+            .unwrap_err();
+        assert_eq!(convert.kind(), crate::ErrorKind::Conflict);
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn growing_works_and_shrinking_must_be_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let images = ImageTool::default();
+        images
+            .create(&NewImage::new(&path, ImageFormat::Qcow2, 1 << 20))
+            .await
+            .unwrap();
+        images
+            .resize(&path, ImageFormat::Qcow2, 2 << 20, false)
+            .await
+            .unwrap();
+        assert!(
+            images
+                .resize(&path, ImageFormat::Qcow2, 1 << 20, false)
+                .await
+                .is_err()
+        );
+        images
+            .resize(&path, ImageFormat::Qcow2, 1 << 20, true)
+            .await
+            .unwrap();
+        assert_eq!(
+            images.info(&path, false).await.unwrap().virtual_size,
+            1 << 20
+        );
+    }
+
+    #[tokio::test]
+    async fn a_copy_stands_alone_and_compares_equal() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, layer, copy) = (
+            dir.path().join("base"),
+            dir.path().join("layer"),
+            dir.path().join("copy"),
+        );
+        std::fs::write(&base, vec![7_u8; 1 << 20]).unwrap();
+        let images = ImageTool::default();
+        images
+            .create(&NewImage::overlay(
+                &layer,
+                "base",
+                ImageFormat::Raw,
+                1 << 20,
+            ))
+            .await
+            .unwrap();
+        let (from, to) = (
+            (layer.as_path(), ImageFormat::Qcow2),
+            (copy.as_path(), ImageFormat::Vhdx),
+        );
+        images
+            .convert(from, to, &ConvertOptions::default())
+            .await
+            .unwrap();
+        assert!(images.same_contents(from, to, false).await.unwrap());
+        std::fs::write(&base, vec![8_u8; 1 << 20]).unwrap();
+        assert!(!images.same_contents(from, to, false).await.unwrap());
+    }
 }

@@ -27,6 +27,7 @@ pub mod blockdev;
 pub mod config;
 pub mod error;
 pub mod fake;
+pub mod fuzz;
 pub mod image;
 pub mod machine;
 pub mod names;
@@ -35,6 +36,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 
+mod fold;
 mod layers;
 
 pub use block::{

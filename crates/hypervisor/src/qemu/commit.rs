@@ -75,17 +75,20 @@ fn plan(graph: &Graph, spec: &CommitSpec) -> Result<Plan> {
             spec.top_node, spec.base_node
         )));
     }
-    if top + 1 < chain.len() {
-        return Ok(Plan::Middle);
-    }
-    let size = |place: usize| chain.get(place).map_or(0, |node| node.size);
-    if size(base) > size(top) {
+    // QEMU only ever grows a base: bytes that a smaller layer had cut off would come back.
+    let folded = chain.get(base + 1..=top).unwrap_or_default();
+    let smallest = folded.iter().map(|node| node.size).min();
+    if chain.get(base).map(|base| base.size) > smallest {
         return Err(Error::conflict(format!(
-            "layer `{}` is larger than the disk is now: fold it while the machine is off",
+            "layer `{}` is larger than a layer above it: fold it while the machine is off",
             spec.base_node
         )));
     }
-    Ok(Plan::Active)
+    Ok(if top + 1 < chain.len() {
+        Plan::Middle
+    } else {
+        Plan::Active
+    })
 }
 
 async fn start(

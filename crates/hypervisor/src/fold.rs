@@ -1,0 +1,360 @@
+//! Folding layers of a machine that does not run, with the meaning of [`crate::Machine::commit`].
+//!
+//! Order of steps: data into the base, then the header of the layer above. Dying in between leaves a chain that reads
+//! the same, and the next attempt does the rest. The files that went stay for the caller to delete, best only after
+//! its own record says that they are gone.
+
+use std::path::{Path, PathBuf};
+
+use tokio::io::AsyncReadExt;
+
+use crate::block::{CommitOutcome, JobControl, Progress};
+use crate::config::{ImageFormat, LayerFile};
+use crate::error::{Error, Result};
+use crate::image::{ImageTool, Output, Running};
+use crate::layers::relative_name;
+
+impl ImageTool {
+    /// Folds everything above `base_node` up to `top_node` into the base. `chain` is base first. Where a layer lies
+    /// above `top_node`, it then records the base beneath it, and asking again is safe at any time. Where `top_node`
+    /// is the topmost layer, ask again only while nobody has written to the base since.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] where a file records another neighbour than `chain` says;
+    /// [`Error::Image`]; [`Error::Cancelled`].
+    pub async fn fold(
+        &self,
+        chain: &[LayerFile],
+        base_node: &str,
+        top_node: &str,
+        control: &JobControl,
+    ) -> Result<CommitOutcome> {
+        let place = |name: &str| {
+            let found = chain.iter().position(|layer| layer.node_name == name);
+            found.ok_or_else(|| Error::not_found(format!("layer `{name}`")))
+        };
+        let (base, top) = (place(base_node)?, place(top_node)?);
+        if top <= base {
+            return Err(Error::conflict(format!(
+                "layer `{top_node}` does not lie above `{base_node}`"
+            )));
+        }
+        let (Some(base_layer), Some(top_layer)) = (chain.get(base), chain.get(top)) else {
+            return Err(Error::not_found("the layers"));
+        };
+        let above = chain.get(top + 1);
+        if let Some(above) = above
+            && self.recorded_beneath(above).await? == canonical(&base_layer.path)?
+        {
+            return Ok(CommitOutcome::AlreadyDone);
+        }
+        // QEMU's tool follows the names in the files: make sure that they say what we mean.
+        let folded = chain.get(base..=top).unwrap_or_default();
+        for pair in folded.windows(2) {
+            if let [below, layer] = pair {
+                self.expect_beneath(layer, below).await?;
+            }
+        }
+        if let Some(above) = above {
+            self.expect_beneath(above, top_layer).await?;
+        }
+        self.cut_to_smallest(folded).await?;
+        self.commit_with_progress(&top_layer.path, &base_layer.path, control)
+            .await?;
+        if let Some(above) = above {
+            let name = relative_name(&above.path, &base_layer.path)?;
+            self.rebase_unsafe(&above.path, Some((&name, base_layer.format)))
+                .await?;
+        }
+        Ok(CommitOutcome::Committed)
+    }
+
+    /// A disk that had been made smaller for a while reads zero beyond; the base must not bring its old bytes back.
+    async fn cut_to_smallest(&self, folded: &[LayerFile]) -> Result<()> {
+        let Some((base, layers)) = folded.split_first() else {
+            return Ok(());
+        };
+        let size = self
+            .info_as(&base.path, Some(base.format), false)
+            .await?
+            .virtual_size;
+        let mut smallest = size;
+        for layer in layers {
+            smallest = smallest.min(
+                self.info_as(&layer.path, Some(layer.format), false)
+                    .await?
+                    .virtual_size,
+            );
+        }
+        if smallest < size {
+            self.resize(&base.path, base.format, smallest, true).await?;
+        }
+        Ok(())
+    }
+
+    async fn recorded_beneath(&self, layer: &LayerFile) -> Result<PathBuf> {
+        let info = self
+            .info_as(&layer.path, Some(ImageFormat::Qcow2), true)
+            .await?;
+        let name = info.backing.ok_or_else(|| {
+            Error::conflict(format!(
+                "{} records nothing beneath it",
+                layer.path.display()
+            ))
+        })?;
+        let dir = layer.path.parent().unwrap_or(Path::new("/"));
+        canonical(&dir.join(name))
+    }
+
+    async fn expect_beneath(&self, layer: &LayerFile, below: &LayerFile) -> Result<()> {
+        let recorded = self.recorded_beneath(layer).await?;
+        if recorded == canonical(&below.path)? {
+            return Ok(());
+        }
+        Err(Error::conflict(format!(
+            "{} records {} beneath it, not {}",
+            layer.path.display(),
+            recorded.display(),
+            below.path.display()
+        )))
+    }
+
+    async fn commit_with_progress(
+        &self,
+        top: &Path,
+        base: &Path,
+        control: &JobControl,
+    ) -> Result<()> {
+        let running = self.start_commit(top, base)?;
+        let total = std::fs::metadata(top)
+            .map_err(|source| Error::io("read", top, source))?
+            .len();
+        let finished = tokio::select! {
+            finished = watch(running, total, control) => finished?,
+            // Dropping the other branch kills the tool; the layers above still hold all data.
+            () = control.cancelled() => return Err(Error::Cancelled),
+        };
+        finished.successful().map(drop)
+    }
+}
+
+async fn watch(mut running: Running, total: u64, control: &JobControl) -> Result<Output> {
+    let mut chunk = [0_u8; 256];
+    let mut text = String::new();
+    control.report(Progress { done: 0, total });
+    while let Some(stdout) = running.stdout() {
+        let count = stdout.read(&mut chunk).await.unwrap_or(0);
+        if count == 0 {
+            break;
+        }
+        text.push_str(&String::from_utf8_lossy(
+            chunk.get(..count).unwrap_or_default(),
+        ));
+        if let Some(percent) = last_percent(&text) {
+            let done = (total as f64 * percent / 100.0) as u64;
+            control.report(Progress {
+                done: done.min(total),
+                total,
+            });
+        }
+        // Only the newest figure matters.
+        if let Some(at) = text.rfind('\r') {
+            text.drain(..at);
+        }
+    }
+    let output = running.finish().await?;
+    control.report(Progress { done: total, total });
+    Ok(output)
+}
+
+/// The tool prints `    (12.34/100%)\r`.
+fn last_percent(text: &str) -> Option<f64> {
+    let end = text.rfind("/100%")?;
+    let before = text.get(..end)?;
+    before.get(before.rfind('(')? + 1..)?.trim().parse().ok()
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize()
+        .map_err(|source| Error::io("find", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::NewImage;
+
+    const MIB: u64 = 1 << 20;
+
+    struct Chain {
+        dir: tempfile::TempDir,
+        images: ImageTool,
+        layers: Vec<LayerFile>,
+    }
+
+    impl Chain {
+        async fn new(sizes: &[u64]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let images = ImageTool::default();
+            let mut layers: Vec<LayerFile> = Vec::new();
+            for (depth, size) in sizes.iter().enumerate() {
+                let format = if depth == 0 {
+                    ImageFormat::Raw
+                } else {
+                    ImageFormat::Qcow2
+                };
+                let layer = LayerFile::new(
+                    format!("l{depth}"),
+                    dir.path().join(format!("l{depth}.img")),
+                    format,
+                );
+                let image = match layers.last() {
+                    None => NewImage::new(&layer.path, format, *size),
+                    Some(below) => {
+                        let name = relative_name(&layer.path, &below.path).unwrap();
+                        NewImage::overlay(&layer.path, name, below.format, *size)
+                    }
+                };
+                images.create(&image).await.unwrap();
+                layers.push(layer);
+            }
+            Self {
+                dir,
+                images,
+                layers,
+            }
+        }
+
+        fn write(&self, layer: usize, byte: u8, offset: u64, length: u64) {
+            let layer = &self.layers[layer];
+            let done = std::process::Command::new("qemu-io")
+                .args([
+                    "-f",
+                    layer.format.as_str(),
+                    "-c",
+                    &format!("write -P {byte} {offset} {length}"),
+                ])
+                .arg(&layer.path)
+                .output()
+                .unwrap();
+            assert!(
+                done.status.success(),
+                "{}",
+                String::from_utf8_lossy(&done.stdout)
+            );
+        }
+
+        async fn contents(&self, layer: usize) -> Vec<u8> {
+            let layer = &self.layers[layer];
+            let raw = self.dir.path().join("contents");
+            let to = (raw.as_path(), ImageFormat::Raw);
+            self.images
+                .convert(
+                    (&layer.path, layer.format),
+                    to,
+                    &crate::image::ConvertOptions::default(),
+                )
+                .await
+                .unwrap();
+            let bytes = std::fs::read(&raw).unwrap();
+            std::fs::remove_file(raw).unwrap();
+            bytes
+        }
+
+        async fn fold(&self, base: &str, top: &str) -> Result<CommitOutcome> {
+            self.images
+                .fold(&self.layers, base, top, &JobControl::new())
+                .await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_middle_layer_folds_and_the_one_above_reads_the_same() {
+        let chain = Chain::new(&[MIB, MIB, MIB]).await;
+        chain.write(0, 1, 0, MIB);
+        chain.write(1, 2, 4096, 4096);
+        chain.write(2, 3, 65536, 512);
+        let (point, disk) = (chain.contents(1).await, chain.contents(2).await);
+        assert_eq!(
+            chain.fold("l0", "l1").await.unwrap(),
+            CommitOutcome::Committed
+        );
+        std::fs::rename(&chain.layers[1].path, chain.dir.path().join("gone")).unwrap();
+        assert!(chain.contents(0).await == point);
+        assert!(chain.contents(2).await == disk);
+        let info = chain
+            .images
+            .info(&chain.layers[2].path, false)
+            .await
+            .unwrap();
+        assert_eq!(
+            (info.backing.as_deref(), info.backing_format.as_deref()),
+            (Some("l0.img"), Some("raw"))
+        );
+        assert_eq!(
+            chain.fold("l0", "l1").await.unwrap(),
+            CommitOutcome::AlreadyDone
+        );
+    }
+
+    #[tokio::test]
+    async fn several_layers_fold_at_once_into_a_base_that_grows() {
+        let chain = Chain::new(&[MIB, MIB, 2 * MIB]).await;
+        chain.write(1, 2, 0, 4096);
+        chain.write(2, 3, MIB + 512, 512);
+        let disk = chain.contents(2).await;
+        chain.fold("l0", "l2").await.unwrap();
+        assert!(chain.contents(0).await == disk);
+    }
+
+    #[tokio::test]
+    async fn bytes_cut_off_by_a_smaller_layer_do_not_come_back() {
+        let chain = Chain::new(&[2 * MIB, MIB, 2 * MIB]).await;
+        chain.write(0, 1, 0, 2 * MIB);
+        let disk = chain.contents(2).await;
+        assert!(disk[MIB as usize..].iter().all(|&byte| byte == 0));
+        chain.fold("l0", "l1").await.unwrap();
+        assert!(chain.contents(2).await == disk);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_records_another_neighbour_is_not_followed() {
+        let mut chain = Chain::new(&[MIB, MIB]).await;
+        let stranger = LayerFile::new("s", chain.dir.path().join("stranger"), ImageFormat::Raw);
+        chain
+            .images
+            .create(&NewImage::new(&stranger.path, ImageFormat::Raw, MIB))
+            .await
+            .unwrap();
+        chain.layers[0] = stranger;
+        let error = chain.fold("s", "l1").await.unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Conflict, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_fold_can_be_done_again() {
+        let chain = Chain::new(&[MIB, MIB]).await;
+        chain.write(1, 2, 0, 4096);
+        let disk = chain.contents(1).await;
+        let control = JobControl::new();
+        control.cancel();
+        let error = chain.images.fold(&chain.layers, "l0", "l1", &control).await;
+        // It may have been done before the cancel was seen; either way the disk reads the same.
+        assert!(matches!(
+            error,
+            Err(Error::Cancelled) | Ok(CommitOutcome::Committed)
+        ));
+        assert!(chain.contents(1).await == disk);
+        chain.fold("l0", "l1").await.unwrap();
+        assert!(chain.contents(0).await == disk);
+    }
+
+    #[test]
+    fn progress_is_read_from_the_tool() {
+        assert_eq!(
+            last_percent("    (0.00/100%)\r    (12.50/100%)\r"),
+            Some(12.5)
+        );
+        assert_eq!(last_percent("nothing"), None);
+    }
+}

@@ -11,7 +11,7 @@ use crate::nbd::NbdError;
 use crate::qcow2::FormatError;
 
 /// What every fallible function here returns.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation on disks failed.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +90,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// An export directory without a manifest.
+    #[error("{} has no manifest: the export in it is unfinished", path.display())]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The caller cancelled.
     #[error("the operation was cancelled")]
     Cancelled,
@@ -118,6 +124,8 @@ pub enum ErrorKind {
     Protocol,
     /// The request contradicts itself.
     Invalid,
+    /// An export that was never finished.
+    Unfinished,
     /// Cancelled by the caller.
     Cancelled,
 }
@@ -163,6 +171,7 @@ impl Error {
             | Self::Manifest { .. } => ErrorKind::Damaged,
             Self::Nbd { .. } => ErrorKind::Protocol,
             Self::OutOfRange { .. } | Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::Unfinished { .. } => ErrorKind::Unfinished,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }

@@ -5,7 +5,7 @@
 //! is its [`ChangeMap`]; the union of maps between two points is the difference of the disk between them. An export copies a
 //! [`Source`] (a chain, or an NBD export for what is not frozen) into a qcow2 image of its own, with the BLAKE3 hash of every 64 KiB
 //! block in a block list beside it; a [`Manifest`](manifest::Manifest) ties the files of one point together, and
-//! [`verify`] proves them.
+//! [`verify`](verify::verify) proves them.
 //!
 //! ```text
 //!   qcow2 ┐                       ┌ zero test, BLAKE3 ┐          ┌ writer  (image: data, tables, header last)
@@ -34,12 +34,16 @@ pub mod blocks;
 mod cancel;
 mod error;
 pub mod export;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod manifest;
 mod map;
 pub mod nbd;
 mod ordered;
 pub mod qcow2;
 mod source;
+pub mod target;
+pub mod verify;
 pub mod writer;
 mod zero;
 
@@ -47,7 +51,9 @@ pub use cancel::CancelFlag;
 pub use error::{Error, ErrorKind, Result};
 pub use export::{DiskReport, ExportPlan, Progress, export_disk, flatten};
 pub use map::{ChangeMap, MapError, Page};
+pub use nbd::{NbdAddress, NbdClient, NbdSource};
 pub use qcow2::Qcow2Layer;
 pub use source::{Chain, LayerFormat, LayerSpec, RawLayer, Source, SourceExtent};
+pub use verify::verify;
 pub use writer::Backing;
 pub use zero::{BLOCK_SIZE, block_count, block_len, is_zero, zero_hash};

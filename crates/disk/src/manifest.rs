@@ -1,13 +1,674 @@
-//! M.
-/// x
+//! `manifest.json`: what an export directory holds, and what it must hash to.
+//!
+//! Written last; a directory without it is unfinished. JSON, so that it can be read without kvmms; read strictly: unknown fields,
+//! paths that leave the directory, and contradictions are errors. The hash of every block is in the block list beside each image
+//! ([`crate::blocks`]), whose own hash stands here.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Component, Path};
+use std::str::FromStr;
+
+use blake3::Hash;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::AtomicFile;
+use crate::error::{Error, Result};
+use crate::export::DiskReport;
+use crate::zero::BLOCK_SIZE;
+
+/// Name of the file in the export's directory.
+pub const MANIFEST_NAME: &str = "manifest.json";
+/// Value of [`Manifest::format`].
+pub const FORMAT: &str = "kvmms-export";
+/// The version written and read here.
+pub const VERSION: u32 = 1;
+/// Largest manifest that is read.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Why bytes are not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// x
-    #[error("x")]
-    X,
+    /// Not JSON, a field missing, of the wrong type, or unknown.
+    #[error("it is not well formed")]
+    Json(#[source] serde_json::Error),
+    /// Another kind of file.
+    #[error("it is of the kind {0:?}, not an export of kvmms")]
+    Format(String),
+    /// A later version of the format.
+    #[error("it has version {0}, only {VERSION} is known")]
+    Version(u32),
+    /// Larger than any manifest.
+    #[error("it is larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    /// Fields that contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
 }
+
 impl ManifestError {
     pub(crate) fn is_unsupported(&self) -> bool {
-        false
+        matches!(self, Self::Version(_))
+    }
+}
+
+/// A path inside an export directory: relative, of plain components.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RelativePath(String);
+
+impl RelativePath {
+    /// Checks a path.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an absolute one, one with `.`, `..` or empty components, a backslash or a zero byte.
+    pub fn new(path: impl Into<String>) -> Result<Self> {
+        let path = path.into();
+        let plain = !path.is_empty()
+            && path.len() <= 4096
+            && !path.contains(['\\', '\0'])
+            && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+            && Path::new(&path)
+                .components()
+                .all(|c| matches!(c, Component::Normal(_)));
+        if plain {
+            Ok(Self(path))
+        } else {
+            Err(Error::invalid(format!(
+                "{path:?} is not a plain relative path"
+            )))
+        }
+    }
+
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RelativePath {
+    type Error = Error;
+    fn try_from(path: String) -> Result<Self> {
+        Self::new(path)
+    }
+}
+
+impl From<RelativePath> for String {
+    fn from(path: RelativePath) -> Self {
+        path.0
+    }
+}
+
+impl AsRef<Path> for RelativePath {
+    fn as_ref(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+/// A BLAKE3 hash, in JSON as 64 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HexHash(pub Hash);
+
+impl TryFrom<String> for HexHash {
+    type Error = blake3::HexError;
+    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
+        Hash::from_str(&text).map(Self)
+    }
+}
+
+impl From<HexHash> for String {
+    fn from(hash: HexHash) -> Self {
+        hash.0.to_hex().to_string()
+    }
+}
+
+/// The manifest of one exported point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// Always [`VERSION`].
+    pub version: u32,
+    /// The program that wrote it, with its version.
+    pub producer: String,
+    /// The machine.
+    pub machine: MachineIdentity,
+    /// The point.
+    pub point: PointIdentity,
+    /// Other files of the export: configuration, runtime state, guest state.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PlainFile>,
+    /// The disks.
+    pub disks: Vec<DiskEntry>,
+    /// Decisions taken on the caller's behalf, with their reasons.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<Decision>,
+}
+
+/// Which machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineIdentity {
+    /// Identifier (a GUID).
+    pub id: String,
+    /// Name at the instant of the export.
+    pub name: String,
+}
+
+/// How far the guest took part in making the point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// The guest's agent froze its file systems.
+    Application,
+    /// As after a power cut.
+    Crash,
+}
+
+/// The two kinds of reference point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PointType {
+    /// Log-based.
+    #[serde(rename = "log-based")]
+    LogBased,
+    /// Based on resilient change tracking.
+    #[serde(rename = "rct-based")]
+    RctBased,
+}
+
+/// Which point, and which base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointIdentity {
+    /// Identifier of the point.
+    pub id: String,
+    /// The instant the disks are of, RFC 3339 in UTC (`2026-01-02T03:04:05.678Z`).
+    pub instant: String,
+    /// Consistency reached.
+    pub consistency: Consistency,
+    /// Kind of point.
+    #[serde(rename = "type")]
+    pub kind: PointType,
+    /// For a differential export: the point it stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_id: Option<String>,
+    /// For a differential export: the hash of the base's `manifest.json`, where it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_manifest: Option<HexHash>,
+}
+
+/// A file that is no disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlainFile {
+    /// What it is: `configuration`, `runtime-state`, `guest-state`.
+    pub role: String,
+    /// The file.
+    pub path: RelativePath,
+    /// Its length.
+    pub bytes: u64,
+    /// Its hash.
+    pub blake3: HexHash,
+}
+
+/// Format of an exported image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// qcow2.
+    Qcow2,
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskEntry {
+    /// Identifier of the disk in its machine; the same through all exports of a chain.
+    pub instance_id: String,
+    /// The image.
+    pub file: RelativePath,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Its length in bytes.
+    pub file_bytes: u64,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// For a differential image: the name of the base image's file, without directories. Its directory is that of the base's
+    /// manifest; the image itself names it relative to its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_file: Option<RelativePath>,
+    /// Ranges of data in the image.
+    pub extents: u64,
+    /// Blocks the image holds as data.
+    pub data_blocks: u64,
+    /// Exported blocks that are zero.
+    pub zero_blocks: u64,
+    /// Size of a hashed block; always [`BLOCK_SIZE`].
+    pub block_size: u64,
+    /// The block list.
+    pub block_list: BlockListEntry,
+    /// BLAKE3 over the hashes of all blocks of the whole disk. May be absent in a differential export only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<HexHash>,
+}
+
+impl DiskEntry {
+    /// The entry of a disk that was just exported. `file` and `list` are relative to the export's directory; `base_file` is the plain
+    /// name of the base image.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the report is of an export without a block list.
+    pub fn of(
+        instance_id: impl Into<String>,
+        file: RelativePath,
+        list: RelativePath,
+        base_file: Option<RelativePath>,
+        report: &DiskReport,
+    ) -> Result<Self> {
+        let info = report.block_list.as_ref();
+        let info =
+            info.ok_or_else(|| Error::invalid("a manifest needs the block list of the disk"))?;
+        Ok(Self {
+            instance_id: instance_id.into(),
+            file,
+            format: ImageFormat::Qcow2,
+            file_bytes: report.bytes_written,
+            virtual_size: report.virtual_size,
+            base_file,
+            extents: report.extents,
+            data_blocks: report.data_blocks,
+            zero_blocks: report.zero_blocks,
+            block_size: BLOCK_SIZE,
+            block_list: BlockListEntry {
+                file: list,
+                bytes: info.bytes,
+                blocks: info.blocks,
+                blake3: HexHash(info.hash),
+            },
+            digest: report.digest.map(HexHash),
+        })
+    }
+}
+
+/// The block list of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockListEntry {
+    /// The file.
+    pub file: RelativePath,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Blocks listed.
+    pub blocks: u64,
+    /// Its hash.
+    pub blake3: HexHash,
+}
+
+/// Something decided on the caller's behalf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    /// The disk it concerns; none for the whole export.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// What was done instead of what was asked for.
+    pub decision: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Manifest {
+    /// A manifest without disks.
+    #[must_use]
+    pub fn new(
+        producer: impl Into<String>,
+        machine: MachineIdentity,
+        point: PointIdentity,
+    ) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            producer: producer.into(),
+            machine,
+            point,
+            files: Vec::new(),
+            disks: Vec::new(),
+            decisions: Vec::new(),
+        }
+    }
+
+    /// Reads a manifest from its bytes.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub fn decode(bytes: &[u8]) -> std::result::Result<Self, ManifestError> {
+        /// What is asked before the rest is believed.
+        #[derive(Deserialize)]
+        struct Kind {
+            format: String,
+            version: u32,
+        }
+        let kind: Kind = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        if kind.format != FORMAT {
+            return Err(ManifestError::Format(kind.format));
+        }
+        if kind.version != VERSION {
+            return Err(ManifestError::Version(kind.version));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// [`ManifestError::Contradiction`] for one that [`Manifest::decode`] would refuse.
+    pub fn encode(&self) -> std::result::Result<Vec<u8>, ManifestError> {
+        self.check()?;
+        let mut bytes = serde_json::to_vec_pretty(self).map_err(ManifestError::Json)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    fn check(&self) -> std::result::Result<(), ManifestError> {
+        let no = |text: String| Err(ManifestError::Contradiction(text));
+        if self.machine.id.is_empty() || self.point.id.is_empty() {
+            return no("machine and point need an identifier".into());
+        }
+        if !is_instant(&self.point.instant) {
+            return no(format!("{:?} is not an instant in UTC", self.point.instant));
+        }
+        if self.point.base_manifest.is_some() && self.point.base_id.is_none() {
+            return no("there is the hash of a base's manifest, but no base".into());
+        }
+        let (mut ids, mut paths) = (HashSet::new(), HashSet::new());
+        let files = self.files.iter().map(|f| &f.path);
+        let images = self
+            .disks
+            .iter()
+            .flat_map(|d| [&d.file, &d.block_list.file]);
+        for path in files.chain(images) {
+            if !paths.insert(path) || path.as_str() == MANIFEST_NAME {
+                return no(format!("the file {:?} is named twice", path.as_str()));
+            }
+        }
+        for disk in &self.disks {
+            let id = &disk.instance_id;
+            if id.is_empty() || !ids.insert(id) {
+                return no(format!("the disk {id:?} has no identifier of its own"));
+            }
+            if disk.block_size != BLOCK_SIZE {
+                return no(format!(
+                    "the disk {id:?} has blocks of {} bytes",
+                    disk.block_size
+                ));
+            }
+            match &disk.base_file {
+                Some(_) if self.point.base_id.is_none() => {
+                    return no(format!("the disk {id:?} has a base, its point has none"));
+                }
+                Some(base) if base.as_str().contains('/') => {
+                    return no(format!(
+                        "the base of the disk {id:?} is not a plain file name"
+                    ));
+                }
+                None if disk.digest.is_none() => {
+                    return no(format!("the full disk {id:?} has no digest"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `manifest.json` into a directory, atomically; returns the hash of the file. To be called last.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when there is one already; [`Error::Manifest`] for contradictions.
+    pub fn save(&self, dir: &Path) -> Result<Hash> {
+        let path = dir.join(MANIFEST_NAME);
+        let bytes = self.encode().map_err(|source| Error::Manifest {
+            path: path.clone(),
+            source,
+        })?;
+        let file = AtomicFile::create(&path)?;
+        let mut handle = file.file();
+        handle
+            .write_all(&bytes)
+            .map_err(|e| Error::io("write", file.path(), e))?;
+        file.commit()?;
+        Ok(blake3::hash(&bytes))
+    }
+
+    /// Reads the manifest of a directory, and its hash.
+    ///
+    /// # Errors
+    /// [`Error::Unfinished`] when there is none, [`Error::Io`], [`Error::Manifest`].
+    pub fn load(dir: &Path) -> Result<(Self, Hash)> {
+        let path = dir.join(MANIFEST_NAME);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.is_dir() => {
+                return Err(Error::Unfinished {
+                    path: dir.to_owned(),
+                });
+            }
+            Err(e) => return Err(Error::io("open", &path, e)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io("read", &path, e))?;
+        let bad = |source| Error::Manifest {
+            path: path.clone(),
+            source,
+        };
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(bad(ManifestError::TooLarge));
+        }
+        Ok((Self::decode(&bytes).map_err(bad)?, blake3::hash(&bytes)))
+    }
+}
+
+/// `YYYY-MM-DDTHH:MM:SS[.f]Z`, with fields in their ranges.
+fn is_instant(text: &str) -> bool {
+    let Some((seconds, fraction)) = text.strip_suffix('Z').and_then(|t| t.split_at_checked(19))
+    else {
+        return false;
+    };
+    let shape = seconds
+        .bytes()
+        .zip(b"dddd-dd-ddTdd:dd:dd")
+        .all(|(c, s)| match s {
+            b'd' => c.is_ascii_digit(),
+            s => c == *s,
+        });
+    let field = |at: usize| seconds.get(at..at + 2).and_then(|t| t.parse::<u32>().ok());
+    let within = [
+        (5, 1, 12),
+        (8, 1, 31),
+        (11, 0, 23),
+        (14, 0, 59),
+        (17, 0, 60),
+    ]
+    .into_iter()
+    .all(|(at, low, high)| field(at).is_some_and(|n| (low..=high).contains(&n)));
+    let fraction_fits = fraction.is_empty()
+        || fraction.strip_prefix('.').is_some_and(|digits| {
+            (1..=9).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit())
+        });
+    shape && within && fraction_fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> RelativePath {
+        RelativePath::new(text).unwrap()
+    }
+
+    fn sample() -> Manifest {
+        let mut manifest = Manifest::new(
+            "kvmms 0.1.0",
+            MachineIdentity {
+                id: "A".into(),
+                name: "vm \"1\"".into(),
+            },
+            PointIdentity {
+                id: "P".into(),
+                instant: "2026-11-20T19:00:00.123Z".into(),
+                consistency: Consistency::Crash,
+                kind: PointType::RctBased,
+                base_id: Some("O".into()),
+                base_manifest: Some(HexHash(blake3::hash(b"m"))),
+            },
+        );
+        manifest.disks.push(DiskEntry {
+            instance_id: "Microsoft:A\\D\\0".into(),
+            file: path("Virtual Hard Disks/d.qcow2"),
+            format: ImageFormat::Qcow2,
+            file_bytes: 1,
+            virtual_size: 2,
+            base_file: Some(path("b.qcow2")),
+            extents: 3,
+            data_blocks: 4,
+            zero_blocks: 5,
+            block_size: BLOCK_SIZE,
+            block_list: BlockListEntry {
+                file: path("Virtual Hard Disks/d.map"),
+                bytes: 6,
+                blocks: 7,
+                blake3: HexHash(blake3::hash(b"l")),
+            },
+            digest: None,
+        });
+        manifest.decisions.push(Decision {
+            disk: None,
+            decision: "full".into(),
+            reason: "why".into(),
+        });
+        manifest
+    }
+
+    #[test]
+    fn a_manifest_comes_back_as_it_was_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let hash = sample().save(dir.path()).unwrap();
+        assert_eq!(Manifest::load(dir.path()).unwrap(), (sample(), hash));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(
+            sample().save(dir.path()).is_err(),
+            "a manifest is never overwritten"
+        );
+    }
+
+    #[test]
+    fn a_directory_without_a_manifest_is_unfinished() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Manifest::load(dir.path()),
+            Err(Error::Unfinished { .. })
+        ));
+        assert!(matches!(
+            Manifest::load(&dir.path().join("none")),
+            Err(Error::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn paths_that_leave_the_directory_are_refused() {
+        for text in [
+            "",
+            "/etc/passwd",
+            "..",
+            "a/../b",
+            "./a",
+            "a//b",
+            "a/",
+            "a\\b",
+            "a\0b",
+        ] {
+            assert!(RelativePath::new(text).is_err(), "{text:?}");
+        }
+        assert_eq!(
+            path("Virtual Hard Disks/a.qcow2").as_str(),
+            "Virtual Hard Disks/a.qcow2"
+        );
+        let text = String::from_utf8(sample().encode().unwrap()).unwrap();
+        let bad = text.replace("Virtual Hard Disks/d.qcow2", "../d.qcow2");
+        assert!(matches!(
+            Manifest::decode(bad.as_bytes()),
+            Err(ManifestError::Json(_))
+        ));
+    }
+
+    #[test]
+    fn unknown_fields_kinds_and_versions_are_refused() {
+        let text = String::from_utf8(sample().encode().unwrap()).unwrap();
+        let change = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}");
+            Manifest::decode(text.replacen(from, to, 1).as_bytes()).unwrap_err()
+        };
+        assert!(matches!(
+            change("\"producer\"", "\"producers\""),
+            ManifestError::Json(_)
+        ));
+        assert!(matches!(
+            change("kvmms-export", "other"),
+            ManifestError::Format(_)
+        ));
+        assert!(matches!(
+            change("\"version\": 1", "\"version\": 2"),
+            ManifestError::Version(2)
+        ));
+        assert!(matches!(
+            change("rct-based", "magic"),
+            ManifestError::Json(_)
+        ));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let cases: [fn(&mut Manifest); 7] = [
+            |m| m.point.base_id = None,
+            |m| m.disks[0].base_file = None,
+            |m| m.disks[0].block_size = 4096,
+            |m| m.disks[0].block_list.file = m.disks[0].file.clone(),
+            |m| m.disks.push(m.disks[0].clone()),
+            |m| m.point.instant = "yesterday".into(),
+            |m| m.disks[0].base_file = Some(RelativePath("a/b".into())),
+        ];
+        for (n, edit) in cases.into_iter().enumerate() {
+            let mut manifest = sample();
+            edit(&mut manifest);
+            assert!(
+                matches!(manifest.encode(), Err(ManifestError::Contradiction(_))),
+                "{n}"
+            );
+        }
+    }
+
+    #[test]
+    fn instants_are_checked_field_by_field() {
+        for good in ["2026-11-20T19:00:00Z", "2026-01-31T23:59:60.5Z"] {
+            assert!(is_instant(good), "{good}");
+        }
+        for bad in [
+            "2026-13-20T19:00:00Z",
+            "2026-11-20T24:00:00Z",
+            "2026-11-20 19:00:00Z",
+            "2026-11-20T19:00:00+01:00",
+            "2026-11-20T19:00:00.Z",
+            "2026-11-20T19:00:00",
+            "é026-11-20T19:00:00Z",
+        ] {
+            assert!(!is_instant(bad), "{bad}");
+        }
     }
 }

@@ -263,7 +263,7 @@ impl Mapping<'_> {
                 self.tables.index = index;
             }
             let word = match state {
-                BlockState::Data(cluster) => (cluster + step) * BLOCK_SIZE | COPIED,
+                BlockState::Data(cluster) => ((cluster + step) * BLOCK_SIZE) | COPIED,
                 BlockState::Zero => ZERO,
             };
             if let Some(entry) = self.tables.table.get_mut((block % L2_ENTRIES) as usize) {
@@ -294,7 +294,7 @@ impl Tables {
             let cluster = area.reserve(1);
             area.write(cluster, &be_bytes(&self.table))?;
             if let Some(entry) = self.l1.get_mut(self.index) {
-                *entry = cluster * BLOCK_SIZE | COPIED;
+                *entry = (cluster * BLOCK_SIZE) | COPIED;
             }
             self.table.fill(0);
             self.used = false;

@@ -68,7 +68,8 @@ impl ChangeMap {
             .first()
             .map_or(range.start, |r| r.start.min(range.start));
         let end = touched.last().map_or(range.end, |r| r.end.max(range.end));
-        self.ranges.splice(first..after, [start..end]);
+        self.ranges
+            .splice(first..after, std::iter::once(start..end));
     }
 
     /// The bytes in either map.

@@ -434,7 +434,7 @@ impl Walk<'_> {
                 kind: ExtentKind::Unallocated,
             });
         }
-        if table % cluster_size != 0 {
+        if !table.is_multiple_of(cluster_size) {
             return Err(bad("an L2 table that is not aligned to clusters"));
         }
         let in_table = (self.at % table_span) / cluster_size * entry_size;

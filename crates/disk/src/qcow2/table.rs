@@ -56,7 +56,7 @@ impl Entry {
             return Ok((self.compressed(header), rest));
         }
         let host = self.word & OFFSET_MASK;
-        if host % cluster_size != 0 {
+        if !host.is_multiple_of(cluster_size) {
             return Err(bad("a host offset that is no multiple of the cluster size"));
         }
         let has_host = host != 0 || (header.data_file.is_some() && self.word & COPIED != 0);

@@ -63,7 +63,7 @@ impl LayerSpec {
 
 #[derive(Debug)]
 enum Layer {
-    Qcow2(Qcow2Layer),
+    Qcow2(Box<Qcow2Layer>),
     Raw(RawLayer),
 }
 
@@ -112,10 +112,10 @@ impl Chain {
         let mut layers = Vec::with_capacity(specs.len());
         for spec in specs {
             layers.push(match spec.format {
-                LayerFormat::Qcow2 => Layer::Qcow2(Qcow2Layer::open_with_data_file(
+                LayerFormat::Qcow2 => Layer::Qcow2(Box::new(Qcow2Layer::open_with_data_file(
                     &spec.path,
                     spec.data_file.as_deref(),
-                )?),
+                )?)),
                 LayerFormat::Raw => Layer::Raw(RawLayer::open(&spec.path)?),
             });
         }

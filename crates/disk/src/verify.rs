@@ -1,0 +1,491 @@
+//! Proving exports against their manifests.
+//!
+//! A chain of export directories, base first, is proven level by level: each block a level lists is read through the images up to
+//! that level and held against its hash; an image must hold nothing its list does not speak of; and the lists laid over each other must
+//! give the digest of the whole disk. So every point of the chain is proven, while each image is read once.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use blake3::Hash;
+
+use crate::blocks::{BlockHash, BlockListReader, BlockRun, Merged, check_block_list};
+use crate::cancel::CancelFlag;
+use crate::error::{Error, Result};
+use crate::export::{Copy, Progress, Run, default_threads};
+use crate::manifest::{DiskEntry, Manifest, RelativePath};
+use crate::map::ChangeMap;
+use crate::qcow2::Qcow2Layer;
+use crate::source::{Chain, LayerSpec};
+use crate::zero::{BLOCK_SIZE, block_len};
+
+/// One export directory with its manifest.
+#[derive(Debug, Clone)]
+pub struct Export {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// The hash of the manifest's file.
+    pub hash: Hash,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The first block whose content is not what was exported.
+    #[error(
+        "block {block} (byte {offset} of the disk) does not have the content that was exported"
+    )]
+    Block {
+        /// Its number.
+        block: u64,
+        /// Its first byte on the disk.
+        offset: u64,
+    },
+    /// The image holds something at a block the list does not speak of.
+    #[error("the image changes byte {offset} of the disk, which its block list does not name")]
+    Unlisted {
+        /// First such byte.
+        offset: u64,
+    },
+    /// A file has another length than the manifest says.
+    #[error("{} has {found} bytes, its manifest says {expected}", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Length in the manifest.
+        expected: u64,
+        /// Length found.
+        found: u64,
+    },
+    /// A file does not have the hash the manifest gives.
+    #[error("{} does not have the hash its manifest gives", path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The image has another size than the manifest says, or its list speaks of another disk.
+    #[error("image, block list and manifest disagree about the size of the disk")]
+    Size,
+    /// The lists do not give the digest of the disk.
+    #[error("the block lists do not give the digest of the disk")]
+    Digest,
+    /// The base image is named differently by manifest and image.
+    #[error("the image names {found:?} as its base, the manifest {expected:?}")]
+    Base {
+        /// File name in the manifest.
+        expected: String,
+        /// Name in the image.
+        found: String,
+    },
+    /// A file is missing, unreadable or damaged.
+    #[error("it cannot be read")]
+    Unreadable(#[source] Error),
+}
+
+/// The verdict on one disk (or plain file) of one export.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Identifier of the point.
+    pub point: String,
+    /// Identifier of the disk, or the path of a plain file.
+    pub what: String,
+    /// Blocks proven.
+    pub blocks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is wrong; none: it is exactly what was exported.
+    pub problem: Option<Problem>,
+}
+
+/// Reads the manifests of a chain, base FIRST, and checks that they belong together.
+///
+/// # Errors
+/// [`Error::Unfinished`], [`Error::Manifest`], [`Error::Io`] from reading; [`Error::Invalid`] for an empty list, or exports that do
+/// not stand on each other.
+pub fn open_exports(dirs: &[PathBuf]) -> Result<Vec<Export>> {
+    let mut chain: Vec<Export> = Vec::with_capacity(dirs.len());
+    for dir in dirs {
+        let (manifest, hash) = Manifest::load(dir)?;
+        let shown = dir.display();
+        match (chain.last(), &manifest.point.base_id) {
+            (None, None) => {}
+            (None, Some(base)) => {
+                return Err(Error::invalid(format!(
+                    "the export in {shown} stands on point {base}, whose export was not given"
+                )));
+            }
+            (Some(below), base) => {
+                let below_id = &below.manifest.point.id;
+                if base.as_ref() != Some(below_id) {
+                    return Err(Error::invalid(format!(
+                        "the export in {shown} does not stand on point {below_id}"
+                    )));
+                }
+                if below.manifest.machine.id != manifest.machine.id {
+                    return Err(Error::invalid(format!(
+                        "the export in {shown} is of another machine than its base"
+                    )));
+                }
+                if manifest
+                    .point
+                    .base_manifest
+                    .is_some_and(|h| h.0 != below.hash)
+                {
+                    return Err(Error::invalid(format!(
+                        "the export in {shown} was made over another export of point {below_id}"
+                    )));
+                }
+            }
+        }
+        chain.push(Export {
+            dir: dir.clone(),
+            manifest,
+            hash,
+        });
+    }
+    if chain.is_empty() {
+        return Err(Error::invalid("no export directory was given"));
+    }
+    Ok(chain)
+}
+
+/// A file of an export; links that lead out of its directory are refused.
+fn inside(dir: &Path, file: &RelativePath) -> Result<PathBuf> {
+    let path = dir.join(file);
+    let canonical = |p: &Path| fs::canonicalize(p).map_err(|e| Error::io("open", p, e));
+    if canonical(&path)?.starts_with(canonical(dir)?) {
+        Ok(path)
+    } else {
+        Err(Error::invalid(format!(
+            "{} leads out of its export",
+            path.display()
+        )))
+    }
+}
+
+/// The files that make up one disk at the last point of a chain, base FIRST.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFiles {
+    /// The images, for [`Chain::open`].
+    pub layers: Vec<LayerSpec>,
+    /// The block lists, for [`Merged::open`] or the next export's base lists.
+    pub lists: Vec<PathBuf>,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+}
+
+/// Finds the files of a disk in a chain of exports (as [`open_exports`] gives it), back to its last full image.
+///
+/// # Errors
+/// [`Error::Invalid`] when an export of the chain lacks the disk or a file leads out of its directory; [`Error::Io`].
+pub fn disk_files(chain: &[Export], instance_id: &str) -> Result<DiskFiles> {
+    let mut files = DiskFiles {
+        layers: Vec::new(),
+        lists: Vec::new(),
+        virtual_size: 0,
+    };
+    for export in chain.iter().rev() {
+        let entry = export
+            .manifest
+            .disks
+            .iter()
+            .find(|d| d.instance_id == instance_id);
+        let entry = entry.ok_or_else(|| {
+            Error::invalid(format!(
+                "the export in {} does not hold the disk {instance_id}",
+                export.dir.display()
+            ))
+        })?;
+        if files.layers.is_empty() {
+            files.virtual_size = entry.virtual_size;
+        }
+        files
+            .layers
+            .insert(0, LayerSpec::qcow2(inside(&export.dir, &entry.file)?));
+        files
+            .lists
+            .insert(0, inside(&export.dir, &entry.block_list.file)?);
+        if entry.base_file.is_none() {
+            return Ok(files);
+        }
+    }
+    Err(Error::invalid(format!(
+        "no full export of the disk {instance_id} was given"
+    )))
+}
+
+/// Proves a chain of export directories, base FIRST: every disk and every plain file of each of them. One verdict for each; those
+/// with a problem do not stop the others.
+///
+/// # Errors
+/// [`Error::Cancelled`], and those of [`open_exports`].
+pub fn verify(
+    dirs: &[PathBuf],
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &CancelFlag,
+) -> Result<Vec<Verdict>> {
+    let chain = open_exports(dirs)?;
+    let entries = chain.iter().flat_map(|e| &e.manifest.disks);
+    let total = entries
+        .map(|d| d.block_list.blocks.saturating_mul(BLOCK_SIZE))
+        .sum();
+    let mut before = 0u64;
+    let mut verdicts = Vec::new();
+    for (level, export) in chain.iter().enumerate() {
+        let verdict = |what: &str, result: Result<(u64, u64), Broken>| {
+            let ((blocks, bytes), problem) = match result {
+                Ok(numbers) => (numbers, None),
+                Err(Broken::Told(problem)) => ((0, 0), Some(problem)),
+                Err(Broken::Failed(Error::Cancelled)) => return Err(Error::Cancelled),
+                Err(Broken::Failed(error)) => ((0, 0), Some(Problem::Unreadable(error))),
+            };
+            let point = export.manifest.point.id.clone();
+            Ok(Verdict {
+                point,
+                what: what.to_owned(),
+                blocks,
+                bytes,
+                problem,
+            })
+        };
+        for file in &export.manifest.files {
+            cancel.check()?;
+            let result = check_plain(&export.dir, &file.path, file.bytes, file.blake3.0);
+            verdicts.push(verdict(file.path.as_str(), result)?);
+        }
+        for disk in &export.manifest.disks {
+            let told = |p: Progress| {
+                progress(Progress {
+                    done: before + p.done,
+                    total,
+                    written: 0,
+                })
+            };
+            let levels = chain.get(..=level).unwrap_or_default();
+            let result = check_disk(levels, &export.dir, disk, &told, cancel);
+            verdicts.push(verdict(&disk.instance_id, result)?);
+            before += disk.block_list.blocks.saturating_mul(BLOCK_SIZE);
+            progress(Progress {
+                done: before.min(total),
+                total,
+                written: 0,
+            });
+        }
+    }
+    Ok(verdicts)
+}
+
+/// A problem that was found, or something that kept us from looking.
+enum Broken {
+    Told(Problem),
+    Failed(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Problem> for Broken {
+    fn from(problem: Problem) -> Self {
+        Self::Told(problem)
+    }
+}
+
+fn check_length(path: &Path, expected: u64) -> Result<(), Broken> {
+    let found = fs::metadata(path)
+        .map_err(|e| Error::io("open", path, e))?
+        .len();
+    if found == expected {
+        return Ok(());
+    }
+    Err(Problem::Length {
+        path: path.to_owned(),
+        expected,
+        found,
+    }
+    .into())
+}
+
+fn check_plain(
+    dir: &Path,
+    file: &RelativePath,
+    bytes: u64,
+    hash: Hash,
+) -> Result<(u64, u64), Broken> {
+    let path = inside(dir, file)?;
+    check_length(&path, bytes)?;
+    let handle = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update_reader(handle)
+        .map_err(|e| Error::io("read", &path, e))?;
+    if hasher.finalize() != hash {
+        return Err(Problem::Hash { path }.into());
+    }
+    Ok((0, bytes))
+}
+
+fn check_disk(
+    levels: &[Export],
+    dir: &Path,
+    disk: &DiskEntry,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &CancelFlag,
+) -> Result<(u64, u64), Broken> {
+    let files = disk_files(levels, &disk.instance_id)?;
+    let image = inside(dir, &disk.file)?;
+    let list = inside(dir, &disk.block_list.file)?;
+    check_length(&image, disk.file_bytes)?;
+    check_length(&list, disk.block_list.bytes)?;
+    if check_block_list(&list)? != (disk.block_list.blake3.0, disk.block_list.blocks) {
+        return Err(Problem::Hash { path: list }.into());
+    }
+
+    let listed = listed_blocks(&list)?;
+    let layer = Qcow2Layer::open(&image)?;
+    let size = BlockListReader::open(&list)?.disk_size();
+    if [layer.virtual_size(), size] != [disk.virtual_size; 2] {
+        return Err(Problem::Size.into());
+    }
+    check_base(&layer, disk)?;
+    let whole = disk.base_file.is_none();
+    if whole && listed != ChangeMap::of(0..size) {
+        return Err(Problem::Size.into());
+    }
+    let holds = layer.allocation()?.clip(size);
+    if let Some(first) = first_outside(&holds, &listed) {
+        return Err(Problem::Unlisted { offset: first }.into());
+    }
+    drop(layer);
+
+    let source = Chain::open(&files.layers)?;
+    let mut expected = Expected {
+        reader: BlockListReader::open(&list)?,
+        run: None,
+    };
+    let mut bad = None;
+    let copy = Copy {
+        source: &source,
+        changes: Some(&listed),
+        threads: default_threads(),
+        progress,
+        cancel,
+        gather: true,
+    };
+    let result = copy.run(&|_, _| Ok(0), &mut |run| {
+        bad = expected.first_difference(run, size)?;
+        // Any error ends the reading; which one it was is in `bad`.
+        if bad.is_some() {
+            Err(Error::invalid("a block differs"))
+        } else {
+            Ok(())
+        }
+    });
+    if let Some(block) = bad {
+        return Err(Problem::Block {
+            block,
+            offset: block * BLOCK_SIZE,
+        }
+        .into());
+    }
+    let copied = result?;
+    if let Some(digest) = disk.digest
+        && Merged::open(&files.lists)?.digest()? != digest.0
+    {
+        return Err(Problem::Digest.into());
+    }
+    Ok((copied.data_blocks + copied.zero_blocks, copied.read))
+}
+
+/// The image must stand on the file its manifest names: by name only, the directory is that of the base's export.
+fn check_base(layer: &Qcow2Layer, disk: &DiskEntry) -> Result<(), Broken> {
+    let named = layer.backing().map(|b| b.rsplit('/').next().unwrap_or(b));
+    let expected = disk.base_file.as_ref().map(RelativePath::as_str);
+    if named == expected {
+        return Ok(());
+    }
+    let text = |name: Option<&str>| name.unwrap_or("").to_owned();
+    Err(Problem::Base {
+        expected: text(expected),
+        found: text(named),
+    }
+    .into())
+}
+
+/// The bytes of the blocks a list names.
+fn listed_blocks(path: &Path) -> Result<ChangeMap> {
+    let mut reader = BlockListReader::open(path)?;
+    let size = reader.disk_size();
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    while let Some(run) = reader.next_run()? {
+        let bytes = run.first * BLOCK_SIZE..((run.first + run.count) * BLOCK_SIZE).min(size);
+        match ranges.last_mut() {
+            Some(last) if last.end == bytes.start => last.end = bytes.end,
+            _ => ranges.push(bytes),
+        }
+    }
+    Ok(ChangeMap::from_ranges(ranges))
+}
+
+/// The first byte of `map` that is not in `listed`.
+fn first_outside(map: &ChangeMap, listed: &ChangeMap) -> Option<u64> {
+    map.iter()
+        .find_map(|range| match listed.iter_from(range.start).next() {
+            Some(l) if l.start <= range.start => (l.end < range.end).then_some(l.end),
+            _ => Some(range.start),
+        })
+}
+
+/// A list, read in step with the disk.
+struct Expected {
+    reader: BlockListReader,
+    run: Option<BlockRun>,
+}
+
+impl Expected {
+    /// The first block of a run that is not what the list says.
+    fn first_difference(&mut self, run: &Run, size: u64) -> Result<Option<u64>> {
+        let (first, count) = match run {
+            Run::Zero { first, count } => (*first, *count),
+            Run::Data { first, hashes, .. } => (*first, hashes.len() as u64),
+        };
+        let mut block = first;
+        while block < first + count {
+            if self.run.is_none_or(|r| r.first + r.count <= block) {
+                self.run = self.reader.next_run()?;
+                if self.run.is_none() {
+                    return Ok(Some(block));
+                }
+                continue;
+            }
+            let Some(listed) = self.run.filter(|r| r.first <= block) else {
+                return Ok(Some(block));
+            };
+            match run {
+                Run::Zero { .. } => {
+                    // Both sides may be long runs of zeros: compared in one step.
+                    if listed.hash == BlockHash::Zero {
+                        block = (listed.first + listed.count).min(first + count);
+                        continue;
+                    }
+                    let len = block_len(block, size);
+                    if listed.hash.hash(len) != BlockHash::Zero.hash(len) {
+                        return Ok(Some(block));
+                    }
+                }
+                Run::Data { hashes, .. } => {
+                    let found = hashes.get((block - first) as usize);
+                    if found != Some(&listed.hash.hash(block_len(block, size))) {
+                        return Ok(Some(block));
+                    }
+                }
+            }
+            block += 1;
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,122 @@
+//! Who is calling: HTTP Basic credentials, and whoever can tell whether they are right.
+
+mod check;
+pub mod users;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::Caller;
+
+pub use check::{Accounts, AccountsOptions};
+
+/// The challenge sent with every 401.
+pub(crate) const CHALLENGE: &str = "Basic realm=\"kvmms\"";
+
+/// Tells whether a user name and password are right, and what that user may do.
+#[async_trait]
+pub trait Authenticator: Send + Sync + 'static {
+    /// The caller, or `None` where the name or the password is wrong. An implementation slows guessing
+    /// down itself; the server bounds how many connections may wait here.
+    async fn check(&self, user: &str, password: &str) -> Option<Caller>;
+}
+
+/// Nobody: for listeners whose callers are all known otherwise (the local socket).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nobody;
+
+#[async_trait]
+impl Authenticator for Nobody {
+    async fn check(&self, _user: &str, _password: &str) -> Option<Caller> {
+        None
+    }
+}
+
+/// A user name and a password, as a client sends them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads the value of an `Authorization` header (RFC 7617); `None` for another scheme or anything
+    /// malformed.
+    pub fn from_header(value: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(value).ok()?.trim();
+        let (scheme, token) = text.split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let decoded = STANDARD.decode(token.trim()).ok()?;
+        // Clients encode as UTF-8 or, older ones, as Latin-1.
+        let decoded = String::from_utf8(decoded)
+            .unwrap_or_else(|e| e.as_bytes().iter().map(|b| char::from(*b)).collect());
+        let (user, password) = decoded.split_once(':')?;
+        // Windows clients put a domain or host before the name; there are no domains here.
+        let user = user.rsplit_once('\\').map_or(user, |(_, name)| name);
+        Some(Credentials {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        })
+    }
+
+    /// The value of the `Authorization` header.
+    pub fn to_header(&self) -> String {
+        let token = STANDARD.encode(format!("{}:{}", self.user, self.password));
+        format!("Basic {token}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn basic_credentials_survive_the_header() {
+        let given = Credentials {
+            user: "alice".to_owned(),
+            password: "p:w:ü".to_owned(),
+        };
+        let header = given.to_header();
+        assert_eq!(Credentials::from_header(header.as_bytes()), Some(given));
+    }
+
+    #[test]
+    fn a_domain_before_the_name_is_dropped() {
+        let header = Credentials {
+            user: "HOST\\bob".to_owned(),
+            password: "x".to_owned(),
+        }
+        .to_header();
+        let read = Credentials::from_header(header.as_bytes()).map(|c| c.user);
+        assert_eq!(read.as_deref(), Some("bob"));
+    }
+
+    #[test]
+    fn other_schemes_and_rubbish_are_no_credentials() {
+        for value in ["", "Basic", "Negotiate YII=", "Basic !!!", "Basic YWJj"] {
+            assert_eq!(Credentials::from_header(value.as_bytes()), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        let c = Credentials {
+            user: "u".to_owned(),
+            password: "secret".to_owned(),
+        };
+        assert!(!format!("{c:?}").contains("secret"));
+    }
+}

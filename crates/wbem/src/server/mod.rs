@@ -1,0 +1,128 @@
+//! The HTTP/1.1 server of both protocols.
+//!
+//! ```text
+//! listener (TCP, TLS, unix socket) -> connection task -> who calls? -> /wsman | /cimom -> Operation
+//!                                                                            -> spawned task -> Handler
+//! ```
+//!
+//! One task per listener, one per connection, one per operation: an operation runs to its end when its client
+//! goes away, and a panic inside it becomes an internal-error fault. Connections, header and body sizes, reading
+//! and writing times are bounded by [`Options`]. Plain HTTP listens on loopback only unless allowed.
+
+mod connection;
+mod listen;
+mod route;
+mod stall;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::Handler;
+use crate::auth::Authenticator;
+use crate::cimxml;
+use crate::contexts::ContextLimits;
+use crate::wsman;
+
+pub use listen::{Bound, Listen, ListenError, Protocols};
+
+/// The bounds of a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Connections at once; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// The largest request body in bytes.
+    pub max_body: usize,
+    /// How long a connection may take to send the head of a request, idle time before it included.
+    pub head_timeout: Duration,
+    /// How long a body may take.
+    pub body_timeout: Duration,
+    /// How long a client may leave a part of an answer unread.
+    pub write_timeout: Duration,
+    /// How long requests under way may take to end once the server stops.
+    pub stop_timeout: Duration,
+    /// Whether plain HTTP may listen on other addresses than loopback.
+    pub plain_off_loopback: bool,
+    /// Bounds on open enumerations, of each protocol.
+    pub contexts: ContextLimits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            max_connections: 512,
+            max_body: 8 * 1024 * 1024,
+            head_timeout: Duration::from_secs(120),
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            stop_timeout: Duration::from_secs(10),
+            plain_off_loopback: false,
+            contexts: ContextLimits::default(),
+        }
+    }
+}
+
+/// A server with its listeners.
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<listen::Listener>,
+}
+
+pub(crate) struct Shared {
+    authenticator: Arc<dyn Authenticator>,
+    options: Options,
+    wsman: wsman::Service,
+    cimxml: cimxml::Service,
+    connections: Arc<Semaphore>,
+}
+
+impl Server {
+    /// A server without listeners.
+    pub fn new(
+        handler: Arc<dyn Handler>,
+        authenticator: Arc<dyn Authenticator>,
+        options: Options,
+    ) -> Self {
+        Server {
+            shared: Arc::new(Shared {
+                authenticator,
+                wsman: wsman::Service::new(Arc::clone(&handler), options.contexts.clone()),
+                cimxml: cimxml::Service::new(handler, options.contexts.clone()),
+                connections: Arc::new(Semaphore::new(options.max_connections.max(1))),
+                options,
+            }),
+            listeners: Vec::new(),
+        }
+    }
+
+    /// Binds a listener; clients can connect from now on and are served once [`Server::run`] runs.
+    pub async fn listen(&mut self, listen: Listen) -> Result<Bound, ListenError> {
+        let listener = listen::bind(listen, self.shared.options.plain_off_loopback).await?;
+        let bound = listener.bound();
+        self.listeners.push(listener);
+        Ok(bound)
+    }
+
+    /// Serves until `shutdown` is ready, then lets what is under way end, for `stop_timeout` at most.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for listener in self.listeners {
+            let shared = Arc::clone(&self.shared);
+            tasks.spawn(connection::accept(listener, shared, stopping.clone()));
+        }
+        shutdown.await;
+        // Fails only where no listener is left to hear it.
+        let _ = stop.send(true);
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.shared.options.stop_timeout, ended)
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests were still under way when the server stopped");
+        }
+    }
+}

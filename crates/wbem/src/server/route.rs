@@ -1,0 +1,120 @@
+//! One HTTP request: who calls, what is asked for, which protocol answers.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
+use hyper::{HeaderMap, Method, StatusCode};
+
+use super::Shared;
+use super::listen::Protocols;
+use crate::Caller;
+use crate::auth::{CHALLENGE, Credentials};
+use crate::wire::{Ask, Reply};
+
+/// Without credentials only Identify is answered; it is far smaller.
+const MAX_UNKNOWN_BODY: usize = 64 * 1024;
+
+/// The other end of a connection.
+pub(super) struct Peer {
+    /// Known from the connection itself (local sockets).
+    pub(super) caller: Option<Caller>,
+    pub(super) protocols: Protocols,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Route {
+    Wsman,
+    CimXml,
+}
+
+pub(super) async fn serve(
+    request: hyper::Request<Incoming>,
+    peer: &Peer,
+    shared: &Shared,
+) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
+    let reply = answer(request, peer, shared).await;
+    Ok(to_http(reply))
+}
+
+fn to_http(reply: Reply) -> hyper::Response<Full<Bytes>> {
+    let mut response = hyper::Response::new(Full::new(Bytes::from(reply.body)));
+    *response.status_mut() =
+        StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    for (name, value) in reply.headers {
+        if let Ok(value) = value.parse() {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+async fn answer(request: hyper::Request<Incoming>, peer: &Peer, shared: &Shared) -> Reply {
+    let (head, body) = request.into_parts();
+    let route = match head.uri.path().trim_end_matches('/') {
+        path if path.eq_ignore_ascii_case("/wsman") && peer.protocols.wsman => Route::Wsman,
+        "/cimom" | "" if peer.protocols.cimxml => Route::CimXml,
+        _ => return Reply::text(404, "nothing is served here; try /wsman or /cimom"),
+    };
+    if head.method != Method::POST {
+        return Reply::text(405, "only POST is served here").header(ALLOW.as_str(), "POST");
+    }
+    let caller = match &peer.caller {
+        Some(caller) => Some(caller.clone()),
+        None => authenticate(&head.headers, shared).await,
+    };
+    let limit = if caller.is_some() {
+        shared.options.max_body
+    } else {
+        MAX_UNKNOWN_BODY
+    };
+    let collected = Limited::new(body, limit).collect();
+    let body = match tokio::time::timeout(shared.options.body_timeout, collected).await {
+        Ok(Ok(body)) => Some(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => None,
+        Ok(Err(error)) => return Reply::text(400, &format!("the body cannot be read: {error}")),
+        Err(_) => return Reply::text(408, "the body took too long"),
+    };
+    let ask = |caller| Ask {
+        caller,
+        request_key: text_header(&head.headers, "kvmms-request-key"),
+        cim_operation: text_header(&head.headers, "cimoperation"),
+        cim_method: text_header(&head.headers, "cimmethod"),
+        cim_object: text_header(&head.headers, "cimobject"),
+        body: body.clone().unwrap_or_default(),
+    };
+    match (caller, route) {
+        (None, Route::Wsman) => {
+            // Everyone may ask what this is; wsman clients do so before they authenticate.
+            let identified = shared.wsman.identify(body.as_deref().unwrap_or_default());
+            identified.unwrap_or_else(unauthorized)
+        }
+        (None, Route::CimXml) => unauthorized(),
+        (Some(_), Route::Wsman) if body.is_none() => shared.wsman.too_large(limit),
+        (Some(_), Route::CimXml) if body.is_none() => {
+            Reply::text(413, &format!("a request may have {limit} bytes"))
+        }
+        (Some(caller), Route::Wsman) => shared.wsman.answer(ask(caller)).await,
+        (Some(caller), Route::CimXml) => shared.cimxml.answer(ask(caller)).await,
+    }
+}
+
+fn unauthorized() -> Reply {
+    Reply::text(401, "").header(WWW_AUTHENTICATE.as_str(), CHALLENGE)
+}
+
+fn text_header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers
+        .get(name)
+        .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+}
+
+async fn authenticate(headers: &HeaderMap, shared: &Shared) -> Option<Caller> {
+    let credentials = Credentials::from_header(headers.get(AUTHORIZATION)?.as_bytes())?;
+    shared
+        .authenticator
+        .check(&credentials.user, &credentials.password)
+        .await
+}

@@ -33,6 +33,17 @@ pub struct DatetimeError {
 }
 
 const MICROS_PER_DAY: u64 = 86_400_000_000;
+/// The longest interval eight digits of days can hold.
+const LONGEST: u64 = 99_999_999 * MICROS_PER_DAY + MICROS_PER_DAY - 1;
+
+/// The instant, or the nearest one four digits of a year can hold: formatting must not fail.
+fn nearest(micros: i64) -> jiff::Timestamp {
+    let (first, last) = (
+        -62_135_596_800_000_000,
+        jiff::Timestamp::MAX.as_microsecond(),
+    );
+    jiff::Timestamp::from_microsecond(micros.clamp(first, last)).unwrap_or(jiff::Timestamp::MAX)
+}
 
 impl Datetime {
     /// The current time, in UTC.
@@ -42,10 +53,9 @@ impl Datetime {
 
     /// A span of `duration`, rounded down to the microsecond and cut at what the format can hold.
     pub fn interval(duration: Duration) -> Self {
-        let most = 99_999_999 * MICROS_PER_DAY + MICROS_PER_DAY - 1;
         let micros = u64::try_from(duration.as_micros())
-            .unwrap_or(most)
-            .min(most);
+            .unwrap_or(LONGEST)
+            .min(LONGEST);
         Datetime::Interval { micros }
     }
 
@@ -72,9 +82,7 @@ impl Datetime {
     /// one, or `P1DT2H3M4.5S` for an interval.
     pub fn to_xsd(self) -> String {
         match self {
-            Datetime::Timestamp { micros, .. } => jiff::Timestamp::from_microsecond(micros)
-                .map(|t| t.to_string())
-                .unwrap_or_else(|_| "0001-01-01T00:00:00Z".to_owned()),
+            Datetime::Timestamp { micros, .. } => nearest(micros).to_string(),
             Datetime::Interval { micros } => {
                 let (days, rest) = (micros / MICROS_PER_DAY, micros % MICROS_PER_DAY);
                 let (s, us) = (rest / 1_000_000, rest % 1_000_000);
@@ -111,6 +119,9 @@ impl Datetime {
                 .map_err(|_| bad("not a duration of days and less"))?;
             let micros =
                 u64::try_from(span.as_micros()).map_err(|_| bad("the interval is negative"))?;
+            if micros > LONGEST {
+                return Err(bad("the interval is longer than 99,999,999 days"));
+            }
             return Ok(Datetime::Interval { micros });
         }
         if let Ok(at) = text.parse::<jiff::Timestamp>() {
@@ -151,8 +162,7 @@ impl fmt::Display for Datetime {
         match *self {
             Datetime::Timestamp { micros, offset } => {
                 let zone = Offset::from_seconds(i32::from(offset) * 60).unwrap_or(Offset::UTC);
-                let at = jiff::Timestamp::from_microsecond(micros).map_err(|_| fmt::Error)?;
-                let c = zone.to_datetime(at);
+                let c = zone.to_datetime(nearest(micros));
                 write!(
                     f,
                     "{:04}{:02}{:02}{:02}{:02}{:02}.{:06}{}{:03}",
@@ -234,8 +244,12 @@ impl FromStr for Datetime {
                 let at = civil
                     .to_zoned(TimeZone::UTC)
                     .map_err(|_| bad("out of range"))?;
+                let micros = at.timestamp().as_microsecond() - minutes * 60_000_000;
+                if nearest(micros).as_microsecond() != micros {
+                    return Err(bad("out of range"));
+                }
                 Ok(Datetime::Timestamp {
-                    micros: at.timestamp().as_microsecond() - minutes * 60_000_000,
+                    micros,
                     offset: i16::try_from(minutes).unwrap_or(0),
                 })
             }

@@ -9,6 +9,8 @@ pub mod cimxml;
 mod class;
 mod datetime;
 pub mod embedded;
+#[doc(hidden)]
+pub mod fuzz;
 mod instance;
 pub mod mof;
 mod name;

@@ -100,7 +100,8 @@ impl Path {
 
 /// A namespace in the one form used inside: forward slashes, none at the ends.
 pub fn normal_namespace(namespace: &str) -> String {
-    namespace.replace('\\', "/").trim_matches('/').to_owned()
+    let ends = |c: char| c == '/' || c.is_whitespace();
+    namespace.replace('\\', "/").trim_matches(ends).to_owned()
 }
 
 impl PartialEq for Path {
@@ -226,7 +227,11 @@ impl<'a> Parser<'a> {
         let head = self.rest();
         let keys_at = head.find(['.', '=', '"', '\'']).unwrap_or(head.len());
         if let Some(colon) = head.get(..keys_at).and_then(|h| h.rfind(':')) {
-            path.namespace = Some(normal_namespace(head.get(..colon).unwrap_or_default()));
+            let namespace = normal_namespace(head.get(..colon).unwrap_or_default());
+            if namespace.is_empty() {
+                return self.fail("a namespace was expected before the colon");
+            }
+            path.namespace = Some(namespace);
             self.at += colon + 1;
         } else if path.host.is_some() {
             return self.fail("a colon was expected after the namespace");

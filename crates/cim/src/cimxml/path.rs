@@ -2,7 +2,7 @@
 
 use super::{Read, caused, error, required};
 use crate::xml::{Element, Writer};
-use crate::{Name, Path, Type, Value};
+use crate::{Name, Path, Type, Value, normal_namespace};
 
 /// What a path element points at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +67,10 @@ pub fn namespace(at: &Element) -> Read<(Option<String>, String)> {
                 .filter(|c| c.local == "NAMESPACE")
                 .map(|c| required(c, "NAME"))
                 .collect::<Read<_>>()?;
-            match names.is_empty() {
+            let joined = normal_namespace(&names.join("/"));
+            match joined.is_empty() {
                 true => Err(error(at, "LOCALNAMESPACEPATH is empty")),
-                false => Ok((None, names.join("/"))),
+                false => Ok((None, joined)),
             }
         }
         "NAMESPACEPATH" => {
@@ -129,7 +130,10 @@ fn key_value(at: &Element) -> Read<Value> {
 /// Writes a path to an instance: INSTANCEPATH with host and namespace, LOCALINSTANCEPATH with a
 /// namespace, else INSTANCENAME.
 pub fn write_path(w: &mut Writer, path: &Path) {
-    match (&path.host, &path.namespace) {
+    match (
+        &path.host,
+        path.namespace.as_deref().filter(|n| !n.is_empty()),
+    ) {
         (Some(host), Some(namespace)) => {
             w.open("INSTANCEPATH");
             write_namespace(w, host, namespace);
@@ -149,7 +153,10 @@ pub fn write_path(w: &mut Writer, path: &Path) {
 /// Writes a path to a class: CLASSPATH, LOCALCLASSPATH or CLASSNAME, as far as it goes.
 pub fn write_class_path(w: &mut Writer, path: &Path) {
     let class = path.class.as_str();
-    match (&path.host, &path.namespace) {
+    match (
+        &path.host,
+        path.namespace.as_deref().filter(|n| !n.is_empty()),
+    ) {
         (Some(host), Some(namespace)) => {
             w.open("CLASSPATH");
             write_namespace(w, host, namespace);

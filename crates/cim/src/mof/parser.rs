@@ -390,9 +390,12 @@ impl<'a> Parser<'a> {
             self.expect('=')?;
             let place = self.place;
             let given = self.given(depth)?;
-            let Some(value) = given.value() else {
-                self.place = place;
-                return self.fail("the number is too large");
+            let value = match given.value() {
+                Ok(value) => value,
+                Err(message) => {
+                    self.place = place;
+                    return self.fail(message);
+                }
             };
             self.expect(';')?;
             found.properties.push(Property {
@@ -481,21 +484,49 @@ impl<'a> Parser<'a> {
 }
 
 impl Given {
-    fn value(self) -> Option<Value> {
-        Some(match self {
+    fn value(self) -> Result<Value, &'static str> {
+        Ok(match self {
             Given::Instance(instance) => instance.into(),
-            Given::List(items) => {
-                Value::Array(items.into_iter().map(Given::value).collect::<Option<_>>()?)
-            }
+            Given::List(items) => one_type(
+                items
+                    .into_iter()
+                    .map(Given::value)
+                    .collect::<Result<_, _>>()?,
+            )?,
             Given::Literal(Literal::Null) => Value::Null,
             Given::Literal(Literal::Boolean(b)) => Value::Boolean(b),
             Given::Literal(Literal::Real(r)) => Value::Real64(r),
             Given::Literal(Literal::Text(text)) => Value::String(text.into_owned()),
-            Given::Literal(Literal::Integer(n)) => match u64::try_from(n) {
-                Ok(n) => Value::Uint64(n),
-                Err(_) => Value::Sint64(i64::try_from(n).ok()?),
+            Given::Literal(Literal::Integer(n)) => match (u64::try_from(n), i64::try_from(n)) {
+                (Ok(n), _) => Value::Uint64(n),
+                (_, Ok(n)) => Value::Sint64(n),
+                _ => return Err("the number is too large"),
             },
-            Given::Literal(Literal::List(_)) => return None,
+            Given::Literal(Literal::List(_)) => return Err("a list in a list"),
         })
+    }
+}
+
+/// An array whose elements have the type that holds them all.
+fn one_type(items: Vec<Value>) -> Result<Value, &'static str> {
+    let mut wanted = None;
+    for item in &items {
+        wanted = match (wanted, item, item.ty()) {
+            (_, Value::Array(_), _) => return Err("a list in a list"),
+            (_, _, None) => wanted,
+            (None, _, ty) => ty,
+            (Some(a), _, Some(b)) if a == b => Some(a),
+            (Some(Type::Uint64), _, Some(Type::Sint64))
+            | (Some(Type::Sint64), _, Some(Type::Uint64)) => Some(Type::Sint64),
+            (Some(Type::Real64), _, Some(Type::Uint64 | Type::Sint64))
+            | (Some(Type::Uint64 | Type::Sint64), _, Some(Type::Real64)) => Some(Type::Real64),
+            _ => return Err("a list holds values of one type"),
+        };
+    }
+    match wanted {
+        None => Ok(Value::Array(items)),
+        Some(ty) => Value::Array(items)
+            .coerce(ty, true)
+            .map_err(|_| "the number is too large"),
     }
 }

@@ -99,7 +99,7 @@ fn instances_with_nested_ones_are_read() {
         panic!("one instance")
     };
     assert_eq!(x.get_str("a"), Some("b\\cd"));
-    assert_eq!(x.get("C").items(), [Value::Uint64(1), Value::Sint64(-2)]);
+    assert_eq!(x.get("C").items(), [Value::Sint64(1), Value::Sint64(-2)]);
     assert_eq!(x.get("E"), &Value::Array(vec![]));
     assert!(x.property("n").is_some_and(|p| p.value.is_null()));
     assert_eq!(x.get("r"), &Value::Real64(-1.5));
@@ -149,6 +149,13 @@ fn an_error_says_where_and_what() {
             "the number is too large",
         ),
         (
+            "instance of X { A = {1, \"a\"}; };",
+            1,
+            21,
+            "a list holds values of one type",
+        ),
+        ("instance of X { A = {{1}}; };", 1, 21, "a list in a list"),
+        (
             "class X { string A = \"\\q\"; };",
             1,
             24,
@@ -168,7 +175,7 @@ fn an_error_says_where_and_what() {
 fn nesting_has_a_bound() {
     let nested = |levels: usize| {
         format!(
-            "instance of X {{ A = {}1{}; }};",
+            "class X {{ uint8 A[] = {}1{}; }};",
             "{".repeat(levels),
             "}".repeat(levels)
         )

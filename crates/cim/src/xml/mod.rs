@@ -6,8 +6,10 @@
 //! Namespaces are resolved while reading (Namespaces in XML 1.0); prefixes stay known for values
 //! that are qualified names, such as `xsi:type`.
 
+mod chars;
 mod decode;
 mod element;
+mod place;
 mod read;
 mod write;
 

@@ -1,12 +1,13 @@
 //! The reader: tokens from quick-xml, everything else checked here.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
+use super::chars::{allowed, is_ncname, normal_value, reference, shorten};
 use super::element::{Scope, XML};
+use super::place::Place;
 use super::{Attribute, Document, Element, Encoding, Limits, Reason, XmlError, decode};
 
 /// Reads a document from bytes.
@@ -25,63 +26,6 @@ pub fn parse_str(text: &str, limits: &Limits) -> Result<Element, XmlError> {
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     Builder::new(text, limits, None).run()
-}
-
-impl XmlError {
-    pub(super) fn at_start(reason: Reason) -> Self {
-        XmlError {
-            line: 1,
-            column: 1,
-            reason,
-            source: None,
-        }
-    }
-
-    pub(super) fn at(text: &str, offset: usize, reason: Reason) -> Self {
-        let mut end = offset.min(text.len());
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let mut place = Place::default();
-        place.advance(text, end);
-        XmlError {
-            line: place.line,
-            column: place.column,
-            reason,
-            source: None,
-        }
-    }
-}
-
-/// A place in the text, moved forward only, so that counting lines costs one pass.
-struct Place {
-    offset: usize,
-    line: u32,
-    column: u32,
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Place {
-            offset: 0,
-            line: 1,
-            column: 1,
-        }
-    }
-}
-
-impl Place {
-    fn advance(&mut self, text: &str, to: usize) {
-        for c in text.get(self.offset..to).unwrap_or_default().chars() {
-            if c == '\n' {
-                self.line = self.line.saturating_add(1);
-                self.column = 1;
-            } else {
-                self.column = self.column.saturating_add(1);
-            }
-        }
-        self.offset = self.offset.max(to);
-    }
 }
 
 struct Builder<'a> {
@@ -365,10 +309,6 @@ fn position(at: u64) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
 
-fn shorten(text: &str) -> String {
-    text.chars().take(60).collect()
-}
-
 fn agrees(name: &str, real: Encoding) -> bool {
     match real {
         Encoding::Utf8 => ["utf-8", "utf8", "us-ascii", "ascii"]
@@ -382,86 +322,4 @@ fn agrees(name: &str, real: Encoding) -> bool {
                 .is_some_and(|head| head.eq_ignore_ascii_case("ucs-2"))
         }
     }
-}
-
-/// Whether XML 1.0 lets a document hold the character (production 2).
-pub(super) fn allowed(c: char) -> bool {
-    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
-}
-
-pub(super) fn is_name_char(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '\u{b7}')
-}
-
-fn is_ncname(name: &str) -> bool {
-    let mut chars = name.chars();
-    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_') && chars.all(is_name_char)
-}
-
-/// The character a reference stands for: `amp`, `#38`, `#x26`.
-fn reference(name: &str) -> Result<char, Reason> {
-    let number = |digits: &str, radix| {
-        let plain = !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix));
-        let code = plain
-            .then(|| u32::from_str_radix(digits, radix).ok())
-            .flatten();
-        code.and_then(char::from_u32)
-            .filter(|c| allowed(*c))
-            .ok_or_else(|| Reason::Malformed(format!("&{}; is no character of XML", shorten(name))))
-    };
-    match name {
-        "amp" => Ok('&'),
-        "lt" => Ok('<'),
-        "gt" => Ok('>'),
-        "quot" => Ok('"'),
-        "apos" => Ok('\''),
-        _ => match name.strip_prefix('#') {
-            Some(digits) => match digits.strip_prefix('x') {
-                Some(digits) => number(digits, 16),
-                None => number(digits, 10),
-            },
-            None => Err(Reason::Forbidden(format!("the entity &{};", shorten(name)))),
-        },
-    }
-}
-
-/// The value of an attribute: references replaced, white space characters become blanks (XML 1.0, 3.3.3).
-fn normal_value(raw: &str) -> Result<Cow<'_, str>, Reason> {
-    let plain = |c: char| allowed(c) && !matches!(c, '&' | '<' | '\t' | '\n' | '\r');
-    if raw.chars().all(plain) {
-        return Ok(Cow::Borrowed(raw));
-    }
-    let mut out = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(c) = rest.chars().next() {
-        let after = rest.get(c.len_utf8()..).unwrap_or_default();
-        rest = match c {
-            '&' => match after.split_once(';') {
-                Some((name, after)) => {
-                    out.push(reference(name)?);
-                    after
-                }
-                None => return Err(Reason::Malformed("'&' without ';'".to_owned())),
-            },
-            '<' => {
-                return Err(Reason::Malformed(
-                    "'<' in the value of an attribute".to_owned(),
-                ));
-            }
-            '\r' => {
-                out.push(' ');
-                after.strip_prefix('\n').unwrap_or(after)
-            }
-            '\t' | '\n' => {
-                out.push(' ');
-                after
-            }
-            _ if !allowed(c) => return Err(Reason::Malformed("a control character".to_owned())),
-            _ => {
-                out.push(c);
-                after
-            }
-        };
-    }
-    Ok(Cow::Owned(out))
 }

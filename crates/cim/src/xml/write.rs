@@ -1,6 +1,6 @@
 //! The appender.
 
-use super::read::{allowed, is_name_char};
+use super::chars::{allowed, is_name_char};
 
 /// Appends XML to a text: tags in order, names remembered, everything else escaped.
 ///

@@ -114,7 +114,8 @@ pub trait Machine: Send + Sync {
     /// Waits for the end of the process.
     async fn exited(&self) -> Exit;
 
-    /// Stops the guest, writes memory and device state to `path` (complete or not at all), ends the process.
+    /// Stops the guest, writes memory and device state to `path` (complete or not at all), ends the process. Asked
+    /// again after the service died meanwhile, it goes on with what QEMU is doing or has done.
     ///
     /// # Errors
     /// Where writing fails the guest stays paused and the process stays.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -79,6 +79,9 @@ pub struct Features {
     pub commands: BTreeSet<String>,
     /// `migrate` takes `file:` addresses (QEMU 8.2).
     pub migrate_file: bool,
+    /// QEMU can deny itself system calls it does not need.
+    #[serde(default)]
+    pub sandbox: bool,
     /// UEFI firmware for generation 2.
     pub firmware: Option<Firmware>,
 }
@@ -270,12 +273,19 @@ async fn ask(qemu: &Path) -> Result<Features> {
         let machines = qmp.execute("query-machines", Value::Null).await?;
         let schema = qmp.execute("query-qmp-schema", Value::Null).await?;
         let kvm = qmp.execute("query-kvm", Value::Null).await?;
+        let sandbox = json!({ "option": "sandbox" });
+        let sandbox = match qmp.execute("query-command-line-options", sandbox).await {
+            Ok(options) => !items(&options).is_empty(),
+            // "invalid option name": built without it.
+            Err(Error::Qmp { .. }) => false,
+            Err(error) => return Err(error),
+        };
         // It is only a probe: it ends with its input whatever it answers here.
         let _ = qmp.execute("quit", Value::Null).await;
-        Ok::<_, Error>((qmp.version(), machines, schema, kvm))
+        Ok::<_, Error>((qmp.version(), machines, schema, kvm, sandbox))
     }
     .await;
-    let (version, machines, schema, kvm) = match asked {
+    let (version, machines, schema, kvm, sandbox) = match asked {
         Ok(answers) => answers,
         Err(error) => {
             let mut text = String::new();
@@ -321,6 +331,7 @@ async fn ask(qemu: &Path) -> Result<Features> {
             .map(str::to_owned)
             .collect(),
         migrate_file: enum_has(&schema, "socket", "exec", "file"),
+        sandbox,
         firmware: find_firmware(),
     })
 }
@@ -396,8 +407,6 @@ fn find_firmware() -> Option<Firmware> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -47,7 +47,7 @@ struct Identity {
 }
 
 impl Process {
-    /// Starts QEMU. Its output goes to the log of `files`, emptied first.
+    /// Starts QEMU. Its output goes to the log of `files`; the log of the time before is kept beside it.
     ///
     /// # Errors
     /// [`Error::Spawn`], [`Error::Io`].

@@ -416,3 +416,38 @@ async fn the_state_of_disks_is_known_again_after_the_service_restarted() {
         .unwrap_err();
     assert!(matches!(refused, Error::AlreadyRunning { .. }), "{refused}");
 }
+
+#[tokio::test]
+async fn a_base_with_cut_off_bytes_is_not_folded_into_under_the_machine() {
+    let mut bench = Bench::new();
+    bench.add_disk("sda", ImageFormat::Raw, 2 * MIB).await;
+    let machine = bench.launch().await;
+    let mut model = Model::new(2 * MIB);
+    model.write(&machine, "sda", 1, 0, 2 * MIB).await;
+    machine
+        .freeze_layers(&[bench.overlay("sda", "l1")])
+        .await
+        .unwrap();
+    machine.resize("sda", MIB).await.unwrap();
+    machine
+        .freeze_layers(&[bench.overlay("sda", "l2")])
+        .await
+        .unwrap();
+    machine.resize("sda", 2 * MIB).await.unwrap();
+    for top in ["l1", "l2"] {
+        let error = machine
+            .commit(&spec("sda", top, "sda-base"), &JobControl::new())
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    }
+    model.0[MIB as usize..].fill(0);
+    machine.quit(support::SOON).await.unwrap();
+    assert_same(
+        &bench
+            .contents(&bench.path("l2.qcow2"), ImageFormat::Qcow2)
+            .await,
+        &model,
+        "disk",
+    );
+}

@@ -237,6 +237,50 @@ async fn a_saved_machine_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn saving_is_taken_up_again_after_the_service_died() {
+    let bench = Bench::new();
+    let state = bench.path("state");
+    let machine = bench.launch().await;
+    machine.resume().await.unwrap();
+    // As far as a service gets that dies before it can rename the file.
+    let partial = bench.path("state.partial");
+    std::fs::write(&partial, "").unwrap();
+    machine.pause().await.unwrap();
+    let uri = format!("exec:cat > {}", partial.display());
+    let uri = if machine.features().migrate_file {
+        format!("file:{}", partial.display())
+    } else {
+        uri
+    };
+    machine
+        .execute("migrate", serde_json::json!({ "uri": uri }))
+        .await
+        .unwrap();
+    machine.forget();
+
+    let machine = Running::new(
+        bench
+            .hypervisor
+            .reattach_qemu(&bench.config)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
+    let saved = machine.save_state(&state).await.unwrap();
+    assert!(saved.bytes > 0 && !partial.exists());
+    machine.exited().await;
+    let machine = Running::new(
+        bench
+            .hypervisor
+            .launch_qemu(&bench.config, Launch::Restore(state))
+            .await
+            .unwrap(),
+    );
+    machine.resume().await.unwrap();
+    assert_eq!(machine.status().await.unwrap(), MachineStatus::Running);
+}
+
+#[tokio::test]
 async fn a_state_that_cannot_be_written_leaves_the_machine_paused() {
     let bench = Bench::new();
     let machine = bench.launch().await;

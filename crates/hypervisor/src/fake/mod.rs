@@ -5,6 +5,8 @@
 
 mod machine;
 mod script;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -135,6 +137,7 @@ pub fn features() -> Features {
             .map(str::to_owned)
             .into(),
         migrate_file: true,
+        sandbox: true,
         firmware: None,
     }
 }

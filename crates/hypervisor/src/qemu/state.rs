@@ -11,7 +11,7 @@ use super::layers::sync_with_dir;
 use super::machine::QemuMachine;
 use crate::config::path_text;
 use crate::error::{Error, Result};
-use crate::machine::SavedState;
+use crate::machine::{MachineStatus, SavedState};
 use crate::qmp::codec::text;
 
 /// Migration is looked at this often.
@@ -23,15 +23,33 @@ const UNLIMITED: u64 = 1 << 40;
 /// How long QEMU may take to end once its state is written.
 const QUIT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What an interrupted attempt of ours left QEMU doing.
+enum Left {
+    Nothing,
+    Writing,
+    Written,
+}
+
 pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedState> {
     crate::config::check_path(path)?;
     let partial = partial_name(path);
-    create_private(&partial)?;
     let started = Instant::now();
+    let left = left(machine, &partial).await?;
+    if matches!(left, Left::Nothing) {
+        create_private(&partial)?;
+    }
     machine.execute("stop", Value::Null).await?;
     let stopped_at = SystemTime::now();
-    let result = write_out(machine, &partial).await;
-    let bytes = match result {
+    let written = async {
+        if matches!(left, Left::Nothing) {
+            start(machine, &partial).await?;
+        }
+        if !matches!(left, Left::Written) {
+            finished(machine, "saving the state").await?;
+        }
+        synced_length(&partial)
+    };
+    let bytes = match written.await {
         Ok(bytes) => bytes,
         Err(error) => {
             // Best effort: the first error is the one that matters.
@@ -50,7 +68,23 @@ pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedStat
     })
 }
 
-async fn write_out(machine: &QemuMachine, partial: &Path) -> Result<u64> {
+/// The service may have died while QEMU was writing; QEMU goes on by itself.
+async fn left(machine: &QemuMachine, partial: &Path) -> Result<Left> {
+    if !partial.is_file() {
+        return Ok(Left::Nothing);
+    }
+    let status = machine.query_status().await?;
+    let migration = machine.execute("query-migrate", Value::Null).await?;
+    Ok(match (text(&migration, "status"), status) {
+        (Some("setup" | "active" | "device" | "pre-switchover" | "wait-unplug"), _) => {
+            Left::Writing
+        }
+        (Some("completed"), MachineStatus::Saved) => Left::Written,
+        _ => Left::Nothing,
+    })
+}
+
+async fn start(machine: &QemuMachine, partial: &Path) -> Result<()> {
     let uri = if machine.features().migrate_file {
         format!("file:{}", path_text(partial)?)
     } else {
@@ -62,8 +96,13 @@ async fn write_out(machine: &QemuMachine, partial: &Path) -> Result<u64> {
             json!({ "max-bandwidth": UNLIMITED }),
         )
         .await?;
-    machine.execute("migrate", json!({ "uri": uri })).await?;
-    finished(machine, "saving the state").await?;
+    machine
+        .execute("migrate", json!({ "uri": uri }))
+        .await
+        .map(drop)
+}
+
+fn synced_length(partial: &Path) -> Result<u64> {
     let file = std::fs::File::open(partial).map_err(|source| Error::io("open", partial, source))?;
     file.sync_all()
         .map_err(|source| Error::io("sync", partial, source))?;

@@ -1,9 +1,11 @@
 //! Namespaces: classes with all their members, sorted by name.
 
 use std::cmp::Ordering;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
-use cim::{Class, ClassTable, Declaration, Instance, Name, Property, Schema, TypeMismatch, Value};
+use cim::{
+    Class, ClassTable, Declaration, Instance, Name, Property, Schema, Type, TypeMismatch, Value,
+};
 
 use crate::generated::tables;
 
@@ -14,6 +16,8 @@ pub struct Namespace {
     table: ClassTable,
     /// Of each class, itself and its ancestors, nearest first, by index.
     lines: Vec<Vec<usize>>,
+    /// Of each class, what a new instance has. Made when one is first asked for.
+    blanks: Vec<OnceLock<Vec<Property>>>,
 }
 
 /// Why an instance is not one of its class.
@@ -123,10 +127,10 @@ impl Namespace {
 
     /// An instance with every property of its class in declared order, each with its default or null.
     pub fn new_instance(&self, class: &str) -> Option<Instance> {
-        let class = self.class(class)?;
+        let at = self.index(class)?;
         Some(Instance {
-            class: class.name.clone(),
-            properties: class.properties.iter().map(blank).collect(),
+            class: self.classes().get(at)?.name.clone(),
+            properties: self.blank(at).to_vec(),
             path: None,
         })
     }
@@ -138,39 +142,59 @@ impl Namespace {
     /// An unknown class or property, or a value that does not fit: a mistake of whoever built it. The instance
     /// is then unchanged.
     pub fn complete(&self, instance: &mut Instance) -> Result<(), CompletionError> {
-        let class = self
-            .class(instance.class.as_str())
+        let (at, class) = self
+            .index(instance.class.as_str())
+            .and_then(|at| Some((at, self.classes().get(at)?)))
             .ok_or_else(|| CompletionError::Class(instance.class.to_string()))?;
-        if let Some(stray) = instance
-            .properties
-            .iter()
-            .find(|p| class.property(p.name.as_str()).is_none())
-        {
-            return Err(CompletionError::Property {
-                class: class.name.to_string(),
-                property: stray.name.to_string(),
-            });
-        }
+        let blank = self.blank(at);
         let context = cim::embedded::Context::with(self);
-        let mut properties = Vec::with_capacity(class.properties.len());
-        for declared in class.properties.iter() {
-            let mut property = blank(declared);
-            if let Some(set) = instance.property(declared.name.as_str()) {
-                let value = set.value.clone();
-                property.value =
-                    cim::embedded::coerce(value, declared.ty, declared.array, &context).map_err(
-                        |source| CompletionError::Type {
-                            class: class.name.to_string(),
-                            property: declared.name.to_string(),
-                            source,
-                        },
-                    )?;
+        let mut places = Vec::with_capacity(instance.properties.len());
+        let mut coerced = Vec::new();
+        let mut next = 0;
+        for (i, property) in instance.properties.iter().enumerate() {
+            // Most instances are set in declared order.
+            let same = |b: &Property| b.name == property.name;
+            let found = match blank.get(next) {
+                Some(b) if same(b) => Some((next, b)),
+                _ => blank.iter().enumerate().find(|(_, b)| same(b)),
+            };
+            let (place, declared) = found.ok_or_else(|| CompletionError::Property {
+                class: class.name.to_string(),
+                property: property.name.to_string(),
+            })?;
+            next = place + 1;
+            places.push(place);
+            if !has_type(&property.value, declared.ty, declared.array) {
+                let value = property.value.clone();
+                let value = cim::embedded::coerce(value, declared.ty, declared.array, &context)
+                    .map_err(|source| CompletionError::Type {
+                        class: class.name.to_string(),
+                        property: declared.name.to_string(),
+                        source,
+                    })?;
+                coerced.push((i, value));
             }
-            properties.push(property);
+        }
+        let set = std::mem::replace(&mut instance.properties, blank.to_vec());
+        let mut coerced = coerced.into_iter().peekable();
+        for (i, (property, place)) in set.into_iter().zip(places).enumerate() {
+            let value = coerced.next_if(|(at, _)| *at == i).map(|(_, value)| value);
+            if let Some(slot) = instance.properties.get_mut(place) {
+                slot.value = value.unwrap_or(property.value);
+            }
         }
         instance.class = class.name.clone();
-        instance.properties = properties;
         Ok(())
+    }
+
+    /// The properties of a class, each with its default or null.
+    fn blank(&self, at: usize) -> &[Property] {
+        match (self.blanks.get(at), self.classes().get(at)) {
+            (Some(blank), Some(class)) => {
+                blank.get_or_init(|| class.properties.iter().map(unset).collect())
+            }
+            _ => &[],
+        }
     }
 
     fn index(&self, name: &str) -> Option<usize> {
@@ -181,7 +205,7 @@ impl Namespace {
         // The build script has put the same classes together before: there is no error to come.
         let table = ClassTable::resolve(declared.iter().map(|c| (*c).clone())).unwrap_or_default();
         let index = |class: &Name| position(table.classes(), class.as_str());
-        let lines = table
+        let lines: Vec<Vec<usize>> = table
             .classes()
             .iter()
             .map(|class| {
@@ -192,7 +216,12 @@ impl Namespace {
                     .collect()
             })
             .collect();
-        Namespace { name, table, lines }
+        Namespace {
+            name,
+            blanks: lines.iter().map(|_| OnceLock::new()).collect(),
+            lines,
+            table,
+        }
     }
 }
 
@@ -222,7 +251,7 @@ impl Schema for Namespace {
     }
 }
 
-fn blank(declared: &Declaration) -> Property {
+fn unset(declared: &Declaration) -> Property {
     Property {
         name: declared.name.clone(),
         ty: declared.ty,
@@ -231,5 +260,19 @@ fn blank(declared: &Declaration) -> Property {
             .default
             .to_value(declared.ty, declared.array)
             .unwrap_or(Value::Null),
+    }
+}
+
+/// Whether a value can stand as it is where that type is declared.
+fn has_type(value: &Value, ty: Type, array: bool) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => {
+            array
+                && items
+                    .iter()
+                    .all(|item| item.is_null() || item.ty() == Some(ty))
+        }
+        scalar => !array && scalar.ty() == Some(ty),
     }
 }

@@ -47,9 +47,7 @@ pub fn build(
     args.machine(config, features)?;
     args.two("-m", format!("size={}M", config.memory_mib))
         .two("-smp", config.vcpus.to_string());
-    if !config.boot_order.is_empty() {
-        args.two("-boot", "strict=on");
-    }
+    // Not `-boot strict=on`: SeaBIOS would then hide disks that are not in the boot order from boot loaders.
     // A guest that suspends itself to RAM looks switched off and is not; Hyper-V offers no such state either.
     for chip in ["PIIX4_PM", "ICH9-LPC"] {
         args.two("-global", format!("{chip}.disable_s3=1"))

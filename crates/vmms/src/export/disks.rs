@@ -1,0 +1,270 @@
+//! The copying itself: on a thread for blocking work, no lock held.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use disk::manifest::{self, DiskEntry, HexHash, MachineIdentity, Manifest, PlainFile, PointIdentity, RelativePath};
+use disk::verify::{self, Export};
+use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_disk};
+use serde::Serialize;
+
+use super::layout;
+use crate::point::{self, Consistency, Point, PointDisk, PointType, disk_id_text};
+use crate::vm::Vm;
+use crate::{Fault, Result, Vmms, fault, guid};
+
+/// Role of the configuration file in a manifest.
+pub(super) const CONFIGURATION: &str = "configuration";
+/// Role of the guest state file.
+pub(super) const GUEST_STATE: &str = "guest-state";
+/// Role of the firmware variables.
+const FIRMWARE: &str = "firmware-variables";
+/// Room for tables and small files beside the content.
+const OVERHEAD: u64 = 1 << 20;
+/// Extents are asked for in steps of this many bytes of the disk.
+const STEP: u64 = 1 << 30;
+
+/// What is to be written where.
+pub(super) struct Order {
+    pub(super) vmms: Arc<Vmms>,
+    pub(super) point: Arc<Point>,
+    pub(super) base: Option<Arc<Point>>,
+    /// The directory the user named.
+    pub(super) directory: PathBuf,
+    /// The directory for the manifest.
+    pub(super) root: PathBuf,
+    pub(super) disks: Vec<PointDisk>,
+    pub(super) cancel: CancelFlag,
+}
+
+/// A disk ready to be copied.
+struct Job<'a> {
+    disk: &'a PointDisk,
+    source: Chain,
+    changes: Option<ChangeMap>,
+    /// Bytes of the disk that the copy goes through.
+    total: u64,
+}
+
+/// Exports the disks and the small files; returns the manifest that makes them an export.
+pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Manifest> {
+    let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
+    let jobs = order.disks.iter().map(|disk| prepare(order, &vm, disk)).collect::<Result<Vec<_>>>()?;
+    make_room(order, &jobs)?;
+
+    let mut manifest = head(order, &vm);
+    let base = order.base.as_deref().and_then(|base| find_base(order, base));
+    if let (Some(chain), Some(last)) = (&base, base.as_ref().and_then(|c| c.last())) {
+        manifest.point.base_manifest = Some(HexHash(last.hash));
+        tracing::debug!(depth = chain.len(), "the exports of the base were found");
+    }
+    manifest.files = small_files(order, &vm)?;
+
+    let total: u64 = jobs.iter().map(|j| j.total).sum();
+    let mut before = 0;
+    progress(0, total);
+    for job in &jobs {
+        let told = |p: disk::Progress| progress(before + p.done.min(job.total), total);
+        let entry = write_disk(order, job, base.as_deref(), &mut manifest.decisions, &told)?;
+        manifest.disks.push(entry);
+        before += job.total;
+        progress(before, total);
+    }
+    Ok(manifest)
+}
+
+fn prepare<'a>(order: &Order, vm: &Vm, disk: &'a PointDisk) -> Result<Job<'a>> {
+    let found = vm.disk(disk.uid).ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
+    let source = point::open_chain(&disk.device, &found.layers, disk.node)?;
+    let changes = match &order.base {
+        None => None,
+        Some(base) => {
+            let from = base
+                .disks
+                .iter()
+                .find(|d| d.uid == disk.uid)
+                .ok_or_else(|| fault!(BaseWithoutDisk, guid(base.id), disk.device))?;
+            Some(point::between(&order.vmms, found, from.node, disk.node, source.size(), None)?)
+        }
+    };
+    let total = match &changes {
+        None => source.size(),
+        Some(map) => map.widen(disk::BLOCK_SIZE).clip(source.size()).total(),
+    };
+    Ok(Job { disk, source, changes, total })
+}
+
+/// Makes the directories and fails early where the content will not fit.
+fn make_room(order: &Order, jobs: &[Job<'_>]) -> Result<()> {
+    let mut needed = OVERHEAD;
+    for job in jobs {
+        order.cancel.check()?;
+        needed += match &job.changes {
+            Some(_) => job.total,
+            None => content(&job.source, &order.cancel)?,
+        };
+    }
+    let unusable = |cause: Fault| fault!(ExportDirectory, order.directory.display()).caused_by(cause);
+    for dir in [layout::MACHINES, layout::DISKS].map(|d| order.root.join(d)) {
+        std::fs::create_dir_all(&dir).map_err(|e| unusable(Fault::io("create", &dir, &e)))?;
+        disk::target::check_writable(&dir).map_err(|e| unusable(e.into()))?;
+    }
+    let room = disk::target::space(&order.root)?;
+    if room.available < needed {
+        let what = format!("{} ({needed} bytes needed, {} free)", order.root.display(), room.available);
+        return Err(fault!(NoSpace, what));
+    }
+    Ok(())
+}
+
+/// Bytes that are not known to be zero.
+fn content(source: &Chain, cancel: &CancelFlag) -> Result<u64> {
+    let (mut bytes, mut at) = (0, 0);
+    while at < source.size() {
+        cancel.check()?;
+        let end = at.saturating_add(STEP).min(source.size());
+        bytes += source.extents(at..end)?.iter().filter(|e| !e.zero).map(|e| e.len).sum::<u64>();
+        at = end;
+    }
+    Ok(bytes)
+}
+
+fn head(order: &Order, vm: &Vm) -> Manifest {
+    let point = &order.point;
+    let instant = jiff::Timestamp::try_from(point.instant).unwrap_or_default();
+    let mut manifest = Manifest::new(
+        concat!("kvmms ", env!("CARGO_PKG_VERSION")),
+        MachineIdentity { id: guid(vm.id), name: vm.name.clone() },
+        PointIdentity {
+            id: guid(point.id),
+            instant: format!("{instant:.6}"),
+            consistency: match point.consistency {
+                Consistency::Application => manifest::Consistency::Application,
+                Consistency::Crash => manifest::Consistency::Crash,
+            },
+            kind: match point.kind {
+                PointType::Log => manifest::PointType::LogBased,
+                PointType::Rct => manifest::PointType::RctBased,
+            },
+            base_id: order.base.as_ref().map(|b| guid(b.id)),
+            base_manifest: None,
+        },
+    );
+    let told = |d: &point::Decision| manifest::Decision {
+        disk: None,
+        decision: d.what.clone(),
+        reason: d.reason.clone(),
+    };
+    manifest.decisions = point.decisions.iter().map(told).collect();
+    manifest
+}
+
+/// The chain of exports that ends with the base's, the full one first; none where a part of it is not to be found.
+fn find_base(order: &Order, base: &Point) -> Option<Vec<Export>> {
+    let near = layout::exports_in(&order.directory, base.vm);
+    let known = base.exports.iter().rev().cloned();
+    let dir = layout::find(near.into_iter().chain(known), &guid(base.vm), &guid(base.id))?;
+    match crate::verify::chain_of(&dir) {
+        Ok(chain) => Some(chain),
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "the export of the base is not usable");
+            None
+        }
+    }
+}
+
+fn write_disk(
+    order: &Order,
+    job: &Job<'_>,
+    base: Option<&[Export]>,
+    decisions: &mut Vec<manifest::Decision>,
+    progress: &(dyn Fn(disk::Progress) + Sync),
+) -> Result<DiskEntry> {
+    let id = disk_id_text(order.point.vm, &job.disk.device);
+    let image = layout::image(job.disk, order.point.id)?;
+    let list = layout::block_list(job.disk, order.point.id)?;
+    let target = order.root.join(&image);
+    let mut plan = ExportPlan::full(&job.source, &target);
+    plan.block_list = Some(order.root.join(&list));
+    plan.threads = order.vmms.options.export_threads.clamp(1, 16);
+    let mut base_file = None;
+    if let (Some(changes), Some(base_point)) = (&job.changes, &order.base) {
+        plan.changes = Some(changes);
+        let found = base.and_then(|chain| Some((chain, verify::disk_files(chain, &id).ok()?)));
+        let name = match found {
+            Some((chain, files)) => {
+                plan.base_lists = files.lists;
+                // The image of the base, as its own manifest names it.
+                let entry = chain.last().and_then(|e| Some((e, e.manifest.disks.iter().find(|d| d.instance_id == id)?)));
+                let (export, entry) = entry.ok_or_else(|| fault!(Internal, "a base without the disk"))?;
+                let there = canonical(&export.dir.join(&entry.file))?;
+                let here = canonical(target.parent().unwrap_or(&order.root))?;
+                layout::relative(&here, &there)
+            }
+            None => {
+                decisions.push(manifest::Decision {
+                    disk: Some(id.clone()),
+                    decision: "the image names its base as a neighbour in its own directory".to_owned(),
+                    reason: format!("no export of base point {} with this disk was found", guid(base_point.id)),
+                });
+                let known = base_point.disks.iter().find(|d| d.uid == job.disk.uid).unwrap_or(job.disk);
+                PathBuf::from(layout::image_name(known, base_point.id))
+            }
+        };
+        let plain = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        base_file = Some(RelativePath::new(plain)?);
+        plan.backing = Some(Backing { file: name.to_string_lossy().into_owned(), format: "qcow2".to_owned() });
+    }
+    let report = export_disk(&plan, progress, &order.cancel)?;
+    Ok(DiskEntry::of(id, image, list, base_file, &report)?)
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| Fault::io("find", path, &e))
+}
+
+/// Guest state as it is exported.
+#[derive(Serialize)]
+struct GuestState<'a> {
+    format: &'a str,
+    version: u32,
+    consistency: Consistency,
+    firmware_variables: Option<String>,
+}
+
+/// Writes configuration, guest state and firmware variables.
+fn small_files(order: &Order, vm: &Vm) -> Result<Vec<PlainFile>> {
+    let id = guid(vm.id);
+    let config = std::fs::read(&order.point.config).map_err(|e| Fault::io("read", &order.point.config, &e))?;
+    let mut files = vec![plain(order, CONFIGURATION, &format!("{id}.json"), &config)?];
+    let firmware = order.point.config.with_file_name(point::FIRMWARE_VARS);
+    let firmware_name = format!("{id}.firmware.fd");
+    let firmware = match std::fs::read(&firmware) {
+        Ok(bytes) => Some(bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(Fault::io("read", &firmware, &e)),
+    };
+    if let Some(bytes) = &firmware {
+        files.push(plain(order, FIRMWARE, &firmware_name, bytes)?);
+    }
+    let state = GuestState {
+        format: "kvmms-guest-state",
+        version: 1,
+        consistency: order.point.consistency,
+        firmware_variables: firmware.is_some().then_some(firmware_name),
+    };
+    let state = serde_json::to_vec_pretty(&state).map_err(|e| fault!(Internal, e))?;
+    files.push(plain(order, GUEST_STATE, &format!("{id}.guest.json"), &state)?);
+    Ok(files)
+}
+
+fn plain(order: &Order, role: &str, name: &str, bytes: &[u8]) -> Result<PlainFile> {
+    let path = RelativePath::new(format!("{}/{name}", layout::MACHINES))?;
+    disk::atomic::AtomicFile::replace(&order.root.join(&path), bytes)?;
+    Ok(PlainFile {
+        role: role.to_owned(),
+        path,
+        bytes: bytes.len() as u64,
+        blake3: HexHash(blake3::hash(bytes)),
+    })
+}

@@ -1,0 +1,328 @@
+//! Exporting a reference point into a directory.
+//!
+//! ```text
+//! <ExportDirectory>/<VMGUID>/                      the first export of a machine into a directory
+//!   Virtual Machines/<VMGUID>.json                 configuration at the instant
+//!   Virtual Machines/<VMGUID>.guest.json           guest state
+//!   Virtual Hard Disks/<disk>-<POINTGUID>.qcow2    full, or differential over the base's image (relative name)
+//!   Virtual Hard Disks/<disk>-<POINTGUID>.map      the hash of each exported block
+//!   manifest.json                                  written last
+//!   <POINTGUID>/                                   each further point exported into the same directory: the same layout
+//! ```
+//!
+//! So every directory with a manifest is one export of one point, never changed afterwards, and a chain of points can lie in one
+//! directory or in several. A differential export looks for its base's export in the same directory first, then where
+//! the base was exported to last. Where it finds none, its images name the base's image as a neighbour, and job and
+//! manifest say so: whoever keeps the exports brings them together.
+//!
+//! Frozen layers are read straight from their files by the data plane, on threads for blocking work, without any
+//! lock: the running job itself is the claim that keeps them ([`crate::point`]).
+
+mod disks;
+pub(crate) mod layout;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use disk::manifest::{MANIFEST_NAME, Manifest};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::job::{ExportedDisk, ExportedMachine, Job, JobContext, Output, Task};
+use crate::point::{self, Point, PointDisk, disk_id_text};
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Starts a job that exports a point; returns the job. `base` makes it differential. `disks` are instance ids
+/// (`Microsoft:<machine>\<resource>`) or resource ids, in any case, with or without the last `\L` or `\D`; none means all.
+///
+/// Refused at once: points that do not hold their content, bases that are newer, of another machine or do not know a
+/// disk, unknown disks, relative directories, and a directory that holds an export of this point already.
+pub async fn export_point(
+    vmms: &Arc<Vmms>,
+    point: Uuid,
+    base: Option<Uuid>,
+    directory: &Path,
+    disks: &[String],
+    asked: &Asked,
+) -> Result<Uuid> {
+    let record = vmms.db.get::<Point>(point)?;
+    let base_record = base.map(|b| vmms.db.get::<Point>(b)).transpose()?;
+    let about = |fault: Fault| fault.about(Element::Point(point));
+    admit(vmms, &record, base_record.as_deref()).map_err(about)?;
+    let chosen = choose(&record, disks)?;
+    if let Some(base) = &base_record {
+        for disk in &chosen {
+            if !base.disks.iter().any(|d| d.uid == disk.uid) {
+                return Err(about(fault!(BaseWithoutDisk, guid(base.id), disk.device)));
+            }
+        }
+    }
+    if !directory.is_absolute() {
+        return Err(fault!(PathNotUsable, directory.display(), "it is not absolute"));
+    }
+    let dirs = layout::exports_in(directory, record.vm);
+    if layout::find(dirs, &guid(record.vm), &guid(point)).is_some() {
+        return Err(about(fault!(ExportExists, directory.display(), guid(point))));
+    }
+    let task = Task::ExportPoint {
+        point,
+        base,
+        directory: directory.to_owned(),
+        disks: chosen.iter().map(|d| d.uid).collect(),
+    };
+    let affected = vec![(Element::Point(point), Effect::Other), (Element::Vm(record.vm), Effect::Performance)];
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        directory: Some(directory.to_owned()),
+        point: Some(point),
+        base,
+        subject: Some(record.vm),
+        machines: vec![ExportedMachine { vm: record.vm, ..ExportedMachine::default() }],
+        ..Output::default()
+    };
+    vmms.submit(task, submission).await
+}
+
+fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
+    if !point.complete {
+        return Err(fault!(PointIncomplete, guid(point.id)));
+    }
+    if !point.holds_content() {
+        return Err(fault!(NoAssociatedData, guid(point.id)));
+    }
+    let vm = vmms.db.get::<Vm>(point.vm)?;
+    if let Some(base) = base {
+        if base.vm != point.vm {
+            return Err(fault!(BaseOfOtherVm, guid(base.id), guid(base.vm), guid(point.vm)));
+        }
+        if !base.complete {
+            return Err(fault!(PointIncomplete, guid(base.id)));
+        }
+        if base.sequence >= point.sequence {
+            return Err(fault!(BaseNotOlder, guid(base.id), guid(point.id)));
+        }
+    }
+    for disk in &point.disks {
+        let found = vm.disk(disk.uid).ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
+        point::check_chain(&disk.device, &found.layers, disk.node)?;
+    }
+    Ok(())
+}
+
+/// The disks that a list of identifiers means.
+fn choose(point: &Point, texts: &[String]) -> Result<Vec<PointDisk>> {
+    if texts.is_empty() {
+        return Ok(point.disks.clone());
+    }
+    let mut out: Vec<PointDisk> = Vec::new();
+    for text in texts {
+        let found = point.disks.iter().find(|d| means(text, point.vm, d));
+        let found = found.ok_or_else(|| fault!(DiskNotFound, guid(point.vm), text))?;
+        if !out.iter().any(|d| d.uid == found.uid) {
+            out.push(found.clone());
+        }
+    }
+    Ok(out)
+}
+
+fn means(text: &str, vm: Uuid, disk: &PointDisk) -> bool {
+    fn bare(text: &str) -> &str {
+        text.strip_suffix("\\L").or_else(|| text.strip_suffix("\\D")).unwrap_or(text)
+    }
+    let text = text.trim().replace("\\\\", "\\").to_ascii_uppercase();
+    let device = disk.device.to_ascii_uppercase();
+    let whole = disk_id_text(vm, &disk.device).to_ascii_uppercase();
+    let given = bare(&text);
+    given == bare(&device) || given == bare(&whole) || given == disk.uid.to_string().to_ascii_uppercase()
+}
+
+/// What an export has noted of its way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Notes {
+    /// The directory with the manifest.
+    root: PathBuf,
+    /// Files it writes, relative to the root.
+    files: Vec<PathBuf>,
+    /// Directories that were not there before, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+/// Exports the point.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    point: Uuid,
+    base: Option<Uuid>,
+    directory: &Path,
+    disks: &[Uuid],
+) -> Result<()> {
+    let result = export(vmms, ctx, point, base, directory, disks).await;
+    result.map_err(|cause| match cause.kind() {
+        Kind::Cancelled => cause,
+        _ => {
+            let failed = fault!(ExportFailed, guid(point), directory.display());
+            failed.about(Element::Point(point)).caused_by(cause)
+        }
+    })
+}
+
+async fn export(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    point: Uuid,
+    base: Option<Uuid>,
+    directory: &Path,
+    disks: &[Uuid],
+) -> Result<()> {
+    ctx.checkpoint().await?;
+    let record = vmms.db.get::<Point>(point)?;
+    let base = base.map(|b| vmms.db.get::<Point>(b)).transpose()?;
+    let notes = match ctx.notes::<Notes>() {
+        // Resumed: the job kept the content all the time.
+        Some(notes) => notes,
+        None => {
+            admit(vmms, &record, base.as_deref())?;
+            begin(vmms, ctx, &record, directory, disks).await?
+        }
+    };
+    if !notes.root.join(MANIFEST_NAME).exists() {
+        let order = disks::Order {
+            vmms: Arc::clone(vmms),
+            point: Arc::clone(&record),
+            base,
+            directory: directory.to_owned(),
+            root: notes.root.clone(),
+            disks: record.disks.iter().filter(|d| disks.contains(&d.uid)).cloned().collect(),
+            cancel: ctx.cancel_flag(),
+        };
+        let (files, progress) = (notes.files.clone(), ctx.clone());
+        let manifest = point::tidy::blocking(move || {
+            clear(&order.root, &files)?;
+            disks::write(&order, &|done, total| progress.progress(done, total))
+        })
+        .await?;
+        // The manifest makes it an export: what comes before is nothing, what comes after is done.
+        ctx.no_return().await?;
+        let root = notes.root.clone();
+        point::tidy::blocking(move || Ok(manifest.save(&root)?)).await?;
+    }
+    finish(vmms, ctx, &record, &notes, disks.len()).await
+}
+
+/// Chooses the directory, durably, so that no other export takes it and undoing finds it.
+async fn begin(
+    vmms: &Vmms,
+    ctx: &JobContext,
+    point: &Point,
+    directory: &Path,
+    disks: &[Uuid],
+) -> Result<Notes> {
+    let mut files = vec![
+        PathBuf::from(layout::MACHINES).join(format!("{}.json", guid(point.vm))),
+        PathBuf::from(layout::MACHINES).join(format!("{}.guest.json", guid(point.vm))),
+        PathBuf::from(layout::MACHINES).join(format!("{}.firmware.fd", guid(point.vm))),
+    ];
+    for disk in point.disks.iter().filter(|d| disks.contains(&d.uid)) {
+        files.push(layout::image(disk, point.id)?.as_ref().to_owned());
+        files.push(layout::block_list(disk, point.id)?.as_ref().to_owned());
+    }
+    let job = ctx.job();
+    vmms.db
+        .change(|draft| {
+            let taken: Vec<PathBuf> = draft
+                .all::<Job>()
+                .into_iter()
+                .filter(|j| j.id != job && !j.state.is_final())
+                .filter_map(|j| serde_json::from_value::<Notes>(j.notes).ok())
+                .map(|n| n.root)
+                .collect();
+            let free = |root: &Path| !taken.iter().any(|t| t == root) && !root.join(MANIFEST_NAME).exists();
+            let own = layout::machine_dir(directory, point.vm);
+            let root = [own, layout::point_dir(directory, point.vm, point.id)].into_iter().find(|r| free(r));
+            let root = root.ok_or_else(|| fault!(ExportExists, directory.display(), guid(point.id)))?;
+            let inner = [root.join(layout::DISKS), root.join(layout::MACHINES)];
+            let above = root.ancestors().map(Path::to_owned);
+            let made = inner.into_iter().chain(above).filter(|d| !d.exists()).collect();
+            let notes = Notes { root, files: files.clone(), made };
+            draft.get_mut::<Job>(job)?.notes = serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
+            Ok(notes)
+        })
+        .await
+}
+
+/// Removes what an earlier attempt left.
+fn clear(root: &Path, files: &[PathBuf]) -> Result<()> {
+    for file in files {
+        let file = root.join(file);
+        for path in [disk::atomic::partial_name(&file), file] {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound && e.kind() != std::io::ErrorKind::NotADirectory => {
+                    return Err(Fault::io("remove", &path, &e));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows what was made, and ends the hold of an RCT point of which everything was exported.
+async fn finish(vmms: &Arc<Vmms>, ctx: &JobContext, point: &Point, notes: &Notes, disks: usize) -> Result<()> {
+    let (manifest, _) = Manifest::load(&notes.root)?;
+    let whole = |p: &disk::manifest::RelativePath| notes.root.join(p);
+    let file = |role: &str| manifest.files.iter().find(|f| f.role == role).map(|f| whole(&f.path));
+    let machine = ExportedMachine {
+        vm: point.vm,
+        config: file(disks::CONFIGURATION),
+        runtime: None,
+        guest_state: file(disks::GUEST_STATE),
+    };
+    let mut exported = Vec::new();
+    for entry in &manifest.disks {
+        let disk = point.disks.iter().find(|d| disk_id_text(point.vm, &d.device) == entry.instance_id);
+        let device = disk.map_or_else(|| entry.instance_id.clone(), |d| d.device.clone());
+        exported.push(ExportedDisk { vm: point.vm, device, file: whole(&entry.file) });
+    }
+    let written: u64 = manifest.disks.iter().map(|d| d.file_bytes).sum();
+    let read: u64 = manifest.disks.iter().map(|d| d.data_blocks * d.block_size).sum();
+    ctx.output(|output| {
+        output.machines = vec![machine];
+        output.disks = exported;
+        output.bytes_written = written;
+        output.bytes_read = read;
+        let decisions = manifest.decisions.iter();
+        output.report = decisions.map(|d| format!("{}: {}", d.decision, d.reason)).collect();
+    })
+    .await?;
+    vmms.db
+        .change(|draft| {
+            let point = draft.get_mut::<Point>(point.id)?;
+            point.exports.retain(|e| *e != notes.root);
+            point.exports.push(notes.root.clone());
+            Ok(())
+        })
+        .await?;
+    if disks == point.disks.len() {
+        point::end_hold(vmms, point.id, Some(ctx.job())).await?;
+    }
+    Ok(())
+}
+
+/// Removes everything the export wrote and every directory it made.
+pub(crate) async fn undo(_vmms: &Arc<Vmms>, ctx: &JobContext, _point: Uuid, _directory: &Path) -> Result<()> {
+    let Some(notes) = ctx.notes::<Notes>() else {
+        return Ok(());
+    };
+    point::tidy::blocking(move || {
+        let manifest = PathBuf::from(MANIFEST_NAME);
+        clear(&notes.root, &[manifest])?;
+        clear(&notes.root, &notes.files)?;
+        for dir in &notes.made {
+            // One that others put files into meanwhile stays.
+            let _ = std::fs::remove_dir(dir);
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,204 @@
+//! Making a machine of an export.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use disk::verify::{Export, disk_files};
+use disk::{Chain, ExportPlan, Source, export_disk};
+use hypervisor::ImageFormat;
+use uuid::Uuid;
+
+use crate::job::{JobContext, Output, Task};
+use crate::layer::LayerTree;
+use crate::point::tidy::blocking;
+use crate::point::{self, disk_id_text};
+use crate::verify::{chain_of, find_export};
+use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Starts a job that makes a new machine of the export in `directory`; returns the machine's and the job's identifiers. The disks
+/// of the point are written as plain images of their own into `disks`. `name` `None` keeps the exported one. The machine
+/// gets an identifier of its own, since the exported one may still be there.
+pub async fn import_export(
+    vmms: &Arc<Vmms>,
+    directory: &Path,
+    name: Option<String>,
+    disks: &Path,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    let directory = find_export(directory)?;
+    if !disks.is_absolute() {
+        return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
+    }
+    let vm = Uuid::new_v4();
+    let task = Task::Import { directory: directory.clone(), vm, name, disks: disks.to_owned() };
+    let affected = vec![(Element::Vm(vm), Effect::Create)];
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        directory: Some(directory),
+        created: Some(Element::Vm(vm)),
+        subject: Some(vm),
+        ..Output::default()
+    };
+    let job = vmms.submit(task, submission).await?;
+    match vmms.job(job).map(|j| j.task) {
+        Ok(Task::Import { vm, .. }) => Ok((vm, job)),
+        _ => Ok((vm, job)),
+    }
+}
+
+/// Imports.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    directory: &Path,
+    id: Uuid,
+    name: Option<&str>,
+    disks: &Path,
+) -> Result<()> {
+    import(vmms, ctx, directory, id, name, disks).await.map_err(|cause| match cause.kind() {
+        Kind::Cancelled => cause,
+        _ => fault!(ImportFailed, directory.display()).caused_by(cause),
+    })
+}
+
+async fn import(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    directory: &Path,
+    id: Uuid,
+    name: Option<&str>,
+    disks: &Path,
+) -> Result<()> {
+    ctx.checkpoint().await?;
+    let dir = directory.to_owned();
+    let chain = blocking(move || chain_of(&dir)).await?;
+    let mut record = machine_of(&chain)?;
+    let exported = record.id;
+    record.id = id;
+    let text = serde_json::to_string(&record).map_err(|e| fault!(Internal, e))?;
+    // Resource ids carry the machine's GUID in places; the imported machine has its own.
+    let text = text.replace(&guid(exported), &guid(id)).replace(&exported.to_string(), &id.to_string());
+    let mut record: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
+    if let Some(name) = name {
+        record.name = name.to_owned();
+    }
+    record.power = Power::Off;
+    record.saved_state = None;
+    record.planned = false;
+    record.owner = vmms.host.clone();
+    (record.created, record.changed, record.power_changed) = (SystemTime::now(), SystemTime::now(), SystemTime::now());
+
+    let plan = plan(&chain, exported, id, &record, disks)?;
+    let files: Vec<PathBuf> = plan.iter().map(|p| p.target.clone()).collect();
+    for file in &files {
+        if file.exists() {
+            return Err(fault!(NameTaken, "the file", file.display()));
+        }
+    }
+    // A disk that was not exported has nothing to be made of.
+    record.devices.retain(|d| match &d.kind {
+        DeviceKind::Disk(_) => plan.iter().any(|p| p.device.eq_ignore_ascii_case(&d.id)),
+        _ => true,
+    });
+    ctx.note(&files).await?;
+    let (cancel, told) = (ctx.cancel_flag(), ctx.clone());
+    let dir = disks.to_owned();
+    let sizes = blocking(move || {
+        std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+        let total: u64 = plan.iter().map(|p| p.size).sum();
+        let mut before = 0;
+        for part in &plan {
+            let source = Chain::open(&part.layers)?;
+            let progress = |p: disk::Progress| told.progress(before + p.done, total);
+            export_disk(&ExportPlan::full(&source, &part.target), &progress, &cancel)?;
+            before += source.size();
+        }
+        Ok(plan)
+    })
+    .await?;
+    for part in &sizes {
+        let device = record.devices.iter_mut().find(|d| d.id.eq_ignore_ascii_case(&part.device));
+        if let Some(DeviceKind::Disk(disk)) = device.map(|d| &mut d.kind) {
+            disk.uid = Uuid::new_v4();
+            disk.path = part.target.clone();
+            disk.format = ImageFormat::Qcow2;
+            disk.layers = LayerTree::new(part.target.clone(), ImageFormat::Qcow2, part.size);
+        }
+    }
+    let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    ctx.output(|output| output.report = report).await?;
+    ctx.no_return().await?;
+    firmware(vmms, &chain, id)?;
+    vm::install(vmms, record).await.map(drop)
+}
+
+/// The configuration in the last export of a chain.
+fn machine_of(chain: &[Export]) -> Result<Vm> {
+    let export = chain.last().ok_or_else(|| fault!(Internal, "a chain without exports"))?;
+    let file = export.manifest.files.iter().find(|f| f.role == "configuration");
+    let file = file.ok_or_else(|| fault!(ManifestUnusable, export.dir.display()))?;
+    Ok(point::load_config(&export.dir.join(&file.path))?.machine)
+}
+
+struct Part {
+    device: String,
+    layers: Vec<disk::LayerSpec>,
+    target: PathBuf,
+    size: u64,
+}
+
+fn plan(chain: &[Export], exported: Uuid, id: Uuid, record: &Vm, disks: &Path) -> Result<Vec<Part>> {
+    let export = chain.last().ok_or_else(|| fault!(Internal, "a chain without exports"))?;
+    let mut parts: Vec<Part> = Vec::new();
+    for entry in &export.manifest.disks {
+        let whole = entry.instance_id.replace(&guid(exported), &guid(id));
+        let device = record.disks().find(|(device, _)| disk_id_text(id, device).eq_ignore_ascii_case(&whole));
+        let (device, disk) = device.ok_or_else(|| fault!(DiskNotFound, guid(exported), entry.instance_id))?;
+        let files = disk_files(chain, &entry.instance_id)?;
+        let stem = disk.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = |n: usize| match n {
+            0 => disks.join(format!("{stem}.qcow2")),
+            n => disks.join(format!("{stem}-{n}.qcow2")),
+        };
+        // Two disks may have had the same name in different directories.
+        let target = (0..).map(name).find(|t| !parts.iter().any(|p| p.target == *t));
+        let target = target.ok_or_else(|| fault!(Internal, "no name is free"))?;
+        parts.push(Part { device: device.to_owned(), layers: files.layers, target, size: files.virtual_size });
+    }
+    Ok(parts)
+}
+
+/// Gives the machine the exported firmware variables.
+fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
+    let Some((export, file)) = chain
+        .last()
+        .and_then(|e| Some((e, e.manifest.files.iter().find(|f| f.role == "firmware-variables")?)))
+    else {
+        return Ok(());
+    };
+    let from = export.dir.join(&file.path);
+    let bytes = std::fs::read(&from).map_err(|e| Fault::io("read", &from, &e))?;
+    let dir = spec::state_dir(&vmms.dirs, id);
+    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    Ok(disk::atomic::AtomicFile::replace(&dir.join("firmware-vars.fd"), &bytes)?)
+}
+
+/// Removes the images that were written, unless the machine is there.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid, disks: &Path) -> Result<()> {
+    if vmms.db.get::<Vm>(id).is_ok() {
+        return Ok(());
+    }
+    for file in ctx.notes::<Vec<PathBuf>>().unwrap_or_default() {
+        for path in [disk::atomic::partial_name(&file), file] {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Fault::io("remove", &path, &e)),
+                _ => {}
+            }
+        }
+    }
+    // Only if nothing else is in it.
+    let _ = std::fs::remove_dir(disks);
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! Taking a reference point.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+use super::freeze::{self, Reached, Step};
+use super::settle::{points_of, settle};
+use super::{Consistency, Decision, Hold, Point, PointDisk, PointType, files, quiet};
+use crate::job::{Job, JobContext, Output, Task};
+use crate::layer::Frozen;
+use crate::vm::{Asked, Disk, Vm};
+use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+
+/// Starts a job that takes a reference point; returns the point's and the job's identifiers. `consistency` `None` means:
+/// application consistent where that can be had, else crash consistent, and the point tells which and why.
+///
+/// Refused at once: unknown or planned machines, machines without a writable disk, chains that are as long as they may be.
+pub async fn create_point(
+    vmms: &Arc<Vmms>,
+    vm: Uuid,
+    kind: PointType,
+    consistency: Option<Consistency>,
+    name: &str,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    admit(&record, vmms.options.max_layers)?;
+    let point = Uuid::new_v4();
+    let name = name.trim();
+    let name = if name.is_empty() { format!("{} {}", record.name, now_text()) } else { name.to_owned() };
+    let task = Task::CreatePoint { vm, point, kind, consistency, name };
+    let affected = vec![(Element::Vm(vm), Effect::Other), (Element::Point(point), Effect::Create)];
+    let mut submission = asked.submission(affected);
+    submission.output = Output { created: Some(Element::Point(point)), ..Output::default() };
+    let job = vmms.submit(task, submission).await?;
+    // A repeated request got the job of the first time, with its point.
+    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
+        Ok(Task::CreatePoint { point, .. }) => Ok((point, job)),
+        _ => Ok((point, job)),
+    }
+}
+
+fn now_text() -> String {
+    jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Whether a point of the machine can be taken.
+fn admit(vm: &Vm, max_layers: usize) -> Result<()> {
+    let about = |fault: Fault| Err(fault.about(Element::Vm(vm.id)));
+    if vm.planned {
+        return about(fault!(WrongVmState, vm.name, "planned", "a reference point", "realized"));
+    }
+    let mut disks = vm.disks().filter(|(_, d)| !d.read_only).peekable();
+    if disks.peek().is_none() {
+        return about(fault!(NoDisks, vm.name));
+    }
+    for (_, disk) in disks {
+        let depth = disk.layers.active_chain().len();
+        if depth >= max_layers {
+            return about(fault!(ChainTooLong, disk.path.display(), depth, max_layers));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the point.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    point: Uuid,
+    kind: PointType,
+    consistency: Option<Consistency>,
+    name: &str,
+) -> Result<()> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    let _lock = tokio::select! {
+        lock = vmms.lock(vm) => lock,
+        stop = ctx.stop_asked() => return Err(stop),
+    };
+    let _quiet = quiet(vmms, vm).await;
+    let new = New { point, kind, consistency, name };
+    take(vmms, ctx, vm, &new).await.map_err(|cause| {
+        if cause.kind() == crate::Kind::Cancelled {
+            return cause;
+        }
+        fault!(PointFailed, name, record.name).about(Element::Vm(vm)).caused_by(cause)
+    })
+}
+
+struct New<'a> {
+    point: Uuid,
+    kind: PointType,
+    consistency: Option<Consistency>,
+    name: &'a str,
+}
+
+async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Result<()> {
+    ctx.checkpoint().await?;
+    settle(vmms, vm).await?;
+    let decisions = distrust(vmms, vm).await?;
+    let record = vmms.db.get::<Vm>(vm)?;
+    admit(&record, vmms.options.max_layers)?;
+    let steps = freeze::plan(vmms, &record, |disk| !disk.read_only)?;
+    let config = files::save_config(vmms, &record, new.point)?;
+    let sequence = points_of(vmms, vm).last().map_or(1, |p| p.sequence + 1);
+    let mut point = Point {
+        id: new.point,
+        vm,
+        name: new.name.to_owned(),
+        kind: new.kind,
+        consistency: Consistency::Crash,
+        instant: SystemTime::now(),
+        pause_us: 0,
+        sequence,
+        complete: false,
+        has_data: new.kind == PointType::Log,
+        hold: None,
+        disks: record
+            .disks()
+            .filter(|(_, d)| !d.read_only)
+            .map(|(device, disk)| PointDisk {
+                uid: disk.uid,
+                device: device.to_owned(),
+                path: disk.path.clone(),
+                node: disk.layers.active,
+                size: disk.layers.nodes.get(&disk.layers.active).map_or(0, |n| n.size),
+                blocks: None,
+            })
+            .collect(),
+        group_point: None,
+        config,
+        decisions,
+        exports: Vec::new(),
+    };
+    vmms.db
+        .change(|draft| {
+            freeze::announce(draft, vm, &steps)?;
+            draft.put(point.clone());
+            Ok(())
+        })
+        .await?;
+    // Milliseconds from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
+    ctx.no_return().await?;
+    let reached = freeze::mark(vmms, &record, &steps, new.consistency).await?;
+    record_point(vmms, &steps, &mut point, reached).await
+}
+
+/// Writes down what was reached: trees and point in one transaction.
+async fn record_point(vmms: &Arc<Vmms>, steps: &[Step], point: &mut Point, reached: Reached) -> Result<()> {
+    let mut frozen = Vec::new();
+    for step in steps {
+        frozen.push((step, freeze::frozen(vmms, &step.disk).await?));
+    }
+    let disks: Vec<Disk> = steps.iter().map(|s| s.disk.clone()).collect();
+    let maps = freeze::keep_maps(vmms, disks).await;
+    for disk in &mut point.disks {
+        if let Some((_, frozen)) = frozen.iter().find(|(s, _)| s.disk.uid == disk.uid) {
+            disk.size = frozen.size;
+        }
+    }
+    point.complete = maps.is_ok();
+    point.consistency = reached.consistency;
+    point.instant = reached.instant;
+    point.pause_us = u64::try_from(reached.pause.as_micros()).unwrap_or(u64::MAX);
+    point.decisions.extend(reached.decisions);
+    if point.kind == PointType::Rct {
+        point.hold = hold(vmms.options.hold_time, vmms.options.hold_bytes, reached.instant);
+    }
+    vmms.db
+        .change(|draft| {
+            let vm = draft.get_mut::<Vm>(point.vm)?;
+            for (step, frozen) in frozen {
+                if let Some(disk) = vm.disk_mut(step.disk.uid) {
+                    disk.layers.freeze(step.node, step.file.clone(), frozen);
+                }
+            }
+            draft.put(point.clone());
+            Ok(())
+        })
+        .await?;
+    // The layers are recorded as they are; a point without its maps is taken back.
+    maps
+}
+
+fn hold(time: Duration, bytes: u64, from: SystemTime) -> Option<Hold> {
+    if time.is_zero() || bytes == 0 {
+        return None;
+    }
+    Some(Hold { until: from.checked_add(time)?, bytes })
+}
+
+/// Looks for frozen files that something else wrote to. Instants read through them cannot be trusted any more, and are
+/// marked so; what the guest sees now is the truth that new points are taken of.
+async fn distrust(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Vec<Decision>> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    let mut decisions = Vec::new();
+    for (device, disk) in record.disks().filter(|(_, d)| !d.read_only) {
+        let tree = &disk.layers;
+        let mut stamps = Vec::new();
+        for (id, node) in &tree.nodes {
+            let (Some(file), Some(stamp)) = (&node.file, node.stamp) else {
+                continue;
+            };
+            let found = files::stamp(&file.path)?;
+            if found != stamp {
+                stamps.push((*id, found));
+                decisions.push(Decision {
+                    what: format!("older points of disk {device} cannot be exported or used as a base any more"),
+                    reason: format!("{} was changed by something other than kvmms", file.path.display()),
+                });
+            }
+        }
+        if stamps.is_empty() {
+            continue;
+        }
+        tracing::error!(vm = %guid(vm), disk = %disk.path.display(), "a frozen layer was changed behind our back");
+        vmms.db
+            .change(|draft| {
+                let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) else {
+                    return Ok(());
+                };
+                let active = disk.layers.active;
+                for (id, node) in &mut disk.layers.nodes {
+                    node.lost |= *id != active;
+                    if let Some((_, stamp)) = stamps.iter().find(|(s, _)| s == id) {
+                        node.stamp = Some(*stamp);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    // Layers that were cut or exchanged fail here, before anything is begun.
+    let record = vmms.db.get::<Vm>(vm)?;
+    for (device, disk) in record.disks().filter(|(_, d)| !d.read_only) {
+        files::check_chain(device, &disk.layers, disk.layers.active)?;
+    }
+    Ok(decisions)
+}
+
+/// Takes back a point that was not finished.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid, point: Uuid) -> Result<()> {
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    let _lock = vmms.lock(vm).await;
+    let _quiet = quiet(vmms, vm).await;
+    settle(vmms, vm).await?;
+    if vmms.db.get::<Point>(point).is_ok_and(|p| p.complete) {
+        return Ok(());
+    }
+    forget(vmms, point).await
+}
+
+/// Deletes the record of a point and its directory. Layers that it alone needed are merged by the next sweep.
+pub(super) async fn forget(vmms: &Arc<Vmms>, point: Uuid) -> Result<()> {
+    vmms.db
+        .change(|draft| {
+            draft.delete::<Point>(point);
+            Ok(())
+        })
+        .await?;
+    let dir = files::point_dir(vmms, point);
+    match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::io("remove", &dir, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// What was frozen without being asked for by a point: nothing but the layer.
+pub(super) async fn record_freeze(vmms: &Arc<Vmms>, vm: Uuid, step: &Step) -> Result<()> {
+    let frozen: Frozen = freeze::frozen(vmms, &step.disk).await?;
+    let maps = freeze::keep_maps(vmms, vec![step.disk.clone()]).await;
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(step.disk.uid) {
+                disk.layers.freeze(step.node, step.file.clone(), frozen);
+            }
+            Ok(())
+        })
+        .await?;
+    maps
+}

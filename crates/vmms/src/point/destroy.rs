@@ -1,0 +1,82 @@
+//! Deleting reference points.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::settle::points_of;
+use super::tidy::{self, reads, tidy};
+use super::{Point, create};
+use crate::job::{Job, JobContext, Task};
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+/// Starts a job that deletes a point. Refused while an export reads the point or builds on it.
+pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
+    let record = vmms.db.get::<Point>(point)?;
+    refuse_busy(vmms, point)?;
+    let affected = vec![
+        (Element::Point(point), Effect::ExclusiveUse),
+        (Element::Vm(record.vm), Effect::Other),
+    ];
+    vmms.submit(Task::DestroyPoint { point }, asked.submission(affected)).await
+}
+
+/// Refuses a point that a running export reads or builds on.
+pub(super) fn refuse_busy(vmms: &Vmms, point: Uuid) -> Result<()> {
+    for job in vmms.db.all::<Job>() {
+        let base = match job.task {
+            Task::ExportPoint { base, .. } if !job.state.is_final() => base,
+            _ => None,
+        };
+        if reads(&job) == Some(point) || base == Some(point) {
+            return Err(fault!(PointBusy, guid(point), guid(job.id)).about(Element::Point(point)));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the point's record, then merges what only it needed.
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, point: Uuid) -> Result<()> {
+    // Resumed after the record was gone: the notes still know the machine.
+    let vm = match vmms.db.get::<Point>(point) {
+        Ok(record) => {
+            refuse_busy(vmms, point)?;
+            ctx.note(&record.vm).await?;
+            create::forget(vmms, point).await?;
+            record.vm
+        }
+        Err(gone) => ctx.notes::<Uuid>().ok_or(gone)?,
+    };
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    // Made way for somebody, or failed: the sweep goes on with it. The point itself is gone.
+    if let Err(error) = tidy(vmms, ctx, vm).await {
+        vmms.points.failed(vm);
+        ctx.warn(error).await?;
+    }
+    Ok(())
+}
+
+/// Nothing to take back: the point is there or gone, and merging goes on by itself.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, _point: Uuid) -> Result<()> {
+    match ctx.notes::<Uuid>() {
+        Some(vm) => tidy::undo(vmms, ctx, vm).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes all points of a machine and folds its disks into their plain files. Used where the machine itself goes.
+pub(crate) async fn drop_all(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
+    for point in points_of(vmms, vm) {
+        refuse_busy(vmms, point.id)?;
+    }
+    for point in points_of(vmms, vm) {
+        create::forget(vmms, point.id).await?;
+    }
+    while tidy(vmms, ctx, vm).await? == tidy::Tidied::MadeWay {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! Putting new layers on top of disks at one instant.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hypervisor::{Machine, NewImage, NewOverlay, names};
+use uuid::Uuid;
+
+use super::{Consistency, Decision, files, maps};
+use crate::db::Draft;
+use crate::layer::{Frozen, LayerRef, Pending};
+use crate::vm::{Disk, Power, Vm, spec};
+use crate::{Element, Fault, Result, Vmms, fault, guid};
+
+/// How the files of a machine may be touched.
+pub(super) enum Mode {
+    /// Through its process.
+    Running(Arc<dyn Machine>),
+    /// Directly: nobody has them open.
+    Files,
+}
+
+/// See [`Mode`]. Refused where a process may be there that cannot be reached.
+pub(super) fn mode(vmms: &Vmms, vm: &Vm) -> Result<Mode> {
+    match (vmms.machine(vm.id), vm.power) {
+        (Some(machine), _) => Ok(Mode::Running(machine)),
+        (None, Power::Off | Power::Saved) => Ok(Mode::Files),
+        (None, Power::Running | Power::Paused) => {
+            Err(fault!(QemuGone, format!("machine {} cannot be reached", vm.name)).about(Element::Vm(vm.id)))
+        }
+    }
+}
+
+/// A new layer for one disk.
+pub(super) struct Step {
+    pub(super) disk: Disk,
+    pub(super) node: Uuid,
+    pub(super) file: LayerRef,
+}
+
+impl Step {
+    fn overlay(&self) -> NewOverlay {
+        overlay(&self.disk, &self.file)
+    }
+}
+
+/// A layer as the hypervisor takes it.
+pub(super) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
+    NewOverlay {
+        drive_id: spec::drive_id(disk),
+        overlay_path: file.path.clone(),
+        overlay_node: names::layer_node(file.layer),
+        size: None,
+        backing_name: None,
+    }
+}
+
+/// What a layer records as lying beneath it: the bare name of a neighbour, so that a directory can move as a
+/// whole, else the whole path.
+pub(super) fn backing_name(above: &LayerRef, below: &LayerRef) -> String {
+    let neighbour = above.path.parent() == below.path.parent();
+    let name = below.path.file_name().filter(|_| neighbour);
+    name.map_or_else(|| below.path.display().to_string(), |n| n.to_string_lossy().into_owned())
+}
+
+/// Plans a new layer for each of the disks. Refused where a chain is as long as it may be.
+pub(super) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for (device, disk) in vm.disks().filter(|(_, disk)| disks(disk)) {
+        let depth = disk.layers.active_chain().len();
+        if depth >= vmms.options.max_layers {
+            let about = Element::Resource { vm: vm.id, id: device.to_owned() };
+            return Err(fault!(ChainTooLong, disk.path.display(), depth, vmms.options.max_layers).about(about));
+        }
+        let layer = Uuid::new_v4();
+        let file = LayerRef {
+            layer,
+            path: files::layer_path(vmms, disk, layer)?,
+            format: hypervisor::ImageFormat::Qcow2,
+            shared: false,
+        };
+        steps.push(Step { disk: disk.clone(), node: Uuid::new_v4(), file });
+    }
+    Ok(steps)
+}
+
+/// Announces the new layers in the trees.
+pub(super) fn announce(draft: &mut Draft<'_>, vm: Uuid, steps: &[Step]) -> Result<()> {
+    let record = draft.get_mut::<Vm>(vm)?;
+    for step in steps {
+        let disk = record
+            .disk_mut(step.disk.uid)
+            .ok_or_else(|| fault!(DiskNotFound, guid(vm), step.disk.path.display()))?;
+        if disk.layers.pending.is_some() || disk.layers.active != step.disk.layers.active {
+            return Err(fault!(Internal, "the layers of a disk changed under the lock"));
+        }
+        disk.layers.pending = Some(Pending::Freeze { node: step.node, file: step.file.clone() });
+    }
+    Ok(())
+}
+
+/// What a mark reached.
+pub(super) struct Reached {
+    pub(super) consistency: Consistency,
+    pub(super) instant: SystemTime,
+    pub(super) pause: Duration,
+    pub(super) decisions: Vec<Decision>,
+}
+
+/// Puts the announced layers on top.
+pub(super) async fn mark(
+    vmms: &Vmms,
+    vm: &Vm,
+    steps: &[Step],
+    asked: Option<Consistency>,
+) -> Result<Reached> {
+    match mode(vmms, vm)? {
+        Mode::Running(machine) => mark_running(vmms, vm, &machine, steps, asked).await,
+        Mode::Files => mark_files(vmms, vm, steps, asked).await,
+    }
+}
+
+async fn mark_files(vmms: &Vmms, vm: &Vm, steps: &[Step], asked: Option<Consistency>) -> Result<Reached> {
+    if asked == Some(Consistency::Application) {
+        return Err(fault!(AgentAbsent, vm.name).about(Element::Vm(vm.id)));
+    }
+    for step in steps {
+        let chain = step.disk.layers.active_chain();
+        let below = chain.last().ok_or_else(|| fault!(Internal, "a disk without layers"))?;
+        let size = files::size_of(vmms, below).await?;
+        let name = backing_name(&step.file, below);
+        let image = NewImage::overlay(&step.file.path, name, below.format, size);
+        vmms.images.create_or_reuse_overlay(&image).await?;
+        files::sync(&step.file.path)?;
+    }
+    Ok(Reached {
+        consistency: Consistency::Crash,
+        instant: SystemTime::now(),
+        pause: Duration::ZERO,
+        decisions: Vec::new(),
+    })
+}
+
+async fn mark_running(
+    vmms: &Vmms,
+    vm: &Vm,
+    machine: &Arc<dyn Machine>,
+    steps: &[Step],
+    asked: Option<Consistency>,
+) -> Result<Reached> {
+    let overlays: Vec<NewOverlay> = steps.iter().map(Step::overlay).collect();
+    let prepared = machine.prepare_layers(&overlays).await?;
+    let deadline = vmms.options.agent_deadline;
+    let mut decisions = Vec::new();
+    let frozen = match asked {
+        Some(Consistency::Crash) => None,
+        Some(Consistency::Application) => Some(FrozenGuest::freeze(vm, machine, deadline, deadline).await?),
+        None => {
+            let patience = deadline.min(Duration::from_secs(1));
+            match FrozenGuest::freeze(vm, machine, patience, deadline).await {
+                Ok(frozen) => Some(frozen),
+                Err(error) => {
+                    decisions.push(Decision {
+                        what: "the point is crash consistent".to_owned(),
+                        reason: error.to_string(),
+                    });
+                    None
+                }
+            }
+        }
+    };
+    let marked = machine.mark(&prepared).await;
+    let consistency = match frozen {
+        None => Consistency::Crash,
+        Some(frozen) => match (frozen.thaw().await, asked) {
+            (Ok(()), _) => Consistency::Application,
+            (Err(error), Some(_)) => return Err(error),
+            (Err(error), None) => {
+                decisions.push(Decision {
+                    what: "the point is crash consistent".to_owned(),
+                    reason: error.to_string(),
+                });
+                Consistency::Crash
+            }
+        },
+    };
+    let report = marked?;
+    Ok(Reached { consistency, instant: report.instant, pause: report.paused_for, decisions })
+}
+
+/// A guest with frozen file systems. However this goes away, a thaw is sent.
+struct FrozenGuest {
+    name: String,
+    vm: Uuid,
+    machine: Arc<dyn Machine>,
+    deadline: Duration,
+    armed: bool,
+}
+
+impl FrozenGuest {
+    async fn freeze(vm: &Vm, machine: &Arc<dyn Machine>, patience: Duration, deadline: Duration) -> Result<Self> {
+        let about = |fault: Fault| fault.about(Element::Vm(vm.id));
+        if let Err(error) = machine.guest_ping(patience).await {
+            return Err(about(fault!(AgentAbsent, vm.name).caused_by(error)));
+        }
+        let guest = FrozenGuest {
+            name: vm.name.clone(),
+            vm: vm.id,
+            machine: Arc::clone(machine),
+            deadline,
+            // Armed before: a freeze whose answer is lost may have happened.
+            armed: true,
+        };
+        match machine.guest_freeze(deadline).await {
+            Ok(0) => {
+                let cause = fault!(AgentRefused, "guest-fsfreeze-freeze", "no file system was frozen");
+                Err(about(fault!(FreezeFailed, vm.name).caused_by(cause)))
+            }
+            Ok(_) => Ok(guest),
+            Err(error) => Err(about(fault!(FreezeFailed, vm.name).caused_by(error))),
+        }
+    }
+
+    /// Thaws. An error means that the guest may not have been frozen at the instant.
+    async fn thaw(mut self) -> Result<()> {
+        let failed = |cause: Fault| fault!(FreezeFailed, self.name).about(Element::Vm(self.vm)).caused_by(cause);
+        // A guest that thawed by itself (Windows does after ten seconds) was not frozen at the mark for sure.
+        let still = self.machine.guest_frozen(self.deadline).await;
+        let thawed = self.machine.guest_thaw(self.deadline).await;
+        let result = match (&still, &thawed) {
+            (Ok(true), _) => Ok(()),
+            (Ok(false), _) => {
+                let what = "the guest had thawed its file systems before the instant";
+                Err(failed(fault!(AgentRefused, "guest-fsfreeze-status", what)))
+            }
+            (Err(error), _) => Err(failed(fault!(Driver, error))),
+        };
+        self.armed = thawed.is_err();
+        result
+    }
+}
+
+impl Drop for FrozenGuest {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let (machine, deadline, vm) = (Arc::clone(&self.machine), self.deadline, self.vm);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { insist_on_thaw(&*machine, deadline, vm).await });
+        }
+    }
+}
+
+/// Thaws a guest, several times if need be.
+pub(super) async fn insist_on_thaw(machine: &dyn Machine, deadline: Duration, vm: Uuid) {
+    for _ in 0..5 {
+        match machine.guest_thaw(deadline).await {
+            Ok(_) => return,
+            Err(error) => tracing::warn!(vm = %guid(vm), %error, "the guest could not be thawed"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// What is known of the layer that a step froze: its map is kept as a file, its size and stamp are read.
+pub(super) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
+    let tree = &disk.layers;
+    let node = tree.active;
+    let file = tree.nodes.get(&node).and_then(|n| n.file.clone());
+    let file = file.ok_or_else(|| fault!(Internal, "a disk without layers"))?;
+    let size = files::size_of(vmms, &file).await?;
+    let stamp = Some(files::stamp(&file.path)?);
+    let has_map = tree.nodes.get(&node).is_some_and(|n| n.parent.is_some());
+    let map = has_map.then(|| files::map_path(vmms, disk.uid, node));
+    Ok(Frozen { map, size, stamp })
+}
+
+/// Keeps the maps of the layers that have just been frozen, on a thread for blocking work.
+pub(super) async fn keep_maps(vmms: &Arc<Vmms>, disks: Vec<Disk>) -> Result<()> {
+    let vmms = Arc::clone(vmms);
+    super::tidy::blocking(move || disks.iter().try_for_each(|d| maps::keep(&vmms, d, d.layers.active))).await
+}

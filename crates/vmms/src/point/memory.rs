@@ -1,0 +1,138 @@
+//! What is kept of points in memory only: who merges which machine's layers, maps just read, and when to try again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use disk::ChangeMap;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
+use uuid::Uuid;
+
+use crate::Vmms;
+
+/// See the module.
+#[derive(Default)]
+pub struct Memory {
+    merges: Mutex<HashMap<Uuid, Arc<Merging>>>,
+    maps: Mutex<HashMap<(Uuid, Uuid), ReadMap>>,
+    tries: Mutex<HashMap<Uuid, Try>>,
+}
+
+/// The right to copy between the layers of one machine.
+///
+/// It is taken under the machine's lock and kept after the lock was given back. Whoever needs the layers to
+/// stand still takes the lock, asks the copy to stop, and waits for the right; the copier gives the right back before it asks for the
+/// lock, so that the two cannot wait for each other.
+pub(crate) struct Merging {
+    stop: watch::Sender<bool>,
+    right: Arc<AsyncMutex<()>>,
+}
+
+impl Default for Merging {
+    fn default() -> Self {
+        Merging {
+            stop: watch::Sender::new(false),
+            right: Arc::default(),
+        }
+    }
+}
+
+impl Merging {
+    /// The right to copy. The caller holds the machine's lock.
+    pub(super) async fn right(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.right).lock_owned().await
+    }
+
+    /// Waits until the copy must stop.
+    pub(super) async fn asked_to_stop(&self) {
+        let mut stop = self.stop.subscribe();
+        // The sender lives in `self`.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+}
+
+/// As long as this lives, nobody copies between the layers of the machine.
+pub(crate) struct Quiet {
+    merging: Arc<Merging>,
+    _right: OwnedMutexGuard<()>,
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.merging.stop.send_replace(false);
+    }
+}
+
+/// Makes background merging of a machine's layers stop and keeps it stopped. The caller holds the machine's lock;
+/// what the merge left half done is announced in the tree: [`super::settle`] next.
+pub(crate) async fn quiet(vmms: &Vmms, vm: Uuid) -> Quiet {
+    let merging = vmms.points.merging(vm);
+    merging.stop.send_replace(true);
+    let right = merging.right().await;
+    Quiet {
+        merging,
+        _right: right,
+    }
+}
+
+/// The live map of an active layer, read a moment ago.
+#[derive(Clone)]
+pub(super) struct ReadMap {
+    /// Which layer.
+    pub(super) active: Uuid,
+    /// When.
+    pub(super) at: Instant,
+    /// What differs from the limit, and the size of the disk.
+    pub(super) map: Arc<ChangeMap>,
+    /// Size of the disk in bytes.
+    pub(super) size: u64,
+}
+
+struct Try {
+    failures: u32,
+    not_before: Instant,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Memory {
+    pub(super) fn merging(&self, vm: Uuid) -> Arc<Merging> {
+        Arc::clone(locked(&self.merges).entry(vm).or_default())
+    }
+
+    pub(super) fn keep_map(&self, disk: Uuid, limit: Uuid, map: ReadMap) {
+        let mut maps = locked(&self.maps);
+        maps.retain(|_, m| m.at.elapsed() < super::changes::KEEP);
+        maps.insert((disk, limit), map);
+    }
+
+    pub(super) fn kept_map(&self, disk: Uuid, limit: Uuid) -> Option<ReadMap> {
+        let maps = locked(&self.maps);
+        let found = maps.get(&(disk, limit)).cloned();
+        found.filter(|m| m.at.elapsed() < super::changes::KEEP)
+    }
+
+    /// Whether background work on a machine may be tried now.
+    pub(super) fn may_try(&self, vm: Uuid) -> bool {
+        locked(&self.tries).get(&vm).is_none_or(|t| t.not_before <= Instant::now())
+    }
+
+    /// Background work on a machine failed: it is left alone for a while, longer each time, an hour at most.
+    pub(super) fn failed(&self, vm: Uuid) {
+        let mut tries = locked(&self.tries);
+        let entry = tries.entry(vm).or_insert(Try {
+            failures: 0,
+            not_before: Instant::now(),
+        });
+        entry.failures = entry.failures.saturating_add(1);
+        let seconds = 15_u64 << entry.failures.min(8);
+        entry.not_before = Instant::now() + std::time::Duration::from_secs(seconds.min(3600));
+    }
+
+    /// Background work on a machine succeeded.
+    pub(super) fn succeeded(&self, vm: Uuid) {
+        locked(&self.tries).remove(&vm);
+    }
+}

@@ -1,0 +1,48 @@
+//! Reference points: taking, exporting, dropping them, and the layers beneath.
+//!
+//! ```text
+//!  create ── freeze ──┐
+//!  release, destroy ──┼── tidy ── merge      settle: what a crash left half done, decided by what
+//!  sweep (holds end) ─┘                      QEMU or the files say
+//! ```
+//!
+//! # Model
+//! A point names one node in the layer tree of each of its disks. While it *holds content* (a log-based point until its data is
+//! removed, an RCT point until its hold ends, any point while an export reads it) the files below its nodes stay
+//! apart; otherwise `tidy` merges them downwards, and only the change maps stay.
+//!
+//! # Order of writes
+//! Every change of files is announced in the tree ([`crate::layer::Pending`]), done, and then recorded in one
+//! transaction; a file is deleted only after the record that does not name it any more is durable. [`settle`] resolves an
+//! announcement after a crash. All of it is safe to repeat.
+//!
+//! # Concurrency
+//! Whoever changes layers holds the machine's lock. Merging copies without the lock, but makes way for
+//! whoever needs the layers to stand still ([`Memory`]).
+
+mod changes;
+pub(crate) mod create;
+pub(crate) mod destroy;
+mod files;
+mod freeze;
+mod maps;
+mod memory;
+mod record;
+pub(crate) mod release;
+mod settle;
+mod sweep;
+pub(crate) mod tidy;
+
+pub use changes::{Changes, changes};
+pub use create::create_point;
+pub use destroy::destroy_point;
+pub(crate) use destroy::drop_all;
+pub(crate) use files::{FIRMWARE_VARS, check_chain, load_config, open_chain};
+pub use files::disk_id_text;
+pub(crate) use maps::between;
+pub use memory::Memory;
+pub(crate) use memory::quiet;
+pub use record::{Consistency, Decision, Hold, Point, PointDisk, PointType};
+pub use release::remove_data;
+pub(crate) use settle::{recover, settle};
+pub(crate) use sweep::{end_hold, sweep};

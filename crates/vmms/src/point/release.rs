@@ -1,0 +1,59 @@
+//! Dropping the data of a log-based point; the point stays as a base of differences.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::destroy::refuse_busy;
+use super::tidy::{self, tidy};
+use super::{Point, PointType};
+use crate::job::{JobContext, Task};
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+/// Starts a job that drops the data of a log-based point. Refused for points without data (an RCT point has none to
+/// be asked for) and while an export reads it.
+pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
+    let record = vmms.db.get::<Point>(point)?;
+    if record.kind != PointType::Log || !record.has_data {
+        return Err(fault!(NoAssociatedData, guid(point)).about(Element::Point(point)));
+    }
+    refuse_busy(vmms, point)?;
+    let affected = vec![
+        (Element::Point(point), Effect::ExclusiveUse),
+        (Element::Vm(record.vm), Effect::Other),
+    ];
+    vmms.submit(Task::RemoveData { point }, asked.submission(affected)).await
+}
+
+/// Drops the data, then merges the layers.
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, point: Uuid) -> Result<()> {
+    let record = vmms.db.get::<Point>(point)?;
+    if record.has_data {
+        refuse_busy(vmms, point)?;
+        // Once merging begins the instant cannot be had back.
+        ctx.no_return().await?;
+        vmms.db
+            .change(|draft| {
+                draft.get_mut::<Point>(point)?.has_data = false;
+                Ok(())
+            })
+            .await?;
+    }
+    if vmms.db.get::<Vm>(record.vm).is_err() {
+        return Ok(());
+    }
+    if let Err(error) = tidy(vmms, ctx, record.vm).await {
+        vmms.points.failed(record.vm);
+        ctx.warn(error).await?;
+    }
+    Ok(())
+}
+
+/// The data is there or gone; a merge that was begun is settled.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, point: Uuid) -> Result<()> {
+    match vmms.db.get::<Point>(point) {
+        Ok(record) => tidy::undo(vmms, ctx, record.vm).await,
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,332 @@
+//! After trouble: what was announced in a tree, and did or did not happen, is decided by what QEMU or the files say.
+//!
+//! | announced | QEMU runs | files only |
+//! |---|---|---|
+//! | freeze | the new layer is in the drive's chain: it happened | the new file holds anything: it happened |
+//! | commit | the layer has left the chain: it happened | the layer above names the one beneath: it happened |
+//! | fold | the layer beneath is active: it happened | either answer is right: the layer on top still shows the same bytes, since the guest stood still |
+//!
+//! What did not happen is taken back, and may be begun anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::Qcow2Layer;
+use hypervisor::{CommitSpec, JobControl, Machine, MachineStatus, PreparedLayers, names};
+use uuid::Uuid;
+
+use super::freeze::{self, Mode, mode};
+use super::{Point, files, maps};
+use crate::layer::{LayerRef, Pending};
+use crate::vm::{Disk, Power, Vm, spec};
+use crate::{Element, Fault, Result, Vmms, fault, guid};
+
+/// What a pending change turned out to be.
+enum Verdict {
+    Happened,
+    DidNot,
+}
+
+/// Resolves what is announced in the trees of a machine. The caller holds the machine's lock, and nobody copies
+/// between its layers. Cheap when nothing is announced.
+pub(crate) async fn settle(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    for (_, disk) in record.disks() {
+        let Some(pending) = disk.layers.pending.clone() else {
+            continue;
+        };
+        let mode = mode(vmms, &record)?;
+        tracing::info!(vm = %guid(vm), disk = %disk.path.display(), ?pending, "settling a change of layers");
+        match pending {
+            Pending::Freeze { node, file } => settle_freeze(vmms, &record, disk, &mode, node, &file).await?,
+            Pending::Commit { node } => settle_commit(vmms, &record, disk, &mode, node).await?,
+            Pending::Fold { resume } => settle_fold(vmms, &record, disk, &mode, resume).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn clear(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk) {
+                disk.layers.pending = None;
+            }
+            Ok(())
+        })
+        .await
+}
+
+async fn settle_freeze(
+    vmms: &Arc<Vmms>,
+    vm: &Vm,
+    disk: &Disk,
+    mode: &Mode,
+    node: Uuid,
+    file: &LayerRef,
+) -> Result<()> {
+    let verdict = match mode {
+        Mode::Running(machine) => freeze_in_qemu(&**machine, disk, file).await?,
+        Mode::Files => freeze_in_files(file)?,
+    };
+    match verdict {
+        Verdict::DidNot => {
+            files::remove(&file.path)?;
+            clear(vmms, vm.id, disk.uid).await
+        }
+        Verdict::Happened => {
+            let frozen = freeze::frozen(vmms, disk).await?;
+            // A map that cannot be read now is read again when it is needed.
+            if let Err(error) = freeze::keep_maps(vmms, vec![disk.clone()]).await {
+                tracing::warn!(disk = %disk.path.display(), %error, "the map of a layer could not be kept");
+            }
+            vmms.db
+                .change(|draft| {
+                    if let Some(disk) = draft.get_mut::<Vm>(vm.id)?.disk_mut(disk.uid) {
+                        disk.layers.freeze(node, file.clone(), frozen);
+                    }
+                    Ok(())
+                })
+                .await
+        }
+    }
+}
+
+async fn freeze_in_qemu(machine: &dyn Machine, disk: &Disk, file: &LayerRef) -> Result<Verdict> {
+    let state = machine.reconcile().await?;
+    let name = names::layer_node(file.layer);
+    let drive = state.drive(&spec::drive_id(disk));
+    if drive.is_some_and(|d| d.chain.iter().any(|n| n.node_name == name)) {
+        return Ok(Verdict::Happened);
+    }
+    let active = disk.layers.active_chain().last().map(|f| names::layer_node(f.layer));
+    let prepared = PreparedLayers {
+        overlays: vec![freeze::overlay(disk, file)],
+        frozen: active.into_iter().collect(),
+        already_marked: false,
+    };
+    machine.discard_layers(&prepared).await?;
+    Ok(Verdict::DidNot)
+}
+
+fn freeze_in_files(file: &LayerRef) -> Result<Verdict> {
+    let length = match std::fs::metadata(&file.path) {
+        Ok(meta) => meta.len(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Verdict::DidNot),
+        Err(e) => return Err(Fault::io("look at", &file.path, &e)),
+    };
+    // The tool that makes layers was stopped before it wrote the header.
+    if length == 0 {
+        return Ok(Verdict::DidNot);
+    }
+    let empty = Qcow2Layer::open(&file.path)?.allocation()?.is_empty();
+    Ok(if empty { Verdict::DidNot } else { Verdict::Happened })
+}
+
+/// The order to merge the file of `node` into the one beneath.
+pub(super) fn commit_spec(disk: &Disk, node: Uuid) -> Result<(CommitSpec, LayerRef, LayerRef)> {
+    let tree = &disk.layers;
+    let broken = || fault!(Internal, format!("layer {node} of {} cannot be merged", disk.path.display()));
+    let file = |id: Uuid| tree.nodes.get(&id).and_then(|n| n.file.clone());
+    let top = file(node).ok_or_else(broken)?;
+    let base = tree.beneath(node).and_then(file).ok_or_else(broken)?;
+    let above = tree.above(node).first().copied().and_then(file);
+    let spec = CommitSpec {
+        drive_id: spec::drive_id(disk),
+        top_node: names::layer_node(top.layer),
+        base_node: names::layer_node(base.layer),
+        backing_name: above.map(|above| freeze::backing_name(&above, &base)),
+    };
+    Ok((spec, top, base))
+}
+
+async fn settle_commit(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk, mode: &Mode, node: Uuid) -> Result<()> {
+    let (spec, _, base) = commit_spec(disk, node)?;
+    let verdict = match mode {
+        Mode::Running(machine) => commit_in_qemu(&**machine, &spec).await?,
+        Mode::Files => commit_in_files(disk, node, &base)?,
+    };
+    match verdict {
+        Verdict::Happened => committed(vmms, vm.id, disk, node).await,
+        Verdict::DidNot => clear(vmms, vm.id, disk.uid).await,
+    }
+}
+
+async fn commit_in_qemu(machine: &dyn Machine, spec: &CommitSpec) -> Result<Verdict> {
+    let state = machine.reconcile().await?;
+    let drive = state.drive(&spec.drive_id);
+    let there = drive.is_some_and(|d| d.chain.iter().any(|n| n.node_name == spec.top_node));
+    let control = JobControl::new();
+    if there {
+        if !state.jobs.iter().any(|j| j.id == names::commit_job(&spec.top_node)) {
+            return Ok(Verdict::DidNot);
+        }
+        // The call below takes over the job that still runs and stops it.
+        control.cancel();
+    }
+    match machine.commit(spec, &control).await {
+        Ok(_) => Ok(Verdict::Happened),
+        Err(hypervisor::Error::Cancelled | hypervisor::Error::Job { .. }) => Ok(Verdict::DidNot),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn commit_in_files(disk: &Disk, node: Uuid, base: &LayerRef) -> Result<Verdict> {
+    let tree = &disk.layers;
+    for above in tree.above(node) {
+        let Some(file) = tree.nodes.get(&above).and_then(|n| n.file.as_ref()) else {
+            continue;
+        };
+        let header = Qcow2Layer::open(&file.path)?;
+        let done = header.backing().is_some_and(|name| files::names_backing(&file.path, name, &base.path));
+        if !done {
+            return Ok(Verdict::DidNot);
+        }
+    }
+    Ok(Verdict::Happened)
+}
+
+/// Records that the file of `node` was merged into the one beneath, then deletes it.
+pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uuid) -> Result<()> {
+    let (_, top, base) = commit_spec(disk, node)?;
+    let stamp = (node != disk.layers.active).then(|| files::stamp(&base.path)).transpose()?;
+    // The header of a frozen layer above was rewritten: it names another file now.
+    let mut above = Vec::new();
+    for id in disk.layers.above(node) {
+        if let Some(file) = disk.layers.nodes.get(&id).and_then(|n| n.file.as_ref())
+            && id != disk.layers.active
+        {
+            above.push((id, files::stamp(&file.path)?));
+        }
+    }
+    vmms.db
+        .change(|draft| {
+            let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) else {
+                return Ok(());
+            };
+            disk.layers.committed(node);
+            let stamps = stamp.map(|s| (node, s)).into_iter().chain(above.iter().copied());
+            for (id, stamp) in stamps {
+                if let Some(node) = disk.layers.nodes.get_mut(&id) {
+                    node.stamp = Some(stamp);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    files::remove(&top.path)
+}
+
+async fn settle_fold(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk, mode: &Mode, resume: bool) -> Result<()> {
+    let node = disk.layers.active;
+    let Mode::Running(machine) = mode else {
+        return clear(vmms, vm.id, disk.uid).await;
+    };
+    let (spec, _, _) = commit_spec(disk, node)?;
+    match commit_in_qemu(&**machine, &spec).await? {
+        Verdict::Happened => committed(vmms, vm.id, disk, node).await?,
+        Verdict::DidNot => clear(vmms, vm.id, disk.uid).await?,
+    }
+    if resume && machine.status().await? == MachineStatus::Paused {
+        machine.resume().await?;
+        vmms.db
+            .change(|draft| {
+                draft.get_mut::<Vm>(vm.id)?.power = Power::Running;
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// At the start of the service, before jobs go on: settles every machine, takes back points that were not finished,
+/// reads missing maps again, and removes what nobody names. A machine whose layers cannot be settled is
+/// reported and left alone; its operations are refused until it can.
+pub(crate) async fn recover(vmms: &Arc<Vmms>) -> Result<()> {
+    for vm in vmms.db.all::<Vm>() {
+        let _lock = vmms.lock(vm.id).await;
+        if let Err(error) = recover_vm(vmms, vm.id).await {
+            tracing::error!(vm = %guid(vm.id), %error, "the layers of a machine could not be brought in order");
+        }
+    }
+    remove_leftovers(vmms)
+}
+
+async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let unfinished: Vec<Arc<Point>> = points_of(vmms, vm).into_iter().filter(|p| !p.complete).collect();
+    if !unfinished.is_empty()
+        && let Some(machine) = vmms.machine(vm)
+    {
+        // The service may have ended between freeze and thaw. Not waited for: there may be no agent.
+        let deadline = vmms.options.agent_deadline;
+        tokio::spawn(async move {
+            if machine.guest_ping(Duration::from_secs(2).min(deadline)).await.is_ok()
+                && machine.guest_frozen(deadline).await.is_ok_and(|frozen| frozen)
+            {
+                freeze::insist_on_thaw(&*machine, deadline, vm).await;
+            }
+        });
+    }
+    settle(vmms, vm).await?;
+    for point in unfinished {
+        super::create::forget(vmms, point.id).await?;
+    }
+    let record = vmms.db.get::<Vm>(vm)?;
+    for (device, disk) in record.disks() {
+        for (id, node) in &disk.layers.nodes {
+            if node.map.is_some()
+                && let Err(error) = maps::load(vmms, disk, *id)
+            {
+                let about = Element::Resource { vm, id: device.to_owned() };
+                tracing::error!(error = %error.about(about), "a change map is lost");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The points of a machine, the oldest first.
+pub(super) fn points_of(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Point>> {
+    let mut points: Vec<Arc<Point>> = vmms.db.all::<Point>().into_iter().filter(|p| p.vm == vm).collect();
+    points.sort_by_key(|p| p.sequence);
+    points
+}
+
+/// Removes map files and point directories that no record names.
+fn remove_leftovers(vmms: &Vmms) -> Result<()> {
+    let vms = vmms.db.all::<Vm>();
+    let named = |disk: &str, node: &str| {
+        let (Ok(disk), Ok(node)) = (disk.parse::<Uuid>(), node.parse::<Uuid>()) else {
+            return true;
+        };
+        vms.iter().any(|vm| vm.disk(disk).is_some_and(|d| d.layers.nodes.contains_key(&node)))
+    };
+    for disk in entries(&vmms.dirs.state.join("maps"))? {
+        for map in entries(&disk)? {
+            let (Some(uid), Some(node)) = (disk.file_name(), map.file_stem()) else {
+                continue;
+            };
+            if !named(&uid.to_string_lossy(), &node.to_string_lossy()) {
+                files::remove(&map)?;
+            }
+        }
+        // Fails where something is left in it, as it should.
+        let _ = std::fs::remove_dir(&disk);
+    }
+    for dir in entries(&vmms.dirs.state.join("points"))? {
+        let id = dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<Uuid>().ok());
+        if id.is_some_and(|id| vmms.db.get::<Point>(id).is_err()) {
+            std::fs::remove_dir_all(&dir).map_err(|e| Fault::io("remove", &dir, &e))?;
+        }
+    }
+    Ok(())
+}
+
+fn entries(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let list = match std::fs::read_dir(dir) {
+        Ok(list) => list,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Fault::io("list", dir, &e)),
+    };
+    list.map(|entry| entry.map(|e| e.path()).map_err(|e| Fault::io("list", dir, &e))).collect()
+}

@@ -1,0 +1,88 @@
+//! What comes round: holds end, and layers that nobody needs are merged.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::tidy::{self, reads};
+use super::{Point, PointType};
+use crate::job::{Job, Submission, Task};
+use crate::vm::Vm;
+use crate::{Effect, Element, Result, Vmms, guid};
+
+/// Ends holds whose time or bytes are spent and starts merging where there is something to merge.
+pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
+    for point in vmms.db.all::<Point>() {
+        if spent(vmms, &point)
+            && let Err(error) = end_hold(vmms, point.id, None).await
+        {
+            tracing::warn!(point = %guid(point.id), %error, "the hold of a point could not be ended");
+        }
+    }
+    for vm in vmms.db.all::<Vm>() {
+        if tidy::is_due(vmms, &vm)
+            && vmms.points.may_try(vm.id)
+            && !busy(vmms, vm.id)
+            && let Err(error) = start_tidy(vmms, vm.id).await
+        {
+            tracing::warn!(vm = %guid(vm.id), %error, "layers could not be merged");
+        }
+    }
+}
+
+async fn start_tidy(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Uuid> {
+    let affected = vec![(Element::Vm(vm), Effect::Performance)];
+    let submission = Submission { affected, ..Submission::default() };
+    vmms.submit(Task::Tidy { vm }, submission).await
+}
+
+/// Whether a job that has not ended works on the machine's layers.
+fn busy(vmms: &Vmms, vm: Uuid) -> bool {
+    let of_vm = |point: Uuid| vmms.db.get::<Point>(point).map_or(true, |p| p.vm == vm);
+    vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()).any(|job| match job.task {
+        Task::Tidy { vm: v } | Task::DestroyVm { vm: v } | Task::CreatePoint { vm: v, .. } => v == vm,
+        Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(point),
+        _ => false,
+    })
+}
+
+fn spent(vmms: &Vmms, point: &Point) -> bool {
+    let Some(hold) = point.hold else {
+        return false;
+    };
+    SystemTime::now() >= hold.until || held_bytes(vmms, point) > hold.bytes
+}
+
+/// What the layers above a point take on the host, in bytes.
+fn held_bytes(vmms: &Vmms, point: &Point) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(vm) = vmms.db.get::<Vm>(point.vm) else {
+        return 0;
+    };
+    let mut bytes = 0;
+    for disk in &point.disks {
+        let Some(tree) = vm.disk(disk.uid).map(|d| &d.layers) else {
+            continue;
+        };
+        let kept = tree.chain(disk.node).unwrap_or_default();
+        for file in tree.active_chain().iter().filter(|f| !kept.contains(f)) {
+            bytes += std::fs::metadata(&file.path).map_or(0, |m| m.blocks() * 512);
+        }
+    }
+    bytes
+}
+
+/// Ends the hold of an RCT point, unless an export other than `job` reads the point.
+pub(crate) async fn end_hold(vmms: &Arc<Vmms>, point: Uuid, job: Option<Uuid>) -> Result<()> {
+    vmms.db
+        .change(|draft| {
+            let read = draft.all::<Job>().iter().any(|j| reads(j) == Some(point) && Some(j.id) != job);
+            let record = draft.get_mut::<Point>(point)?;
+            if record.kind == PointType::Rct && !read {
+                record.hold = None;
+            }
+            Ok(())
+        })
+        .await
+}

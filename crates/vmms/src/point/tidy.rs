@@ -1,0 +1,372 @@
+//! Merging layers that nobody needs, and dropping instants that nobody names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::ChangeMap;
+use hypervisor::{JobControl, LayerFile, Machine};
+use uuid::Uuid;
+
+use super::freeze::{self, Mode, mode};
+use super::settle::{commit_spec, committed, settle};
+use super::{Point, files, maps, quiet};
+use crate::db::Draft;
+use crate::job::{Job, JobContext, Task};
+use crate::layer::{LayerTree, Pending, Prune};
+use crate::vm::{Disk, Power, Vm, spec};
+use crate::{Element, Result, Vmms, fault, guid};
+
+/// A layer that is written on while it is folded may hold this much before the guest is stopped for the rest.
+const SMALL: u64 = 16 << 20;
+/// How often a layer of a busy guest is replaced by a fresh one before it is folded whatever its size.
+const ROUNDS: u32 = 3;
+
+/// Runs blocking work on a thread made for it.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(fault!(Internal, error)),
+    }
+}
+
+/// What the points and exports of a machine ask of its layers.
+pub(super) struct Claims {
+    /// Instants that must stay readable.
+    needed: BTreeSet<Uuid>,
+    /// Instants that must stay usable as the start of a difference.
+    wanted: BTreeSet<Uuid>,
+}
+
+impl Claims {
+    /// The claims on a machine's layers.
+    pub(super) fn of(vm: Uuid, points: &[impl AsRef<Point>], jobs: &[impl AsRef<Job>]) -> Self {
+        let read: BTreeSet<Uuid> = jobs.iter().filter_map(|j| reads(j.as_ref())).collect();
+        let mut claims = Claims { needed: BTreeSet::new(), wanted: BTreeSet::new() };
+        for point in points.iter().map(AsRef::as_ref).filter(|p| p.vm == vm) {
+            let nodes = point.disks.iter().map(|d| d.node);
+            if point.holds_content() || read.contains(&point.id) {
+                claims.needed.extend(nodes.clone());
+            }
+            claims.wanted.extend(nodes);
+        }
+        claims
+    }
+
+    fn needed(&self, node: Uuid) -> bool {
+        self.needed.contains(&node)
+    }
+
+    fn wanted(&self, node: Uuid) -> bool {
+        self.wanted.contains(&node)
+    }
+}
+
+/// The point a job that has not ended reads.
+pub(super) fn reads(job: &Job) -> Option<Uuid> {
+    match job.task {
+        Task::ExportPoint { point, .. } if !job.state.is_final() => Some(point),
+        _ => None,
+    }
+}
+
+/// Something to do with a machine's layers.
+#[derive(Clone, Debug, PartialEq)]
+enum Chore {
+    /// Merge the file of this frozen node into the one beneath.
+    Commit(Uuid),
+    /// Drop an instant that nobody names.
+    Prune(Prune),
+    /// Merge the active layer into the base.
+    Fold,
+}
+
+fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
+    if let Some(node) = tree.next_commit(&|n| claims.needed(n)) {
+        return Some(Chore::Commit(node));
+    }
+    if tree.can_fold(&|n| claims.wanted(n)) {
+        return Some(Chore::Fold);
+    }
+    tree.next_prune(&|n| claims.wanted(n)).map(Chore::Prune)
+}
+
+/// Whether there is anything to do with a machine's layers.
+pub(super) fn is_due(vmms: &Vmms, vm: &Vm) -> bool {
+    let (points, jobs) = (vmms.db.all::<Point>(), vmms.db.all::<Job>());
+    let claims = Claims::of(vm.id, &points, &jobs);
+    vm.disks().any(|(_, d)| d.layers.pending.is_some() || chore(&d.layers, &claims).is_some())
+}
+
+/// Picks the next chore; a change of files is announced in the same transaction that decided it.
+fn pick(draft: &mut Draft<'_>, vm: Uuid, stopped: bool) -> Result<Option<(Uuid, Chore)>> {
+    let points: Vec<Arc<Point>> = draft.all::<Point>().into_iter().map(Arc::new).collect();
+    let jobs: Vec<Arc<Job>> = draft.all::<Job>().into_iter().map(Arc::new).collect();
+    let claims = Claims::of(vm, &points, &jobs);
+    for (_, disk) in draft.get_mut::<Vm>(vm)?.disks_mut() {
+        let Some(chore) = chore(&disk.layers, &claims) else {
+            continue;
+        };
+        match &chore {
+            Chore::Commit(node) => disk.layers.pending = Some(Pending::Commit { node: *node }),
+            // With a guest, folding begins with a fresh layer; announced then.
+            Chore::Fold if stopped => disk.layers.pending = Some(Pending::Fold { resume: false }),
+            Chore::Fold | Chore::Prune(_) => {}
+        }
+        return Ok(Some((disk.uid, chore)));
+    }
+    Ok(None)
+}
+
+/// Runs the chores of a machine as a job of their own.
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    let result = tidy(vmms, ctx, vm).await;
+    match &result {
+        Err(_) => vmms.points.failed(vm),
+        Ok(_) => vmms.points.succeeded(vm),
+    }
+    result.map(drop)
+}
+
+/// Takes back what a stopped merge left half done.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid) -> Result<()> {
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    let _lock = vmms.lock(vm).await;
+    let _quiet = quiet(vmms, vm).await;
+    settle(vmms, vm).await
+}
+
+/// How far the chores got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tidied {
+    /// Nothing is left to do.
+    All,
+    /// Something else needed the layers to stand still; a later sweep goes on.
+    MadeWay,
+}
+
+/// Does all chores of a machine, the lock held only between copies.
+pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<Tidied> {
+    let merging = vmms.points.merging(vm);
+    let mut rounds: BTreeMap<Uuid, u32> = BTreeMap::new();
+    loop {
+        ctx.checkpoint().await?;
+        let lock = vmms.lock(vm).await;
+        let right = merging.right().await;
+        settle(vmms, vm).await?;
+        let record = vmms.db.get::<Vm>(vm)?;
+        let files_only = matches!(mode(vmms, &record)?, Mode::Files);
+        let picked = vmms.db.change(|draft| pick(draft, vm, files_only)).await?;
+        let Some((disk, chore)) = picked else {
+            return Ok(Tidied::All);
+        };
+        let record = vmms.db.get::<Vm>(vm)?;
+        let found = record.disk(disk).ok_or_else(|| fault!(DiskNotFound, guid(vm), disk))?;
+        let failed = |cause: crate::Fault| {
+            if cause.kind() == crate::Kind::Cancelled {
+                return cause;
+            }
+            let point = vmms.db.all::<Point>().iter().find(|p| p.vm == vm).map(|p| p.id);
+            fault!(CommitFailed, point.map_or_else(|| record.name.clone(), guid)).about(Element::Vm(vm)).caused_by(cause)
+        };
+        let node = match &chore {
+            Chore::Commit(node) => *node,
+            _ => found.layers.active,
+        };
+        match (chore, mode(vmms, &record)?) {
+            (Chore::Prune(prune), _) => drop_node(vmms, vm, found, &prune).await?,
+            (Chore::Fold, Mode::Running(machine)) => {
+                let round = rounds.entry(disk).or_default();
+                *round += 1;
+                if *round <= ROUNDS && layer_bytes(found) > SMALL {
+                    // A fresh layer takes what the guest writes; the one beneath becomes an ordinary merge.
+                    fresh_layer(vmms, &record, found).await.map_err(failed)?;
+                } else {
+                    fold_running(vmms, &record, found, &machine).await.map_err(failed)?;
+                }
+            }
+            (Chore::Commit(_) | Chore::Fold, how) => {
+                // From here on without the lock: others may read and plan, and stop us when they need the layers.
+                drop(lock);
+                let copied = copy(ctx, vmms, found, node, &how, &merging).await;
+                drop(right);
+                let _lock = vmms.lock(vm).await;
+                let unchanged = vmms.db.get::<Vm>(vm).is_ok_and(|now| {
+                    now.disk(disk).is_some_and(|d| d.layers.pending == found.layers.pending)
+                });
+                match copied {
+                    Ok(Copied::MadeWay) => return Ok(Tidied::MadeWay),
+                    // Whoever stopped us has settled it already.
+                    _ if !unchanged => return Ok(Tidied::MadeWay),
+                    Ok(Copied::Whole) => committed(vmms, vm, found, node).await?,
+                    Err(error) => {
+                        settle(vmms, vm).await?;
+                        return Err(failed(error));
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Copied {
+    Whole,
+    MadeWay,
+}
+
+async fn copy(
+    ctx: &JobContext,
+    vmms: &Vmms,
+    disk: &Disk,
+    node: Uuid,
+    how: &Mode,
+    merging: &super::memory::Merging,
+) -> Result<Copied> {
+    let (order, top, _) = commit_spec(disk, node)?;
+    let control = JobControl::new();
+    let work = async {
+        match how {
+            Mode::Running(machine) => machine.commit(&order, &control).await,
+            Mode::Files => {
+                let chain: Vec<LayerFile> = disk.layers.active_chain().iter().map(spec::layer_file).collect();
+                vmms.images.fold(&chain, &order.base_node, &order.top_node, &control).await
+            }
+        }
+    };
+    let watch = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            let progress = control.progress();
+            ctx.progress(progress.done, progress.total);
+        }
+    };
+    let mut made_way = false;
+    let result = {
+        tokio::pin!(work);
+        tokio::pin!(watch);
+        tokio::select! {
+            result = &mut work => result,
+            () = &mut watch => Err(hypervisor::Error::Cancelled),
+            () = merging.asked_to_stop() => {
+                made_way = true;
+                control.cancel();
+                work.await
+            }
+            _ = ctx.stop_asked() => {
+                control.cancel();
+                work.await
+            }
+        }
+    };
+    match result {
+        Ok(_) => {
+            if matches!(how, Mode::Files) {
+                files::sync(&disk_base(disk, node)?)?;
+            }
+            Ok(Copied::Whole)
+        }
+        Err(hypervisor::Error::Cancelled) if made_way => Ok(Copied::MadeWay),
+        Err(hypervisor::Error::Cancelled) => Err(fault!(Cancelled, "terminated", "a client")),
+        Err(error) => {
+            tracing::warn!(layer = %top.path.display(), %error, "a layer could not be merged");
+            Err(error.into())
+        }
+    }
+}
+
+fn disk_base(disk: &Disk, node: Uuid) -> Result<std::path::PathBuf> {
+    Ok(commit_spec(disk, node)?.2.path)
+}
+
+/// What the active layer takes on the host, in bytes.
+fn layer_bytes(disk: &Disk) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let top = disk.layers.active_chain().pop();
+    let meta = top.and_then(|f| std::fs::metadata(f.path).ok());
+    meta.map_or(0, |m| m.blocks() * 512)
+}
+
+/// Puts a fresh layer on a disk whose present one is too big to fold while the guest stands still.
+async fn fresh_layer(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk) -> Result<()> {
+    let steps = freeze::plan(vmms, vm, |d| d.uid == disk.uid)?;
+    vmms.db.change(|draft| freeze::announce(draft, vm.id, &steps)).await?;
+    freeze::mark(vmms, vm, &steps, Some(super::Consistency::Crash)).await?;
+    for step in &steps {
+        super::create::record_freeze(vmms, vm.id, step).await?;
+    }
+    Ok(())
+}
+
+/// Folds the active layer of a running machine. The guest stands still until the record says which file is the disk: a
+/// crash of anything at any moment then leaves two files that show the same bytes, and either may be taken.
+async fn fold_running(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk, machine: &Arc<dyn Machine>) -> Result<()> {
+    let (order, _, _) = commit_spec(disk, disk.layers.active)?;
+    let resume = vm.power == Power::Running;
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm.id)?.disk_mut(disk.uid) {
+                disk.layers.pending = Some(Pending::Fold { resume });
+            }
+            Ok(())
+        })
+        .await?;
+    let quiesced = machine.quiesce().await?;
+    let folded = machine.commit(&order, &JobControl::new()).await;
+    let recorded = match folded {
+        Ok(_) => committed(vmms, vm.id, disk, disk.layers.active).await,
+        Err(error) => Err(error.into()),
+    };
+    // Only a guest whose record is in order may write again; otherwise `settle` decides and lets it go on.
+    match recorded {
+        Ok(()) => Ok(machine.release(quiesced).await?),
+        Err(error) => {
+            settle(vmms, vm.id).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Drops an instant. What changed up to it is added to the map of its child first; doing that twice changes nothing.
+async fn drop_node(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, prune: &Prune) -> Result<()> {
+    let tree = &disk.layers;
+    let parent = tree.nodes.get(&prune.node).and_then(|n| n.parent);
+    let joined = match (parent, prune.child) {
+        (Some(_), Some(child)) if child != tree.active => {
+            let joined = join(vmms, disk, prune.node, child);
+            // Where a map is lost, so is the difference across it; the disk itself is not.
+            match joined {
+                Ok((map, size)) => maps::save(vmms, disk.uid, child, &map, size)?,
+                Err(error) => {
+                    tracing::error!(disk = %disk.path.display(), %error, "a change map is lost");
+                    files::remove(&files::map_path(vmms, disk.uid, child))?;
+                }
+            }
+            Some(files::map_path(vmms, disk.uid, child))
+        }
+        _ => None,
+    };
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) {
+                disk.layers.pruned(prune, joined.clone());
+            }
+            Ok(())
+        })
+        .await?;
+    files::remove(&files::map_path(vmms, disk.uid, prune.node))?;
+    match (joined, prune.child) {
+        (None, Some(child)) => files::remove(&files::map_path(vmms, disk.uid, child)),
+        _ => Ok(()),
+    }
+}
+
+fn join(vmms: &Vmms, disk: &Disk, node: Uuid, child: Uuid) -> Result<(ChangeMap, u64)> {
+    let (below, a) = maps::load(vmms, disk, node)?;
+    let (above, b) = maps::load(vmms, disk, child)?;
+    Ok((below.union(&above), a.max(b)))
+}

@@ -297,4 +297,15 @@ mod tests {
             assert!(Datetime::parse_lenient(text).is_err(), "{text}");
         }
     }
+
+    #[test]
+    fn times_the_format_cannot_hold_are_shown_as_the_nearest_one() {
+        for (micros, year) in [(i64::MAX, "9999"), (i64::MIN, "0001")] {
+            let at = Datetime::Timestamp { micros, offset: 0 };
+            assert!(at.to_string().starts_with(year) && at.to_xsd().starts_with(year));
+        }
+        assert!("99991231235959.999999-999".parse::<Datetime>().is_err());
+        let longest = Datetime::interval(Duration::MAX);
+        assert_eq!(longest.to_string(), "99999999235959.999999:000");
+    }
 }

@@ -13,6 +13,11 @@ pub(super) fn allowed(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
 }
 
+/// The same for a whole text; printable ASCII, nearly everything, is told byte by byte.
+pub(super) fn all_allowed(text: &str) -> bool {
+    text.bytes().all(|b| (b' '..=b'~').contains(&b)) || text.chars().all(allowed)
+}
+
 pub(super) fn is_name_char(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '\u{b7}')
 }
@@ -51,8 +56,11 @@ pub(super) fn reference(name: &str) -> Result<char, Reason> {
 
 /// The value of an attribute: references replaced, white space characters become blanks (XML 1.0, 3.3.3).
 pub(super) fn normal_value(raw: &str) -> Result<Cow<'_, str>, Reason> {
-    let plain = |c: char| allowed(c) && !matches!(c, '&' | '<' | '\t' | '\n' | '\r');
-    if raw.chars().all(plain) {
+    if all_allowed(raw)
+        && !raw
+            .bytes()
+            .any(|b| matches!(b, b'&' | b'<' | b'\t' | b'\n' | b'\r'))
+    {
         return Ok(Cow::Borrowed(raw));
     }
     let mut out = String::with_capacity(raw.len());

@@ -47,14 +47,23 @@ impl Default for Place {
 
 impl Place {
     pub(super) fn advance(&mut self, text: &str, to: usize) {
-        for c in text.get(self.offset..to).unwrap_or_default().chars() {
-            if c == '\n' {
-                self.line = self.line.saturating_add(1);
+        let passed = text.get(self.offset..to).unwrap_or_default();
+        let since = match passed.rfind('\n') {
+            Some(last) => {
+                let lines = passed.bytes().filter(|b| *b == b'\n').count();
+                self.line = self
+                    .line
+                    .saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
                 self.column = 1;
-            } else {
-                self.column = self.column.saturating_add(1);
+                passed.get(last + 1..).unwrap_or_default()
             }
-        }
+            None => passed,
+        };
+        // Characters are counted by their first bytes.
+        let columns = since.bytes().filter(|b| b & 0xc0 != 0x80).count();
+        self.column = self
+            .column
+            .saturating_add(u32::try_from(columns).unwrap_or(u32::MAX));
         self.offset = self.offset.max(to);
     }
 }

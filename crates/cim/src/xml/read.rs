@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
-use super::chars::{allowed, is_ncname, normal_value, reference, shorten};
+use super::chars::{all_allowed, is_ncname, normal_value, reference, shorten};
 use super::element::{Scope, XML};
 use super::place::Place;
 use super::{Attribute, Document, Element, Encoding, Limits, Reason, XmlError, decode};
@@ -154,7 +154,7 @@ impl<'a> Builder<'a> {
                 false => self.malformed("text outside the root element"),
             };
         }
-        if text.chars().any(|c| !allowed(c)) {
+        if !all_allowed(text) {
             return self.malformed("a control character");
         }
         self.push_raw(text)

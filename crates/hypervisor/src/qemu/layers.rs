@@ -228,33 +228,26 @@ pub(super) async fn mark(machine: &QemuMachine, prepared: &PreparedLayers) -> Re
     if prepared.already_marked {
         return already(prepared);
     }
-    // Snapshots into anything but the active node would change what lies beneath another layer.
-    let graph = Graph::read(machine).await?;
-    let mut actions = Vec::new();
-    let mut on_top = 0;
-    for (overlay, frozen) in prepared.overlays.iter().zip(&prepared.frozen) {
-        let active = graph.active(&overlay.drive_id)?;
-        if active.node_name == overlay.overlay_node {
-            on_top += 1;
-        } else if &active.node_name != frozen {
-            return Err(Error::conflict(format!(
-                "drive `{}` has another active layer by now",
-                overlay.drive_id
-            )));
-        }
-        actions.push(json!({
-            "type": "blockdev-snapshot",
-            "data": { "node": frozen, "overlay": overlay.overlay_node },
-        }));
-    }
-    if on_top == prepared.overlays.len() {
-        return already(prepared);
-    }
-    if on_top > 0 || actions.len() != prepared.overlays.len() {
-        return Err(Error::conflict(
-            "some of the new layers are on top already, others are not",
+    if prepared.overlays.len() != prepared.frozen.len() {
+        return Err(Error::config(
+            "prepared layers without the layers beneath them",
         ));
     }
+    if !frozen_are_active(machine, prepared).await? {
+        return why_not(machine, prepared).await;
+    }
+    let action = |(overlay, frozen): (&NewOverlay, &String)| {
+        json!({
+            "type": "blockdev-snapshot",
+            "data": { "node": frozen, "overlay": overlay.overlay_node },
+        })
+    };
+    let actions: Vec<Value> = prepared
+        .overlays
+        .iter()
+        .zip(&prepared.frozen)
+        .map(action)
+        .collect();
     let before = SystemTime::now();
     let clock = Instant::now();
     machine
@@ -267,6 +260,45 @@ pub(super) async fn mark(machine: &QemuMachine, prepared: &PreparedLayers) -> Re
         instant: before + paused_for / 2,
         already: false,
     })
+}
+
+/// A snapshot of anything but the active node would change what lies beneath another layer. The guest may be standing
+/// still, so only the devices are asked: the answer takes the same time however long the chains are.
+async fn frozen_are_active(machine: &QemuMachine, prepared: &PreparedLayers) -> Result<bool> {
+    for (overlay, frozen) in prepared.overlays.iter().zip(&prepared.frozen) {
+        let path = format!("/machine/peripheral/{}", names::device(&overlay.drive_id));
+        let question = json!({ "path": path, "property": "drive" });
+        match machine.execute("qom-get", question).await {
+            Ok(node) if node.as_str() == Some(frozen) => {}
+            Ok(_) | Err(Error::Qmp { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// The layers beneath are not the active ones: marked before, or changed since they were prepared.
+async fn why_not(machine: &QemuMachine, prepared: &PreparedLayers) -> Result<FreezeReport> {
+    let graph = Graph::read(machine).await?;
+    let mut on_top = 0;
+    for (overlay, frozen) in prepared.overlays.iter().zip(&prepared.frozen) {
+        let active = graph.active(&overlay.drive_id)?;
+        if active.node_name == overlay.overlay_node {
+            on_top += 1;
+        } else if &active.node_name != frozen {
+            return Err(Error::conflict(format!(
+                "drive `{}` has another active layer by now",
+                overlay.drive_id
+            )));
+        }
+    }
+    if on_top == prepared.overlays.len() {
+        return already(prepared);
+    }
+    // One transaction puts all on top, so either something else is at work, or a job holds a drive.
+    Err(Error::conflict(
+        "a block job runs, or only some of the new layers are on top already",
+    ))
 }
 
 /// The mark was made, its answer was lost: the new file's birth is the nearest instant that is still known.

@@ -30,6 +30,26 @@ pub fn space(path: &Path) -> Result<Space> {
     })
 }
 
+/// Creates a directory and those above it that are missing, durably.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn create_dirs(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_dirs(parent)?;
+    }
+    match fs::create_dir(dir) {
+        // Someone else may have made it meanwhile.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        Err(e) => return Err(Error::io("create directory", dir, e)),
+        Ok(()) => {}
+    }
+    sync_parent(dir)
+}
+
 /// Proves that files can be created in a directory, by creating one.
 ///
 /// # Errors
@@ -123,6 +143,17 @@ mod tests {
         assert_eq!(remove_leftovers(dir.path()).unwrap().len(), 2);
         assert_eq!(fs::read_dir(&disks).unwrap().count(), 4);
         assert!(remove_leftovers(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn directories_are_made_with_their_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_dirs(&deep).unwrap();
+        create_dirs(&deep).unwrap();
+        assert!(deep.is_dir());
+        fs::write(dir.path().join("f"), "").unwrap();
+        assert!(create_dirs(&dir.path().join("f/x")).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use disk::blocks::{BlockHash, Merged};
+use disk::export::changed_blocks;
 use disk::{
     BLOCK_SIZE, Backing, CancelFlag, Chain, ChangeMap, DiskReport, Error, ErrorKind, ExportPlan,
     LayerFormat, LayerSpec, Progress, Qcow2Layer, Source, block_count, export_disk, flatten,
@@ -334,4 +335,85 @@ fn plans_that_contradict_themselves_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn changes_are_found_by_hashes_when_there_is_no_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut dice = Dice(9);
+    let disk = dir.path().join("d.qcow2");
+    create(&disk, SIZE, "", None);
+    qemu_io(&disk, "qcow2", &guest_writes(&mut dice, SIZE, 100));
+    full(
+        &Chain::open(&[LayerSpec::qcow2(&disk)]).unwrap(),
+        dir.path(),
+        "base.qcow2",
+    );
+    let lists = [dir.path().join("base.map")];
+    let same = Chain::open(&[LayerSpec::qcow2(&disk)]).unwrap();
+    let none = changed_blocks(&same, &lists, &quiet, &CancelFlag::new()).unwrap();
+    assert!(none.is_empty(), "{none:?}");
+
+    // Changed in place, behind our back, and grown.
+    qemu_io(
+        &disk,
+        "qcow2",
+        "write -P 201 5M 4k\nwrite -P 202 60M 200k\nwrite -z 0 1M\n",
+    );
+    tool(
+        "qemu-img",
+        &["resize", "-q", "-f", "qcow2", text(&disk), "105M"],
+    );
+    let now = Chain::open(&[LayerSpec::qcow2(&disk)]).unwrap();
+    let changes = changed_blocks(&now, &lists, &quiet, &CancelFlag::new()).unwrap();
+    assert!(changes.contains(5 * MIB) && changes.contains(SIZE) && changes.total() < 10 * MIB);
+    let backing = Backing {
+        file: "base.qcow2".into(),
+        format: "qcow2".into(),
+    };
+    let target = dir.path().join("repaired.qcow2");
+    let mut plan = ExportPlan::differential(&now, &changes, backing, &target);
+    plan.base_lists = lists.to_vec();
+    plan.block_list = Some(dir.path().join("repaired.map"));
+    let report = export_disk(&plan, &quiet, &CancelFlag::new()).unwrap();
+    identical(&disk, "qcow2", &target, "qcow2");
+    let raw = dir.path().join("raw");
+    to_raw(&disk, &raw);
+    assert_eq!(report.digest, Some(plain_digest(&raw)));
+}
+
+/// Set for the process that runs into its limit.
+const LIMITED: &str = "KVMMS_TEST_LIMITED_DIR";
+
+#[test]
+fn a_target_without_room_leaves_nothing_and_keeps_the_cause() {
+    if let Some(dir) = std::env::var_os(LIMITED) {
+        let dir = PathBuf::from(dir);
+        let plan = ExportPlan::full(&Broken(u64::MAX), dir.join("x.qcow2"));
+        let error = export_disk(&plan, &quiet, &CancelFlag::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+        assert!(
+            error.to_string().contains("x.qcow2.partial at offset "),
+            "{error}"
+        );
+        assert!(std::error::Error::source(&error).is_some());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        return;
+    }
+    // This very test again, in a process that may write 2 MiB per file and gets an error instead of a signal.
+    let dir = tempfile::tempdir().unwrap();
+    let script = "trap '' XFSZ; ulimit -f 4096; exec \"$@\"";
+    let this = "a_target_without_room_leaves_nothing_and_keeps_the_cause";
+    let output = std::process::Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", this])
+        .env(LIMITED, dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
 }

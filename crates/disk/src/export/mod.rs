@@ -2,9 +2,11 @@
 
 mod plan;
 mod pump;
+mod rescan;
 
 pub use pump::flatten;
 pub(crate) use pump::{Copy, Run};
+pub use rescan::changed_blocks;
 
 use std::fs;
 use std::path::{Path, PathBuf};

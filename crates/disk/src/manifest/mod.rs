@@ -4,18 +4,25 @@
 //! paths that leave the directory, and contradictions are errors. The hash of every block is in the block list beside each image
 //! ([`crate::blocks`]), whose own hash stands here.
 
+mod entries;
+mod names;
+
+pub use entries::{
+    BlockListEntry, Consistency, Decision, DiskEntry, ImageFormat, MachineIdentity, PlainFile,
+    PointIdentity, PointType,
+};
+pub use names::{HexHash, RelativePath};
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Component, Path};
-use std::str::FromStr;
+use std::path::Path;
 
 use blake3::Hash;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::AtomicFile;
 use crate::error::{Error, Result};
-use crate::export::DiskReport;
 use crate::zero::BLOCK_SIZE;
 
 /// Name of the file in the export's directory.
@@ -53,78 +60,6 @@ impl ManifestError {
     }
 }
 
-/// A path inside an export directory: relative, of plain components.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct RelativePath(String);
-
-impl RelativePath {
-    /// Checks a path.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for an absolute one, one with `.`, `..` or empty components, a backslash or a zero byte.
-    pub fn new(path: impl Into<String>) -> Result<Self> {
-        let path = path.into();
-        let plain = !path.is_empty()
-            && path.len() <= 4096
-            && !path.contains(['\\', '\0'])
-            && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
-            && Path::new(&path)
-                .components()
-                .all(|c| matches!(c, Component::Normal(_)));
-        if plain {
-            Ok(Self(path))
-        } else {
-            Err(Error::invalid(format!(
-                "{path:?} is not a plain relative path"
-            )))
-        }
-    }
-
-    /// The path as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for RelativePath {
-    type Error = Error;
-    fn try_from(path: String) -> Result<Self> {
-        Self::new(path)
-    }
-}
-
-impl From<RelativePath> for String {
-    fn from(path: RelativePath) -> Self {
-        path.0
-    }
-}
-
-impl AsRef<Path> for RelativePath {
-    fn as_ref(&self) -> &Path {
-        Path::new(&self.0)
-    }
-}
-
-/// A BLAKE3 hash, in JSON as 64 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct HexHash(pub Hash);
-
-impl TryFrom<String> for HexHash {
-    type Error = blake3::HexError;
-    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
-        Hash::from_str(&text).map(Self)
-    }
-}
-
-impl From<HexHash> for String {
-    fn from(hash: HexHash) -> Self {
-        hash.0.to_hex().to_string()
-    }
-}
-
 /// The manifest of one exported point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,178 +82,6 @@ pub struct Manifest {
     /// Decisions taken on the caller's behalf, with their reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decisions: Vec<Decision>,
-}
-
-/// Which machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MachineIdentity {
-    /// Identifier (a GUID).
-    pub id: String,
-    /// Name at the instant of the export.
-    pub name: String,
-}
-
-/// How far the guest took part in making the point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Consistency {
-    /// The guest's agent froze its file systems.
-    Application,
-    /// As after a power cut.
-    Crash,
-}
-
-/// The two kinds of reference point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PointType {
-    /// Log-based.
-    #[serde(rename = "log-based")]
-    LogBased,
-    /// Based on resilient change tracking.
-    #[serde(rename = "rct-based")]
-    RctBased,
-}
-
-/// Which point, and which base.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PointIdentity {
-    /// Identifier of the point.
-    pub id: String,
-    /// The instant the disks are of, RFC 3339 in UTC (`2026-01-02T03:04:05.678Z`).
-    pub instant: String,
-    /// Consistency reached.
-    pub consistency: Consistency,
-    /// Kind of point.
-    #[serde(rename = "type")]
-    pub kind: PointType,
-    /// For a differential export: the point it stands on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base_id: Option<String>,
-    /// For a differential export: the hash of the base's `manifest.json`, where it was known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base_manifest: Option<HexHash>,
-}
-
-/// A file that is no disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PlainFile {
-    /// What it is: `configuration`, `runtime-state`, `guest-state`.
-    pub role: String,
-    /// The file.
-    pub path: RelativePath,
-    /// Its length.
-    pub bytes: u64,
-    /// Its hash.
-    pub blake3: HexHash,
-}
-
-/// Format of an exported image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ImageFormat {
-    /// qcow2.
-    Qcow2,
-}
-
-/// One disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskEntry {
-    /// Identifier of the disk in its machine; the same through all exports of a chain.
-    pub instance_id: String,
-    /// The image.
-    pub file: RelativePath,
-    /// Its format.
-    pub format: ImageFormat,
-    /// Its length in bytes.
-    pub file_bytes: u64,
-    /// Size of the disk in bytes.
-    pub virtual_size: u64,
-    /// For a differential image: the name of the base image's file, without directories. Its directory is that of the base's
-    /// manifest; the image itself names it relative to its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base_file: Option<RelativePath>,
-    /// Ranges of data in the image.
-    pub extents: u64,
-    /// Blocks the image holds as data.
-    pub data_blocks: u64,
-    /// Exported blocks that are zero.
-    pub zero_blocks: u64,
-    /// Size of a hashed block; always [`BLOCK_SIZE`].
-    pub block_size: u64,
-    /// The block list.
-    pub block_list: BlockListEntry,
-    /// BLAKE3 over the hashes of all blocks of the whole disk. May be absent in a differential export only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<HexHash>,
-}
-
-impl DiskEntry {
-    /// The entry of a disk that was just exported. `file` and `list` are relative to the export's directory; `base_file` is the plain
-    /// name of the base image.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the report is of an export without a block list.
-    pub fn of(
-        instance_id: impl Into<String>,
-        file: RelativePath,
-        list: RelativePath,
-        base_file: Option<RelativePath>,
-        report: &DiskReport,
-    ) -> Result<Self> {
-        let info = report.block_list.as_ref();
-        let info =
-            info.ok_or_else(|| Error::invalid("a manifest needs the block list of the disk"))?;
-        Ok(Self {
-            instance_id: instance_id.into(),
-            file,
-            format: ImageFormat::Qcow2,
-            file_bytes: report.bytes_written,
-            virtual_size: report.virtual_size,
-            base_file,
-            extents: report.extents,
-            data_blocks: report.data_blocks,
-            zero_blocks: report.zero_blocks,
-            block_size: BLOCK_SIZE,
-            block_list: BlockListEntry {
-                file: list,
-                bytes: info.bytes,
-                blocks: info.blocks,
-                blake3: HexHash(info.hash),
-            },
-            digest: report.digest.map(HexHash),
-        })
-    }
-}
-
-/// The block list of a disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlockListEntry {
-    /// The file.
-    pub file: RelativePath,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// Blocks listed.
-    pub blocks: u64,
-    /// Its hash.
-    pub blake3: HexHash,
-}
-
-/// Something decided on the caller's behalf.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Decision {
-    /// The disk it concerns; none for the whole export.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk: Option<String>,
-    /// What was done instead of what was asked for.
-    pub decision: String,
-    /// Why.
-    pub reason: String,
 }
 
 impl Manifest {
@@ -642,7 +405,7 @@ mod tests {
             |m| m.disks[0].block_list.file = m.disks[0].file.clone(),
             |m| m.disks.push(m.disks[0].clone()),
             |m| m.point.instant = "yesterday".into(),
-            |m| m.disks[0].base_file = Some(RelativePath("a/b".into())),
+            |m| m.disks[0].base_file = Some(path("a/b")),
         ];
         for (n, edit) in cases.into_iter().enumerate() {
             let mut manifest = sample();

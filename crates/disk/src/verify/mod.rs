@@ -4,31 +4,26 @@
 //! that level and held against its hash; an image must hold nothing its list does not speak of; and the lists laid over each other must
 //! give the digest of the whole disk. So every point of the chain is proven, while each image is read once.
 
+mod exports;
+
+pub use exports::{DiskFiles, Export, disk_files, open_exports};
+
+use exports::inside;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use blake3::Hash;
 
-use crate::blocks::{BlockHash, BlockListReader, BlockRun, Merged, check_block_list};
+use crate::blocks::{BlockListReader, Compare, Merged, check_block_list};
 use crate::cancel::CancelFlag;
 use crate::error::{Error, Result};
-use crate::export::{Copy, Progress, Run, default_threads};
-use crate::manifest::{DiskEntry, Manifest, RelativePath};
+use crate::export::{Copy, Progress, default_threads};
+use crate::manifest::{DiskEntry, RelativePath};
 use crate::map::ChangeMap;
 use crate::qcow2::Qcow2Layer;
-use crate::source::{Chain, LayerSpec};
-use crate::zero::{BLOCK_SIZE, block_len};
-
-/// One export directory with its manifest.
-#[derive(Debug, Clone)]
-pub struct Export {
-    /// The directory.
-    pub dir: PathBuf,
-    /// Its manifest.
-    pub manifest: Manifest,
-    /// The hash of the manifest's file.
-    pub hash: Hash,
-}
+use crate::source::Chain;
+use crate::zero::BLOCK_SIZE;
 
 /// What is wrong with a disk.
 #[derive(Debug, thiserror::Error)]
@@ -97,123 +92,6 @@ pub struct Verdict {
     pub bytes: u64,
     /// What is wrong; none: it is exactly what was exported.
     pub problem: Option<Problem>,
-}
-
-/// Reads the manifests of a chain, base FIRST, and checks that they belong together.
-///
-/// # Errors
-/// [`Error::Unfinished`], [`Error::Manifest`], [`Error::Io`] from reading; [`Error::Invalid`] for an empty list, or exports that do
-/// not stand on each other.
-pub fn open_exports(dirs: &[PathBuf]) -> Result<Vec<Export>> {
-    let mut chain: Vec<Export> = Vec::with_capacity(dirs.len());
-    for dir in dirs {
-        let (manifest, hash) = Manifest::load(dir)?;
-        let shown = dir.display();
-        match (chain.last(), &manifest.point.base_id) {
-            (None, None) => {}
-            (None, Some(base)) => {
-                return Err(Error::invalid(format!(
-                    "the export in {shown} stands on point {base}, whose export was not given"
-                )));
-            }
-            (Some(below), base) => {
-                let below_id = &below.manifest.point.id;
-                if base.as_ref() != Some(below_id) {
-                    return Err(Error::invalid(format!(
-                        "the export in {shown} does not stand on point {below_id}"
-                    )));
-                }
-                if below.manifest.machine.id != manifest.machine.id {
-                    return Err(Error::invalid(format!(
-                        "the export in {shown} is of another machine than its base"
-                    )));
-                }
-                if manifest
-                    .point
-                    .base_manifest
-                    .is_some_and(|h| h.0 != below.hash)
-                {
-                    return Err(Error::invalid(format!(
-                        "the export in {shown} was made over another export of point {below_id}"
-                    )));
-                }
-            }
-        }
-        chain.push(Export {
-            dir: dir.clone(),
-            manifest,
-            hash,
-        });
-    }
-    if chain.is_empty() {
-        return Err(Error::invalid("no export directory was given"));
-    }
-    Ok(chain)
-}
-
-/// A file of an export; links that lead out of its directory are refused.
-fn inside(dir: &Path, file: &RelativePath) -> Result<PathBuf> {
-    let path = dir.join(file);
-    let canonical = |p: &Path| fs::canonicalize(p).map_err(|e| Error::io("open", p, e));
-    if canonical(&path)?.starts_with(canonical(dir)?) {
-        Ok(path)
-    } else {
-        Err(Error::invalid(format!(
-            "{} leads out of its export",
-            path.display()
-        )))
-    }
-}
-
-/// The files that make up one disk at the last point of a chain, base FIRST.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskFiles {
-    /// The images, for [`Chain::open`].
-    pub layers: Vec<LayerSpec>,
-    /// The block lists, for [`Merged::open`] or the next export's base lists.
-    pub lists: Vec<PathBuf>,
-    /// Size of the disk in bytes.
-    pub virtual_size: u64,
-}
-
-/// Finds the files of a disk in a chain of exports (as [`open_exports`] gives it), back to its last full image.
-///
-/// # Errors
-/// [`Error::Invalid`] when an export of the chain lacks the disk or a file leads out of its directory; [`Error::Io`].
-pub fn disk_files(chain: &[Export], instance_id: &str) -> Result<DiskFiles> {
-    let mut files = DiskFiles {
-        layers: Vec::new(),
-        lists: Vec::new(),
-        virtual_size: 0,
-    };
-    for export in chain.iter().rev() {
-        let entry = export
-            .manifest
-            .disks
-            .iter()
-            .find(|d| d.instance_id == instance_id);
-        let entry = entry.ok_or_else(|| {
-            Error::invalid(format!(
-                "the export in {} does not hold the disk {instance_id}",
-                export.dir.display()
-            ))
-        })?;
-        if files.layers.is_empty() {
-            files.virtual_size = entry.virtual_size;
-        }
-        files
-            .layers
-            .insert(0, LayerSpec::qcow2(inside(&export.dir, &entry.file)?));
-        files
-            .lists
-            .insert(0, inside(&export.dir, &entry.block_list.file)?);
-        if entry.base_file.is_none() {
-            return Ok(files);
-        }
-    }
-    Err(Error::invalid(format!(
-        "no full export of the disk {instance_id} was given"
-    )))
 }
 
 /// Proves a chain of export directories, base FIRST: every disk and every plain file of each of them. One verdict for each; those
@@ -363,10 +241,7 @@ fn check_disk(
     drop(layer);
 
     let source = Chain::open(&files.layers)?;
-    let mut expected = Expected {
-        reader: BlockListReader::open(&list)?,
-        run: None,
-    };
+    let mut expected = Compare::new(BlockListReader::open(&list)?, size);
     let mut bad = None;
     let copy = Copy {
         source: &source,
@@ -377,7 +252,7 @@ fn check_disk(
         gather: true,
     };
     let result = copy.run(&|_, _| Ok(0), &mut |run| {
-        bad = expected.first_difference(run, size)?;
+        bad = expected.differences(run)?.first().map(|range| range.start);
         // Any error ends the reading; which one it was is in `bad`.
         if bad.is_some() {
             Err(Error::invalid("a block differs"))
@@ -438,54 +313,4 @@ fn first_outside(map: &ChangeMap, listed: &ChangeMap) -> Option<u64> {
             Some(l) if l.start <= range.start => (l.end < range.end).then_some(l.end),
             _ => Some(range.start),
         })
-}
-
-/// A list, read in step with the disk.
-struct Expected {
-    reader: BlockListReader,
-    run: Option<BlockRun>,
-}
-
-impl Expected {
-    /// The first block of a run that is not what the list says.
-    fn first_difference(&mut self, run: &Run, size: u64) -> Result<Option<u64>> {
-        let (first, count) = match run {
-            Run::Zero { first, count } => (*first, *count),
-            Run::Data { first, hashes, .. } => (*first, hashes.len() as u64),
-        };
-        let mut block = first;
-        while block < first + count {
-            if self.run.is_none_or(|r| r.first + r.count <= block) {
-                self.run = self.reader.next_run()?;
-                if self.run.is_none() {
-                    return Ok(Some(block));
-                }
-                continue;
-            }
-            let Some(listed) = self.run.filter(|r| r.first <= block) else {
-                return Ok(Some(block));
-            };
-            match run {
-                Run::Zero { .. } => {
-                    // Both sides may be long runs of zeros: compared in one step.
-                    if listed.hash == BlockHash::Zero {
-                        block = (listed.first + listed.count).min(first + count);
-                        continue;
-                    }
-                    let len = block_len(block, size);
-                    if listed.hash.hash(len) != BlockHash::Zero.hash(len) {
-                        return Ok(Some(block));
-                    }
-                }
-                Run::Data { hashes, .. } => {
-                    let found = hashes.get((block - first) as usize);
-                    if found != Some(&listed.hash.hash(block_len(block, size))) {
-                        return Ok(Some(block));
-                    }
-                }
-            }
-            block += 1;
-        }
-        Ok(None)
-    }
 }

@@ -394,6 +394,3 @@ impl Enumeration<'_> {
         Ok(found)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -49,9 +49,12 @@ pub fn build(
         .two("-smp", config.vcpus.to_string());
     // Not `-boot strict=on`: SeaBIOS would then hide disks that are not in the boot order from boot loaders.
     // A guest that suspends itself to RAM looks switched off and is not; Hyper-V offers no such state either.
-    for chip in ["PIIX4_PM", "ICH9-LPC"] {
-        args.two("-global", format!("{chip}.disable_s3=1"))
-            .two("-global", format!("{chip}.disable_s4=1"));
+    let chip = match config.generation {
+        Generation::Gen1 => "PIIX4_PM",
+        Generation::Gen2 => "ICH9-LPC",
+    };
+    for state in ["s3", "s4"] {
+        args.two("-global", format!("{chip}.disable_{state}=1"));
     }
     for (id, socket) in [("qmp", files.qmp()), ("monitor", files.monitor())] {
         args.chardev(id, &socket, None)?

@@ -177,6 +177,7 @@ impl Features {
 #[derive(Debug)]
 pub struct Prober {
     program: PathBuf,
+    firmware: Option<Firmware>,
     kept: Mutex<Option<(PathBuf, SystemTime, Arc<Features>)>>,
 }
 
@@ -192,8 +193,16 @@ impl Prober {
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
+            firmware: None,
             kept: Mutex::new(None),
         }
+    }
+
+    /// Takes this firmware for generation 2 instead of looking where distributions put theirs.
+    #[must_use]
+    pub fn with_firmware(mut self, firmware: Firmware) -> Self {
+        self.firmware = Some(firmware);
+        self
     }
 
     /// The features, from memory where the binary did not change.
@@ -215,7 +224,11 @@ impl Prober {
             return Ok(Arc::clone(features));
         }
         let features = match tokio::time::timeout(PROBE_DEADLINE, ask(&qemu)).await {
-            Ok(result) => Arc::new(result?),
+            Ok(result) => {
+                let found = result?;
+                let firmware = self.firmware.clone().or(found.firmware);
+                Arc::new(Features { firmware, ..found })
+            }
             Err(_) => {
                 return Err(Error::Timeout {
                     command: "QEMU's features".into(),

@@ -5,7 +5,9 @@ mod support;
 
 use std::time::Duration;
 
-use hypervisor::config::{Acceleration, Controller, DriveConfig, DriveKind, Generation};
+use hypervisor::config::{
+    Acceleration, BootSource, Controller, DriveConfig, DriveKind, Generation, Nic, NicBackend,
+};
 use hypervisor::{
     Error, ErrorKind, Hypervisor, ImageFormat, Launch, LayerFile, Machine, MachineEvent,
     MachineStatus, NewImage,
@@ -174,6 +176,30 @@ async fn a_generation_2_machine_starts_or_says_what_is_missing() {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
         }
     }
+}
+
+#[tokio::test]
+async fn network_adapters_and_the_agent_channel_are_there() {
+    let mut bench = Bench::new();
+    bench.config.guest_agent = true;
+    for (mac, backend) in [
+        ("52:54:00:00:00:01", NicBackend::User),
+        ("52:54:00:00:00:02", NicBackend::None),
+    ] {
+        bench.config.nics.push(Nic {
+            mac: mac.into(),
+            backend,
+        });
+    }
+    bench.config.boot_order = vec![BootSource::Nic(0)];
+    let machine = bench.launch().await;
+    for index in 0..2 {
+        let question = serde_json::json!({ "path": format!("/machine/peripheral/nic{index}"), "property": "mac" });
+        let mac = machine.execute("qom-get", question).await.unwrap();
+        assert_eq!(mac.as_str(), Some(bench.config.nics[index].mac.as_str()));
+    }
+    assert!(machine.files().agent().exists());
+    machine.quit(SOON).await.unwrap();
 }
 
 #[tokio::test]

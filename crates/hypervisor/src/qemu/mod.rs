@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::json;
 use tokio::time::Instant;
 
 pub use self::machine::QemuMachine;
 
 use crate::argv;
 use crate::blockdev::FileFacts;
-use crate::config::{Generation, MachineConfig};
+use crate::config::{Generation, MachineConfig, NicBackend};
 use crate::error::{Error, Result};
 use crate::image::ImageTool;
 use crate::machine::{Hypervisor, Launch, Machine};
@@ -79,6 +80,7 @@ impl QemuHypervisor {
                 Arc::clone(&features),
                 self.images.clone(),
             );
+            unplug_cables(&machine, config).await?;
             if let Launch::Restore(path) = &launch {
                 machine.restore_state(path).await?;
             }
@@ -159,6 +161,20 @@ fn prepare_files(config: &MachineConfig, features: &Features, files: &RunFiles) 
         && !vars.exists()
     {
         copy_whole(&firmware.vars_template, vars)?;
+    }
+    Ok(())
+}
+
+/// A network adapter that is connected to nothing shows the guest a cable that is not plugged in.
+async fn unplug_cables(machine: &QemuMachine, config: &MachineConfig) -> Result<()> {
+    if config.no_network {
+        return Ok(());
+    }
+    for (index, nic) in config.nics.iter().enumerate() {
+        if nic.backend == NicBackend::None {
+            let link = json!({ "name": format!("nic{index}"), "up": false });
+            machine.execute("set_link", link).await?;
+        }
     }
     Ok(())
 }

@@ -32,7 +32,12 @@ pub async fn import_export(
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
     }
     let vm = Uuid::new_v4();
-    let task = Task::Import { directory: directory.clone(), vm, name, disks: disks.to_owned() };
+    let task = Task::Import {
+        directory: directory.clone(),
+        vm,
+        name,
+        disks: disks.to_owned(),
+    };
     let affected = vec![(Element::Vm(vm), Effect::Create)];
     let mut submission = asked.submission(affected);
     submission.output = Output {
@@ -57,10 +62,12 @@ pub(crate) async fn run(
     name: Option<&str>,
     disks: &Path,
 ) -> Result<()> {
-    import(vmms, ctx, directory, id, name, disks).await.map_err(|cause| match cause.kind() {
-        Kind::Cancelled => cause,
-        _ => fault!(ImportFailed, directory.display()).caused_by(cause),
-    })
+    import(vmms, ctx, directory, id, name, disks)
+        .await
+        .map_err(|cause| match cause.kind() {
+            Kind::Cancelled => cause,
+            _ => fault!(ImportFailed, directory.display()).caused_by(cause),
+        })
 }
 
 async fn import(
@@ -79,7 +86,9 @@ async fn import(
     record.id = id;
     let text = serde_json::to_string(&record).map_err(|e| fault!(Internal, e))?;
     // Resource ids carry the machine's GUID in places; the imported machine has its own.
-    let text = text.replace(&guid(exported), &guid(id)).replace(&exported.to_string(), &id.to_string());
+    let text = text
+        .replace(&guid(exported), &guid(id))
+        .replace(&exported.to_string(), &id.to_string());
     let mut record: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
     if let Some(name) = name {
         record.name = name.to_owned();
@@ -88,7 +97,8 @@ async fn import(
     record.saved_state = None;
     record.planned = false;
     record.owner = vmms.host.clone();
-    (record.created, record.changed, record.power_changed) = (SystemTime::now(), SystemTime::now(), SystemTime::now());
+    (record.created, record.changed, record.power_changed) =
+        (SystemTime::now(), SystemTime::now(), SystemTime::now());
 
     let plan = plan(&chain, exported, id, &record, disks)?;
     let files: Vec<PathBuf> = plan.iter().map(|p| p.target.clone()).collect();
@@ -119,7 +129,10 @@ async fn import(
     })
     .await?;
     for part in &sizes {
-        let device = record.devices.iter_mut().find(|d| d.id.eq_ignore_ascii_case(&part.device));
+        let device = record
+            .devices
+            .iter_mut()
+            .find(|d| d.id.eq_ignore_ascii_case(&part.device));
         if let Some(DeviceKind::Disk(disk)) = device.map(|d| &mut d.kind) {
             disk.uid = Uuid::new_v4();
             disk.path = part.target.clone();
@@ -136,8 +149,14 @@ async fn import(
 
 /// The configuration in the last export of a chain.
 fn machine_of(chain: &[Export]) -> Result<Vm> {
-    let export = chain.last().ok_or_else(|| fault!(Internal, "a chain without exports"))?;
-    let file = export.manifest.files.iter().find(|f| f.role == "configuration");
+    let export = chain
+        .last()
+        .ok_or_else(|| fault!(Internal, "a chain without exports"))?;
+    let file = export
+        .manifest
+        .files
+        .iter()
+        .find(|f| f.role == "configuration");
     let file = file.ok_or_else(|| fault!(ManifestUnusable, export.dir.display()))?;
     Ok(point::load_config(&export.dir.join(&file.path))?.machine)
 }
@@ -149,40 +168,71 @@ struct Part {
     size: u64,
 }
 
-fn plan(chain: &[Export], exported: Uuid, id: Uuid, record: &Vm, disks: &Path) -> Result<Vec<Part>> {
-    let export = chain.last().ok_or_else(|| fault!(Internal, "a chain without exports"))?;
+fn plan(
+    chain: &[Export],
+    exported: Uuid,
+    id: Uuid,
+    record: &Vm,
+    disks: &Path,
+) -> Result<Vec<Part>> {
+    let export = chain
+        .last()
+        .ok_or_else(|| fault!(Internal, "a chain without exports"))?;
     let mut parts: Vec<Part> = Vec::new();
     for entry in &export.manifest.disks {
         let whole = entry.instance_id.replace(&guid(exported), &guid(id));
-        let device = record.disks().find(|(device, _)| disk_id_text(id, device).eq_ignore_ascii_case(&whole));
-        let (device, disk) = device.ok_or_else(|| fault!(DiskNotFound, guid(exported), entry.instance_id))?;
+        let device = record
+            .disks()
+            .find(|(device, _)| disk_id_text(id, device).eq_ignore_ascii_case(&whole));
+        let (device, disk) =
+            device.ok_or_else(|| fault!(DiskNotFound, guid(exported), entry.instance_id))?;
         let files = disk_files(chain, &entry.instance_id)?;
-        let stem = disk.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = disk
+            .path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let name = |n: usize| match n {
             0 => disks.join(format!("{stem}.qcow2")),
             n => disks.join(format!("{stem}-{n}.qcow2")),
         };
         // Two disks may have had the same name in different directories.
-        let target = (0..).map(name).find(|t| !parts.iter().any(|p| p.target == *t));
+        let target = (0..)
+            .map(name)
+            .find(|t| !parts.iter().any(|p| p.target == *t));
         let target = target.ok_or_else(|| fault!(Internal, "no name is free"))?;
-        parts.push(Part { device: device.to_owned(), layers: files.layers, target, size: files.virtual_size });
+        parts.push(Part {
+            device: device.to_owned(),
+            layers: files.layers,
+            target,
+            size: files.virtual_size,
+        });
     }
     Ok(parts)
 }
 
 /// Gives the machine the exported firmware variables.
 fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
-    let Some((export, file)) = chain
-        .last()
-        .and_then(|e| Some((e, e.manifest.files.iter().find(|f| f.role == "firmware-variables")?)))
-    else {
+    let Some((export, file)) = chain.last().and_then(|e| {
+        Some((
+            e,
+            e.manifest
+                .files
+                .iter()
+                .find(|f| f.role == "firmware-variables")?,
+        ))
+    }) else {
         return Ok(());
     };
     let from = export.dir.join(&file.path);
     let bytes = std::fs::read(&from).map_err(|e| Fault::io("read", &from, &e))?;
     let dir = spec::state_dir(&vmms.dirs, id);
     std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
-    Ok(disk::atomic::AtomicFile::replace(&dir.join("firmware-vars.fd"), &bytes)?)
+    Ok(disk::atomic::AtomicFile::replace(
+        &dir.join("firmware-vars.fd"),
+        &bytes,
+    )?)
 }
 
 /// Removes the images that were written, unless the machine is there.
@@ -193,7 +243,9 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid, disks: &P
     for file in ctx.notes::<Vec<PathBuf>>().unwrap_or_default() {
         for path in [disk::atomic::partial_name(&file), file] {
             match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Fault::io("remove", &path, &e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Fault::io("remove", &path, &e));
+                }
                 _ => {}
             }
         }

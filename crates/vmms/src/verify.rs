@@ -18,23 +18,35 @@ const MAX_CHAIN: usize = 4096;
 
 /// Starts a job that proves the export in `directory` (the one with the manifest, or the export directory with one
 /// machine in it). Refused at once where there is no complete export.
-pub async fn verify_export(vmms: &Arc<Vmms>, directory: &Path, asked: &Asked) -> Result<uuid::Uuid> {
+pub async fn verify_export(
+    vmms: &Arc<Vmms>,
+    directory: &Path,
+    asked: &Asked,
+) -> Result<uuid::Uuid> {
     let directory = find_export(directory)?;
     let affected = vec![(Element::Image(directory.clone()), Effect::Other)];
-    vmms.submit(Task::Verify { directory }, asked.submission(affected)).await
+    vmms.submit(Task::Verify { directory }, asked.submission(affected))
+        .await
 }
 
 /// The directory with the manifest: the one named, or the only one in it that has one.
 pub(crate) fn find_export(directory: &Path) -> Result<PathBuf> {
     if !directory.is_absolute() {
-        return Err(fault!(PathNotUsable, directory.display(), "it is not absolute"));
+        return Err(fault!(
+            PathNotUsable,
+            directory.display(),
+            "it is not absolute"
+        ));
     }
     let has = |dir: &Path| dir.join(disk::manifest::MANIFEST_NAME).is_file();
     if has(directory) {
         return Ok(directory.to_owned());
     }
     let list = std::fs::read_dir(directory).map_err(|e| Fault::io("list", directory, &e))?;
-    let mut found: Vec<PathBuf> = list.filter_map(|e| e.ok().map(|e| e.path())).filter(|d| has(d)).collect();
+    let mut found: Vec<PathBuf> = list
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .filter(|d| has(d))
+        .collect();
     found.sort();
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
@@ -47,13 +59,18 @@ pub(crate) fn chain_of(dir: &Path) -> Result<Vec<Export>> {
     let mut dirs = vec![dir.to_owned()];
     let mut at = dir.to_owned();
     loop {
-        let (manifest, _) = Manifest::load(&at).map_err(|e| fault!(ManifestUnusable, at.display()).caused_by(e))?;
+        let (manifest, _) =
+            Manifest::load(&at).map_err(|e| fault!(ManifestUnusable, at.display()).caused_by(e))?;
         let Some(base) = &manifest.point.base_id else {
             break;
         };
         let found = base_dir(&at, &manifest, base).filter(|d| !dirs.contains(d));
         let Some(found) = found.filter(|_| dirs.len() < MAX_CHAIN) else {
-            return Err(fault!(ChainIncomplete, dir.display(), format!("point {base}")));
+            return Err(fault!(
+                ChainIncomplete,
+                dir.display(),
+                format!("point {base}")
+            ));
         };
         dirs.push(found.clone());
         at = found;
@@ -64,15 +81,22 @@ pub(crate) fn chain_of(dir: &Path) -> Result<Vec<Export>> {
 
 /// Where the export of the base is: where the images say, else in the neighbourhood.
 fn base_dir(dir: &Path, manifest: &Manifest, base: &str) -> Option<PathBuf> {
-    let named = manifest.disks.iter().filter(|d| d.base_file.is_some()).filter_map(|disk| {
-        let image = dir.join(&disk.file);
-        let layer = Qcow2Layer::open(&image).ok()?;
-        let backing = image.parent()?.join(layer.backing()?).canonicalize().ok()?;
-        Some(backing.parent()?.parent()?.to_owned())
-    });
+    let named = manifest
+        .disks
+        .iter()
+        .filter(|d| d.base_file.is_some())
+        .filter_map(|disk| {
+            let image = dir.join(&disk.file);
+            let layer = Qcow2Layer::open(&image).ok()?;
+            let backing = image.parent()?.join(layer.backing()?).canonicalize().ok()?;
+            Some(backing.parent()?.parent()?.to_owned())
+        });
     let around = |dir: &Path| -> Vec<PathBuf> {
         let list = std::fs::read_dir(dir).into_iter().flatten();
-        let mut dirs: Vec<PathBuf> = list.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| p.is_dir()).collect();
+        let mut dirs: Vec<PathBuf> = list
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .filter(|p| p.is_dir())
+            .collect();
         dirs.sort();
         dirs
     };
@@ -80,7 +104,11 @@ fn base_dir(dir: &Path, manifest: &Manifest, base: &str) -> Option<PathBuf> {
     let own = dir.file_name().unwrap_or_default().to_owned();
     let beside = dir.parent().map(around).unwrap_or_default();
     let above = dir.parent().map(Path::to_owned);
-    let further = dir.parent().and_then(Path::parent).map(around).unwrap_or_default();
+    let further = dir
+        .parent()
+        .and_then(Path::parent)
+        .map(around)
+        .unwrap_or_default();
     let candidates = named
         .chain(around(dir))
         .chain(above)
@@ -121,7 +149,13 @@ pub(crate) async fn run(_vmms: &Arc<Vmms>, ctx: &JobContext, directory: &Path) -
 }
 
 fn line(verdict: &Verdict) -> String {
-    let Verdict { point, what, blocks, bytes, problem } = verdict;
+    let Verdict {
+        point,
+        what,
+        blocks,
+        bytes,
+        problem,
+    } = verdict;
     match problem {
         None => format!("{what} at point {point}: proven, {blocks} blocks, {bytes} bytes"),
         Some(problem) => format!("{what} at point {point}: {problem}"),
@@ -132,13 +166,20 @@ fn line(verdict: &Verdict) -> String {
 fn cause(verdict: &Verdict) -> Option<Fault> {
     let what = format!("{} at point {}", verdict.what, verdict.point);
     Some(match verdict.problem.as_ref()? {
-        Problem::Block { offset, .. } | Problem::Unlisted { offset } => fault!(DigestMismatch, what, offset),
-        Problem::Length { path, expected, found } => {
+        Problem::Block { offset, .. } | Problem::Unlisted { offset } => {
+            fault!(DigestMismatch, what, offset)
+        }
+        Problem::Length {
+            path,
+            expected,
+            found,
+        } => {
             fault!(DigestMismatch, path.display(), expected.min(found))
         }
-        problem @ (Problem::Hash { .. } | Problem::Size | Problem::Digest | Problem::Base { .. }) => {
-            Fault::new(Message::Block, [format!("{what}: {problem}")])
-        }
+        problem @ (Problem::Hash { .. }
+        | Problem::Size
+        | Problem::Digest
+        | Problem::Base { .. }) => Fault::new(Message::Block, [format!("{what}: {problem}")]),
         Problem::Unreadable(error) => Fault::new(Message::Block, [format!("{what}: {error}")]),
     })
 }

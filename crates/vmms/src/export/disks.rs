@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::manifest::{self, DiskEntry, HexHash, MachineIdentity, Manifest, PlainFile, PointIdentity, RelativePath};
+use disk::manifest::{
+    self, DiskEntry, HexHash, MachineIdentity, Manifest, PlainFile, PointIdentity, RelativePath,
+};
 use disk::verify::{self, Export};
 use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_disk};
 use serde::Serialize;
@@ -49,11 +51,18 @@ struct Job<'a> {
 /// Exports the disks and the small files; returns the manifest that makes them an export.
 pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Manifest> {
     let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
-    let jobs = order.disks.iter().map(|disk| prepare(order, &vm, disk)).collect::<Result<Vec<_>>>()?;
+    let jobs = order
+        .disks
+        .iter()
+        .map(|disk| prepare(order, &vm, disk))
+        .collect::<Result<Vec<_>>>()?;
     make_room(order, &jobs)?;
 
     let mut manifest = head(order, &vm);
-    let base = order.base.as_deref().and_then(|base| find_base(order, base));
+    let base = order
+        .base
+        .as_deref()
+        .and_then(|base| find_base(order, base));
     if let (Some(chain), Some(last)) = (&base, base.as_ref().and_then(|c| c.last())) {
         manifest.point.base_manifest = Some(HexHash(last.hash));
         tracing::debug!(depth = chain.len(), "the exports of the base were found");
@@ -74,7 +83,9 @@ pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Resu
 }
 
 fn prepare<'a>(order: &Order, vm: &Vm, disk: &'a PointDisk) -> Result<Job<'a>> {
-    let found = vm.disk(disk.uid).ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
+    let found = vm
+        .disk(disk.uid)
+        .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
     let source = point::open_chain(&disk.device, &found.layers, disk.node)?;
     let changes = match &order.base {
         None => None,
@@ -84,14 +95,26 @@ fn prepare<'a>(order: &Order, vm: &Vm, disk: &'a PointDisk) -> Result<Job<'a>> {
                 .iter()
                 .find(|d| d.uid == disk.uid)
                 .ok_or_else(|| fault!(BaseWithoutDisk, guid(base.id), disk.device))?;
-            Some(point::between(&order.vmms, found, from.node, disk.node, source.size(), None)?)
+            Some(point::between(
+                &order.vmms,
+                found,
+                from.node,
+                disk.node,
+                source.size(),
+                None,
+            )?)
         }
     };
     let total = match &changes {
         None => source.size(),
         Some(map) => map.widen(disk::BLOCK_SIZE).clip(source.size()).total(),
     };
-    Ok(Job { disk, source, changes, total })
+    Ok(Job {
+        disk,
+        source,
+        changes,
+        total,
+    })
 }
 
 /// Makes the directories and fails early where the content will not fit.
@@ -104,14 +127,19 @@ fn make_room(order: &Order, jobs: &[Job<'_>]) -> Result<()> {
             None => content(&job.source, &order.cancel)?,
         };
     }
-    let unusable = |cause: Fault| fault!(ExportDirectory, order.directory.display()).caused_by(cause);
+    let unusable =
+        |cause: Fault| fault!(ExportDirectory, order.directory.display()).caused_by(cause);
     for dir in [layout::MACHINES, layout::DISKS].map(|d| order.root.join(d)) {
         std::fs::create_dir_all(&dir).map_err(|e| unusable(Fault::io("create", &dir, &e)))?;
         disk::target::check_writable(&dir).map_err(|e| unusable(e.into()))?;
     }
     let room = disk::target::space(&order.root)?;
     if room.available < needed {
-        let what = format!("{} ({needed} bytes needed, {} free)", order.root.display(), room.available);
+        let what = format!(
+            "{} ({needed} bytes needed, {} free)",
+            order.root.display(),
+            room.available
+        );
         return Err(fault!(NoSpace, what));
     }
     Ok(())
@@ -123,7 +151,12 @@ fn content(source: &Chain, cancel: &CancelFlag) -> Result<u64> {
     while at < source.size() {
         cancel.check()?;
         let end = at.saturating_add(STEP).min(source.size());
-        bytes += source.extents(at..end)?.iter().filter(|e| !e.zero).map(|e| e.len).sum::<u64>();
+        bytes += source
+            .extents(at..end)?
+            .iter()
+            .filter(|e| !e.zero)
+            .map(|e| e.len)
+            .sum::<u64>();
         at = end;
     }
     Ok(bytes)
@@ -134,7 +167,10 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
     let instant = jiff::Timestamp::try_from(point.instant).unwrap_or_default();
     let mut manifest = Manifest::new(
         concat!("kvmms ", env!("CARGO_PKG_VERSION")),
-        MachineIdentity { id: guid(vm.id), name: vm.name.clone() },
+        MachineIdentity {
+            id: guid(vm.id),
+            name: vm.name.clone(),
+        },
         PointIdentity {
             id: guid(point.id),
             instant: format!("{instant:.6}"),
@@ -163,7 +199,11 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
 fn find_base(order: &Order, base: &Point) -> Option<Vec<Export>> {
     let near = layout::exports_in(&order.directory, base.vm);
     let known = base.exports.iter().rev().cloned();
-    let dir = layout::find(near.into_iter().chain(known), &guid(base.vm), &guid(base.id))?;
+    let dir = layout::find(
+        near.into_iter().chain(known),
+        &guid(base.vm),
+        &guid(base.id),
+    )?;
     match crate::verify::chain_of(&dir) {
         Ok(chain) => Some(chain),
         Err(error) => {
@@ -195,8 +235,11 @@ fn write_disk(
             Some((chain, files)) => {
                 plan.base_lists = files.lists;
                 // The image of the base, as its own manifest names it.
-                let entry = chain.last().and_then(|e| Some((e, e.manifest.disks.iter().find(|d| d.instance_id == id)?)));
-                let (export, entry) = entry.ok_or_else(|| fault!(Internal, "a base without the disk"))?;
+                let entry = chain.last().and_then(|e| {
+                    Some((e, e.manifest.disks.iter().find(|d| d.instance_id == id)?))
+                });
+                let (export, entry) =
+                    entry.ok_or_else(|| fault!(Internal, "a base without the disk"))?;
                 let there = canonical(&export.dir.join(&entry.file))?;
                 let here = canonical(target.parent().unwrap_or(&order.root))?;
                 layout::relative(&here, &there)
@@ -204,16 +247,31 @@ fn write_disk(
             None => {
                 decisions.push(manifest::Decision {
                     disk: Some(id.clone()),
-                    decision: "the image names its base as a neighbour in its own directory".to_owned(),
-                    reason: format!("no export of base point {} with this disk was found", guid(base_point.id)),
+                    decision: "the image names its base as a neighbour in its own directory"
+                        .to_owned(),
+                    reason: format!(
+                        "no export of base point {} with this disk was found",
+                        guid(base_point.id)
+                    ),
                 });
-                let known = base_point.disks.iter().find(|d| d.uid == job.disk.uid).unwrap_or(job.disk);
+                let known = base_point
+                    .disks
+                    .iter()
+                    .find(|d| d.uid == job.disk.uid)
+                    .unwrap_or(job.disk);
                 PathBuf::from(layout::image_name(known, base_point.id))
             }
         };
-        let plain = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let plain = name
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         base_file = Some(RelativePath::new(plain)?);
-        plan.backing = Some(Backing { file: name.to_string_lossy().into_owned(), format: "qcow2".to_owned() });
+        plan.backing = Some(Backing {
+            file: name.to_string_lossy().into_owned(),
+            format: "qcow2".to_owned(),
+        });
     }
     let report = export_disk(&plan, progress, &order.cancel)?;
     Ok(DiskEntry::of(id, image, list, base_file, &report)?)
@@ -235,7 +293,8 @@ struct GuestState<'a> {
 /// Writes configuration, guest state and firmware variables.
 fn small_files(order: &Order, vm: &Vm) -> Result<Vec<PlainFile>> {
     let id = guid(vm.id);
-    let config = std::fs::read(&order.point.config).map_err(|e| Fault::io("read", &order.point.config, &e))?;
+    let config = std::fs::read(&order.point.config)
+        .map_err(|e| Fault::io("read", &order.point.config, &e))?;
     let mut files = vec![plain(order, CONFIGURATION, &format!("{id}.json"), &config)?];
     let firmware = order.point.config.with_file_name(point::FIRMWARE_VARS);
     let firmware_name = format!("{id}.firmware.fd");
@@ -254,7 +313,12 @@ fn small_files(order: &Order, vm: &Vm) -> Result<Vec<PlainFile>> {
         firmware_variables: firmware.is_some().then_some(firmware_name),
     };
     let state = serde_json::to_vec_pretty(&state).map_err(|e| fault!(Internal, e))?;
-    files.push(plain(order, GUEST_STATE, &format!("{id}.guest.json"), &state)?);
+    files.push(plain(
+        order,
+        GUEST_STATE,
+        &format!("{id}.guest.json"),
+        &state,
+    )?);
     Ok(files)
 }
 

@@ -25,12 +25,19 @@ pub(super) fn point_dir(directory: &Path, vm: Uuid, point: Uuid) -> PathBuf {
 
 /// The image of a disk, relative to the directory with the manifest.
 pub(super) fn image(disk: &PointDisk, point: Uuid) -> Result<RelativePath> {
-    Ok(RelativePath::new(format!("{DISKS}/{}", image_name(disk, point)))?)
+    Ok(RelativePath::new(format!(
+        "{DISKS}/{}",
+        image_name(disk, point)
+    ))?)
 }
 
 /// The block list of a disk, likewise.
 pub(super) fn block_list(disk: &PointDisk, point: Uuid) -> Result<RelativePath> {
-    Ok(RelativePath::new(format!("{DISKS}/{}-{}.map", stem(disk), guid(point)))?)
+    Ok(RelativePath::new(format!(
+        "{DISKS}/{}-{}.map",
+        stem(disk),
+        guid(point)
+    ))?)
 }
 
 /// The plain name of a disk's image.
@@ -42,7 +49,13 @@ pub(super) fn image_name(disk: &PointDisk, point: Uuid) -> String {
 /// name apart.
 fn stem(disk: &PointDisk) -> String {
     let name = disk.path.file_stem().unwrap_or_default().to_string_lossy();
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     let name: String = name.chars().take(48).map(plain).collect();
     let id: String = disk.uid.simple().to_string().chars().take(8).collect();
     format!("{}-{id}", name.trim_start_matches('.'))
@@ -62,7 +75,11 @@ pub(super) fn exports_in(directory: &Path, vm: Uuid) -> Vec<PathBuf> {
 }
 
 /// The export of a point among directories that may hold one.
-pub(crate) fn find(dirs: impl IntoIterator<Item = PathBuf>, machine: &str, point: &str) -> Option<PathBuf> {
+pub(crate) fn find(
+    dirs: impl IntoIterator<Item = PathBuf>,
+    machine: &str,
+    point: &str,
+) -> Option<PathBuf> {
     dirs.into_iter().find(|dir| {
         Manifest::load(dir).is_ok_and(|(m, _)| {
             m.point.id.eq_ignore_ascii_case(point) && m.machine.id.eq_ignore_ascii_case(machine)
@@ -90,7 +107,11 @@ mod tests {
 
     #[test]
     fn a_path_is_seen_from_another_directory() {
-        let seen = |from: &str, to: &str| relative(Path::new(from), Path::new(to)).display().to_string();
+        let seen = |from: &str, to: &str| {
+            relative(Path::new(from), Path::new(to))
+                .display()
+                .to_string()
+        };
         assert_eq!(seen("/x/a/b", "/x/a/b/f"), "f");
         assert_eq!(seen("/x/a/b", "/x/c/f"), "../../c/f");
         assert_eq!(seen("/", "/f"), "f");

@@ -59,11 +59,19 @@ pub async fn export_point(
         }
     }
     if !directory.is_absolute() {
-        return Err(fault!(PathNotUsable, directory.display(), "it is not absolute"));
+        return Err(fault!(
+            PathNotUsable,
+            directory.display(),
+            "it is not absolute"
+        ));
     }
     let dirs = layout::exports_in(directory, record.vm);
     if layout::find(dirs, &guid(record.vm), &guid(point)).is_some() {
-        return Err(about(fault!(ExportExists, directory.display(), guid(point))));
+        return Err(about(fault!(
+            ExportExists,
+            directory.display(),
+            guid(point)
+        )));
     }
     let task = Task::ExportPoint {
         point,
@@ -71,14 +79,20 @@ pub async fn export_point(
         directory: directory.to_owned(),
         disks: chosen.iter().map(|d| d.uid).collect(),
     };
-    let affected = vec![(Element::Point(point), Effect::Other), (Element::Vm(record.vm), Effect::Performance)];
+    let affected = vec![
+        (Element::Point(point), Effect::Other),
+        (Element::Vm(record.vm), Effect::Performance),
+    ];
     let mut submission = asked.submission(affected);
     submission.output = Output {
         directory: Some(directory.to_owned()),
         point: Some(point),
         base,
         subject: Some(record.vm),
-        machines: vec![ExportedMachine { vm: record.vm, ..ExportedMachine::default() }],
+        machines: vec![ExportedMachine {
+            vm: record.vm,
+            ..ExportedMachine::default()
+        }],
         ..Output::default()
     };
     vmms.submit(task, submission).await
@@ -94,7 +108,12 @@ fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
     let vm = vmms.db.get::<Vm>(point.vm)?;
     if let Some(base) = base {
         if base.vm != point.vm {
-            return Err(fault!(BaseOfOtherVm, guid(base.id), guid(base.vm), guid(point.vm)));
+            return Err(fault!(
+                BaseOfOtherVm,
+                guid(base.id),
+                guid(base.vm),
+                guid(point.vm)
+            ));
         }
         if !base.complete {
             return Err(fault!(PointIncomplete, guid(base.id)));
@@ -104,7 +123,9 @@ fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
         }
     }
     for disk in &point.disks {
-        let found = vm.disk(disk.uid).ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
+        let found = vm
+            .disk(disk.uid)
+            .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
         point::check_chain(&disk.device, &found.layers, disk.node)?;
     }
     Ok(())
@@ -128,13 +149,17 @@ fn choose(point: &Point, texts: &[String]) -> Result<Vec<PointDisk>> {
 
 fn means(text: &str, vm: Uuid, disk: &PointDisk) -> bool {
     fn bare(text: &str) -> &str {
-        text.strip_suffix("\\L").or_else(|| text.strip_suffix("\\D")).unwrap_or(text)
+        text.strip_suffix("\\L")
+            .or_else(|| text.strip_suffix("\\D"))
+            .unwrap_or(text)
     }
     let text = text.trim().replace("\\\\", "\\").to_ascii_uppercase();
     let device = disk.device.to_ascii_uppercase();
     let whole = disk_id_text(vm, &disk.device).to_ascii_uppercase();
     let given = bare(&text);
-    given == bare(&device) || given == bare(&whole) || given == disk.uid.to_string().to_ascii_uppercase()
+    given == bare(&device)
+        || given == bare(&whole)
+        || given == disk.uid.to_string().to_ascii_uppercase()
 }
 
 /// What an export has noted of its way.
@@ -193,7 +218,12 @@ async fn export(
             base,
             directory: directory.to_owned(),
             root: notes.root.clone(),
-            disks: record.disks.iter().filter(|d| disks.contains(&d.uid)).cloned().collect(),
+            disks: record
+                .disks
+                .iter()
+                .filter(|d| disks.contains(&d.uid))
+                .cloned()
+                .collect(),
             cancel: ctx.cancel_flag(),
         };
         let (files, progress) = (notes.files.clone(), ctx.clone());
@@ -237,15 +267,29 @@ async fn begin(
                 .filter_map(|j| serde_json::from_value::<Notes>(j.notes).ok())
                 .map(|n| n.root)
                 .collect();
-            let free = |root: &Path| !taken.iter().any(|t| t == root) && !root.join(MANIFEST_NAME).exists();
+            let free = |root: &Path| {
+                !taken.iter().any(|t| t == root) && !root.join(MANIFEST_NAME).exists()
+            };
             let own = layout::machine_dir(directory, point.vm);
-            let root = [own, layout::point_dir(directory, point.vm, point.id)].into_iter().find(|r| free(r));
-            let root = root.ok_or_else(|| fault!(ExportExists, directory.display(), guid(point.id)))?;
+            let root = [own, layout::point_dir(directory, point.vm, point.id)]
+                .into_iter()
+                .find(|r| free(r));
+            let root =
+                root.ok_or_else(|| fault!(ExportExists, directory.display(), guid(point.id)))?;
             let inner = [root.join(layout::DISKS), root.join(layout::MACHINES)];
             let above = root.ancestors().map(Path::to_owned);
-            let made = inner.into_iter().chain(above).filter(|d| !d.exists()).collect();
-            let notes = Notes { root, files: files.clone(), made };
-            draft.get_mut::<Job>(job)?.notes = serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
+            let made = inner
+                .into_iter()
+                .chain(above)
+                .filter(|d| !d.exists())
+                .collect();
+            let notes = Notes {
+                root,
+                files: files.clone(),
+                made,
+            };
+            draft.get_mut::<Job>(job)?.notes =
+                serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
             Ok(notes)
         })
         .await
@@ -257,7 +301,10 @@ fn clear(root: &Path, files: &[PathBuf]) -> Result<()> {
         let file = root.join(file);
         for path in [disk::atomic::partial_name(&file), file] {
             match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound && e.kind() != std::io::ErrorKind::NotADirectory => {
+                Err(e)
+                    if e.kind() != std::io::ErrorKind::NotFound
+                        && e.kind() != std::io::ErrorKind::NotADirectory =>
+                {
                     return Err(Fault::io("remove", &path, &e));
                 }
                 _ => {}
@@ -268,10 +315,22 @@ fn clear(root: &Path, files: &[PathBuf]) -> Result<()> {
 }
 
 /// Shows what was made, and ends the hold of an RCT point of which everything was exported.
-async fn finish(vmms: &Arc<Vmms>, ctx: &JobContext, point: &Point, notes: &Notes, disks: usize) -> Result<()> {
+async fn finish(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    point: &Point,
+    notes: &Notes,
+    disks: usize,
+) -> Result<()> {
     let (manifest, _) = Manifest::load(&notes.root)?;
     let whole = |p: &disk::manifest::RelativePath| notes.root.join(p);
-    let file = |role: &str| manifest.files.iter().find(|f| f.role == role).map(|f| whole(&f.path));
+    let file = |role: &str| {
+        manifest
+            .files
+            .iter()
+            .find(|f| f.role == role)
+            .map(|f| whole(&f.path))
+    };
     let machine = ExportedMachine {
         vm: point.vm,
         config: file(disks::CONFIGURATION),
@@ -280,19 +339,32 @@ async fn finish(vmms: &Arc<Vmms>, ctx: &JobContext, point: &Point, notes: &Notes
     };
     let mut exported = Vec::new();
     for entry in &manifest.disks {
-        let disk = point.disks.iter().find(|d| disk_id_text(point.vm, &d.device) == entry.instance_id);
+        let disk = point
+            .disks
+            .iter()
+            .find(|d| disk_id_text(point.vm, &d.device) == entry.instance_id);
         let device = disk.map_or_else(|| entry.instance_id.clone(), |d| d.device.clone());
-        exported.push(ExportedDisk { vm: point.vm, device, file: whole(&entry.file) });
+        exported.push(ExportedDisk {
+            vm: point.vm,
+            device,
+            file: whole(&entry.file),
+        });
     }
     let written: u64 = manifest.disks.iter().map(|d| d.file_bytes).sum();
-    let read: u64 = manifest.disks.iter().map(|d| d.data_blocks * d.block_size).sum();
+    let read: u64 = manifest
+        .disks
+        .iter()
+        .map(|d| d.data_blocks * d.block_size)
+        .sum();
     ctx.output(|output| {
         output.machines = vec![machine];
         output.disks = exported;
         output.bytes_written = written;
         output.bytes_read = read;
         let decisions = manifest.decisions.iter();
-        output.report = decisions.map(|d| format!("{}: {}", d.decision, d.reason)).collect();
+        output.report = decisions
+            .map(|d| format!("{}: {}", d.decision, d.reason))
+            .collect();
     })
     .await?;
     vmms.db
@@ -310,7 +382,12 @@ async fn finish(vmms: &Arc<Vmms>, ctx: &JobContext, point: &Point, notes: &Notes
 }
 
 /// Removes everything the export wrote and every directory it made.
-pub(crate) async fn undo(_vmms: &Arc<Vmms>, ctx: &JobContext, _point: Uuid, _directory: &Path) -> Result<()> {
+pub(crate) async fn undo(
+    _vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    _point: Uuid,
+    _directory: &Path,
+) -> Result<()> {
     let Some(notes) = ctx.notes::<Notes>() else {
         return Ok(());
     };

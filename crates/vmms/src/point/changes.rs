@@ -45,7 +45,10 @@ pub async fn changes(
 ) -> Result<Changes> {
     let (vm, disk) = find(vmms, path)?;
     let limit = limit(vmms, vm.id, &disk, limit_id)?;
-    let kept = vmms.points.kept_map(disk.uid, limit).filter(|m| offset > 0 && m.active == disk.layers.active);
+    let kept = vmms
+        .points
+        .kept_map(disk.uid, limit)
+        .filter(|m| offset > 0 && m.active == disk.layers.active);
     let map = match kept {
         Some(map) => map,
         None => {
@@ -61,10 +64,18 @@ fn answer(map: &ChangeMap, size: u64, offset: u64, length: u64) -> Result<Change
     if offset >= size && size > 0 {
         return Err(fault!(RangeOutside, offset, size));
     }
-    let end = if length == 0 { size } else { offset.saturating_add(length).min(size) };
+    let end = if length == 0 {
+        size
+    } else {
+        offset.saturating_add(length).min(size)
+    };
     let page = map.page(offset..end, MAX_RANGES);
     let pair = |r: Range<u64>| (r.start, r.end - r.start);
-    Ok(Changes { processed: page.processed, ranges: page.ranges.into_iter().map(pair).collect(), size })
+    Ok(Changes {
+        processed: page.processed,
+        ranges: page.ranges.into_iter().map(pair).collect(),
+        size,
+    })
 }
 
 /// The disk that a path means.
@@ -79,7 +90,11 @@ fn find(vmms: &Vmms, path: &Path) -> Result<(Arc<Vm>, Disk)> {
         }
     }
     if path.exists() {
-        return Err(fault!(LimitIdUnknown, "it", format!("{}, which is attached to no machine", path.display())));
+        return Err(fault!(
+            LimitIdUnknown,
+            "it",
+            format!("{}, which is attached to no machine", path.display())
+        ));
     }
     Err(fault!(ImageMissing, path.display()))
 }
@@ -87,7 +102,11 @@ fn find(vmms: &Vmms, path: &Path) -> Result<(Arc<Vm>, Disk)> {
 /// The instant that an identifier means: one that a point names.
 fn limit(vmms: &Vmms, vm: Uuid, disk: &Disk, text: &str) -> Result<Uuid> {
     let unknown = || fault!(LimitIdUnknown, text, disk.path.display()).about(Element::Vm(vm));
-    let id: Uuid = text.trim().trim_matches(['{', '}']).parse().map_err(|_| unknown())?;
+    let id: Uuid = text
+        .trim()
+        .trim_matches(['{', '}'])
+        .parse()
+        .map_err(|_| unknown())?;
     let named = vmms.db.all::<Point>().iter().any(|p| {
         p.vm == vm && p.complete && p.disks.iter().any(|d| d.uid == disk.uid && d.node == id)
     });
@@ -100,7 +119,10 @@ async fn read(vmms: &Arc<Vmms>, vm: Uuid, disk: Uuid, limit: Uuid) -> Result<Rea
     let _quiet = super::quiet(vmms, vm).await;
     settle(vmms, vm).await?;
     let record = vmms.db.get::<Vm>(vm)?;
-    let found = record.disk(disk).ok_or_else(|| fault!(DiskNotFound, guid(vm), disk))?.clone();
+    let found = record
+        .disk(disk)
+        .ok_or_else(|| fault!(DiskNotFound, guid(vm), disk))?
+        .clone();
     let mode = mode(vmms, &record)?;
     let active = found.layers.active;
     let (live, size) = match &mode {
@@ -113,12 +135,19 @@ async fn read(vmms: &Arc<Vmms>, vm: Uuid, disk: Uuid, limit: Uuid) -> Result<Rea
     let shared = Arc::clone(vmms);
     let map = blocking(move || {
         let parent = found.layers.nodes.get(&active).and_then(|n| n.parent);
-        let before = parent.and_then(|p| found.layers.nodes.get(&p)).map_or(size, |p| p.size);
+        let before = parent
+            .and_then(|p| found.layers.nodes.get(&p))
+            .map_or(size, |p| p.size);
         let live = live.union(&ChangeMap::of(before.min(size)..size));
         maps::between(&shared, &found, limit, active, size, Some(&live))
     })
     .await?;
-    Ok(ReadMap { active, at: Instant::now(), map: Arc::new(map), size })
+    Ok(ReadMap {
+        active,
+        at: Instant::now(),
+        map: Arc::new(map),
+        size,
+    })
 }
 
 /// The map of the active layer of a running machine, from QEMU: in the file it may not be written yet.
@@ -126,7 +155,10 @@ async fn live_map(machine: &dyn Machine, disk: &Disk) -> Result<(ChangeMap, u64)
     let drive = spec::drive_id(disk);
     let export = machine.export_active(&drive).await?;
     let read = blocking(move || {
-        let address = NbdAddress::Unix { path: export.socket, export: export.name };
+        let address = NbdAddress::Unix {
+            path: export.socket,
+            export: export.name,
+        };
         let mut client = NbdClient::connect(&address, &[QEMU_ALLOCATION_DEPTH])?;
         let size = client.size();
         Ok((client.allocation_map_depth1()?, size))

@@ -29,11 +29,27 @@ pub async fn create_point(
     admit(&record, vmms.options.max_layers)?;
     let point = Uuid::new_v4();
     let name = name.trim();
-    let name = if name.is_empty() { format!("{} {}", record.name, now_text()) } else { name.to_owned() };
-    let task = Task::CreatePoint { vm, point, kind, consistency, name };
-    let affected = vec![(Element::Vm(vm), Effect::Other), (Element::Point(point), Effect::Create)];
+    let name = if name.is_empty() {
+        format!("{} {}", record.name, now_text())
+    } else {
+        name.to_owned()
+    };
+    let task = Task::CreatePoint {
+        vm,
+        point,
+        kind,
+        consistency,
+        name,
+    };
+    let affected = vec![
+        (Element::Vm(vm), Effect::Other),
+        (Element::Point(point), Effect::Create),
+    ];
     let mut submission = asked.submission(affected);
-    submission.output = Output { created: Some(Element::Point(point)), ..Output::default() };
+    submission.output = Output {
+        created: Some(Element::Point(point)),
+        ..Output::default()
+    };
     let job = vmms.submit(task, submission).await?;
     // A repeated request got the job of the first time, with its point.
     match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
@@ -50,7 +66,13 @@ fn now_text() -> String {
 fn admit(vm: &Vm, max_layers: usize) -> Result<()> {
     let about = |fault: Fault| Err(fault.about(Element::Vm(vm.id)));
     if vm.planned {
-        return about(fault!(WrongVmState, vm.name, "planned", "a reference point", "realized"));
+        return about(fault!(
+            WrongVmState,
+            vm.name,
+            "planned",
+            "a reference point",
+            "realized"
+        ));
     }
     let mut disks = vm.disks().filter(|(_, d)| !d.read_only).peekable();
     if disks.peek().is_none() {
@@ -81,12 +103,19 @@ pub(crate) async fn run(
         stop = ctx.stop_asked() => return Err(stop),
     };
     let _quiet = quiet(vmms, vm).await;
-    let new = New { point, kind, consistency, name };
+    let new = New {
+        point,
+        kind,
+        consistency,
+        name,
+    };
     take(vmms, ctx, vm, &new).await.map_err(|cause| {
         if cause.kind() == crate::Kind::Cancelled {
             return cause;
         }
-        fault!(PointFailed, name, record.name).about(Element::Vm(vm)).caused_by(cause)
+        fault!(PointFailed, name, record.name)
+            .about(Element::Vm(vm))
+            .caused_by(cause)
     })
 }
 
@@ -126,7 +155,11 @@ async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Re
                 device: device.to_owned(),
                 path: disk.path.clone(),
                 node: disk.layers.active,
-                size: disk.layers.nodes.get(&disk.layers.active).map_or(0, |n| n.size),
+                size: disk
+                    .layers
+                    .nodes
+                    .get(&disk.layers.active)
+                    .map_or(0, |n| n.size),
                 blocks: None,
             })
             .collect(),
@@ -149,7 +182,12 @@ async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Re
 }
 
 /// Writes down what was reached: trees and point in one transaction.
-async fn record_point(vmms: &Arc<Vmms>, steps: &[Step], point: &mut Point, reached: Reached) -> Result<()> {
+async fn record_point(
+    vmms: &Arc<Vmms>,
+    steps: &[Step],
+    point: &mut Point,
+    reached: Reached,
+) -> Result<()> {
     let mut frozen = Vec::new();
     for step in steps {
         frozen.push((step, freeze::frozen(vmms, &step.disk).await?));
@@ -167,7 +205,11 @@ async fn record_point(vmms: &Arc<Vmms>, steps: &[Step], point: &mut Point, reach
     point.pause_us = u64::try_from(reached.pause.as_micros()).unwrap_or(u64::MAX);
     point.decisions.extend(reached.decisions);
     if point.kind == PointType::Rct {
-        point.hold = hold(vmms.options.hold_time, vmms.options.hold_bytes, reached.instant);
+        point.hold = hold(
+            vmms.options.hold_time,
+            vmms.options.hold_bytes,
+            reached.instant,
+        );
     }
     vmms.db
         .change(|draft| {
@@ -189,7 +231,10 @@ fn hold(time: Duration, bytes: u64, from: SystemTime) -> Option<Hold> {
     if time.is_zero() || bytes == 0 {
         return None;
     }
-    Some(Hold { until: from.checked_add(time)?, bytes })
+    Some(Hold {
+        until: from.checked_add(time)?,
+        bytes,
+    })
 }
 
 /// Looks for frozen files that something else wrote to. Instants read through them cannot be trusted any more, and are

@@ -19,7 +19,8 @@ pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Resu
         (Element::Point(point), Effect::ExclusiveUse),
         (Element::Vm(record.vm), Effect::Other),
     ];
-    vmms.submit(Task::DestroyPoint { point }, asked.submission(affected)).await
+    vmms.submit(Task::DestroyPoint { point }, asked.submission(affected))
+        .await
 }
 
 /// Refuses a point that a running export reads or builds on.

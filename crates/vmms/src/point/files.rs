@@ -86,11 +86,20 @@ pub(super) fn save_config(vmms: &Vmms, vm: &Vm, point: Uuid) -> Result<PathBuf> 
 /// Reads a machine's configuration.
 pub(crate) fn load_config(path: &Path) -> Result<SavedConfig> {
     let text = std::fs::read(path).map_err(|e| Fault::io("read", path, &e))?;
-    let config: SavedConfig = serde_json::from_slice(&text)
-        .map_err(|e| fault!(WrongType, path.display(), format!("it is no machine configuration: {e}")))?;
+    let config: SavedConfig = serde_json::from_slice(&text).map_err(|e| {
+        fault!(
+            WrongType,
+            path.display(),
+            format!("it is no machine configuration: {e}")
+        )
+    })?;
     if config.format != CONFIG_FORMAT || config.version != 1 {
         let what = format!("{} version {}", config.format, config.version);
-        return Err(fault!(WrongType, path.display(), format!("{what} is not known")));
+        return Err(fault!(
+            WrongType,
+            path.display(),
+            format!("{what} is not known")
+        ));
     }
     Ok(config)
 }
@@ -106,9 +115,13 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// Makes a file that a tool wrote, and its name, durable.
 pub(super) fn sync(path: &Path) -> Result<()> {
     let failed = |e: std::io::Error| Fault::io("sync", path, &e);
-    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(failed)?;
+    std::fs::File::open(path)
+        .and_then(|f| f.sync_all())
+        .map_err(failed)?;
     match path.parent() {
-        Some(dir) => std::fs::File::open(dir).and_then(|f| f.sync_all()).map_err(failed),
+        Some(dir) => std::fs::File::open(dir)
+            .and_then(|f| f.sync_all())
+            .map_err(failed),
         None => Ok(()),
     }
 }
@@ -135,7 +148,12 @@ pub(super) async fn size_of(vmms: &Vmms, layer: &LayerRef) -> Result<u64> {
     Ok(match layer.format {
         ImageFormat::Qcow2 => Qcow2Layer::open(&layer.path)?.virtual_size(),
         ImageFormat::Raw => RawLayer::open(&layer.path)?.size(),
-        other => vmms.images.info_as(&layer.path, Some(other), true).await?.virtual_size,
+        other => {
+            vmms.images
+                .info_as(&layer.path, Some(other), true)
+                .await?
+                .virtual_size
+        }
     })
 }
 
@@ -159,21 +177,28 @@ pub(super) fn names_backing(above: &Path, name: &str, below: &Path) -> bool {
 pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<()> {
     let mut below: Option<LayerRef> = None;
     for id in nodes_with_files(tree, node) {
-        let Some((record, file)) = tree.nodes.get(&id).and_then(|n| Some((n, n.file.clone()?))) else {
+        let Some((record, file)) = tree.nodes.get(&id).and_then(|n| Some((n, n.file.clone()?)))
+        else {
             continue;
         };
         let shown = file.path.display();
         let found = Stamp::of(&file.path).map_err(|e| {
             let missing = e.kind() == std::io::ErrorKind::NotFound;
             let cause = Fault::io("look at", &file.path, &e);
-            if missing { fault!(LayerMissing, shown, device).caused_by(cause) } else { cause }
+            if missing {
+                fault!(LayerMissing, shown, device).caused_by(cause)
+            } else {
+                cause
+            }
         })?;
         if (record.lost && id == node) || record.stamp.is_some_and(|s| s != found) {
             return Err(fault!(ImageTampered, shown, "it was frozen"));
         }
         if let Some(below) = &below {
             let header = Qcow2Layer::open(&file.path)?;
-            let fits = header.backing().is_some_and(|name| names_backing(&file.path, name, &below.path));
+            let fits = header
+                .backing()
+                .is_some_and(|name| names_backing(&file.path, name, &below.path));
             if !fits {
                 let beneath = header.backing().unwrap_or("nothing").to_owned();
                 let lies = format!("{shown} lies on {beneath}, not on {}", below.path.display());
@@ -182,7 +207,9 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
         } else if file.format == ImageFormat::Qcow2 {
             let header = Qcow2Layer::open(&file.path)?;
             if let Some(name) = header.backing() {
-                let why = format!("it is a layer on {name}, which its machine does not own; convert it into an image of its own");
+                let why = format!(
+                    "it is a layer on {name}, which its machine does not own; convert it into an image of its own"
+                );
                 return Err(fault!(WrongType, shown, why));
             }
         }
@@ -201,7 +228,10 @@ pub(crate) fn open_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<C
     let chain = Chain::open(&specs)?;
     let expected = tree.nodes.get(&node).map_or(0, |n| n.size);
     if chain.size() != expected {
-        let top = files.last().map(|f| f.path.display().to_string()).unwrap_or_default();
+        let top = files
+            .last()
+            .map(|f| f.path.display().to_string())
+            .unwrap_or_default();
         return Err(fault!(ImageTampered, top, "it was frozen"));
     }
     Ok(chain)

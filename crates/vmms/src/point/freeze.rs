@@ -25,9 +25,11 @@ pub(super) fn mode(vmms: &Vmms, vm: &Vm) -> Result<Mode> {
     match (vmms.machine(vm.id), vm.power) {
         (Some(machine), _) => Ok(Mode::Running(machine)),
         (None, Power::Off | Power::Saved) => Ok(Mode::Files),
-        (None, Power::Running | Power::Paused) => {
-            Err(fault!(QemuGone, format!("machine {} cannot be reached", vm.name)).about(Element::Vm(vm.id)))
-        }
+        (None, Power::Running | Power::Paused) => Err(fault!(
+            QemuGone,
+            format!("machine {} cannot be reached", vm.name)
+        )
+        .about(Element::Vm(vm.id))),
     }
 }
 
@@ -60,7 +62,10 @@ pub(super) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
 pub(super) fn backing_name(above: &LayerRef, below: &LayerRef) -> String {
     let neighbour = above.path.parent() == below.path.parent();
     let name = below.path.file_name().filter(|_| neighbour);
-    name.map_or_else(|| below.path.display().to_string(), |n| n.to_string_lossy().into_owned())
+    name.map_or_else(
+        || below.path.display().to_string(),
+        |n| n.to_string_lossy().into_owned(),
+    )
 }
 
 /// Plans a new layer for each of the disks. Refused where a chain is as long as it may be.
@@ -69,8 +74,17 @@ pub(super) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Resul
     for (device, disk) in vm.disks().filter(|(_, disk)| disks(disk)) {
         let depth = disk.layers.active_chain().len();
         if depth >= vmms.options.max_layers {
-            let about = Element::Resource { vm: vm.id, id: device.to_owned() };
-            return Err(fault!(ChainTooLong, disk.path.display(), depth, vmms.options.max_layers).about(about));
+            let about = Element::Resource {
+                vm: vm.id,
+                id: device.to_owned(),
+            };
+            return Err(fault!(
+                ChainTooLong,
+                disk.path.display(),
+                depth,
+                vmms.options.max_layers
+            )
+            .about(about));
         }
         let layer = Uuid::new_v4();
         let file = LayerRef {
@@ -79,7 +93,11 @@ pub(super) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Resul
             format: hypervisor::ImageFormat::Qcow2,
             shared: false,
         };
-        steps.push(Step { disk: disk.clone(), node: Uuid::new_v4(), file });
+        steps.push(Step {
+            disk: disk.clone(),
+            node: Uuid::new_v4(),
+            file,
+        });
     }
     Ok(steps)
 }
@@ -92,9 +110,15 @@ pub(super) fn announce(draft: &mut Draft<'_>, vm: Uuid, steps: &[Step]) -> Resul
             .disk_mut(step.disk.uid)
             .ok_or_else(|| fault!(DiskNotFound, guid(vm), step.disk.path.display()))?;
         if disk.layers.pending.is_some() || disk.layers.active != step.disk.layers.active {
-            return Err(fault!(Internal, "the layers of a disk changed under the lock"));
+            return Err(fault!(
+                Internal,
+                "the layers of a disk changed under the lock"
+            ));
         }
-        disk.layers.pending = Some(Pending::Freeze { node: step.node, file: step.file.clone() });
+        disk.layers.pending = Some(Pending::Freeze {
+            node: step.node,
+            file: step.file.clone(),
+        });
     }
     Ok(())
 }
@@ -120,13 +144,20 @@ pub(super) async fn mark(
     }
 }
 
-async fn mark_files(vmms: &Vmms, vm: &Vm, steps: &[Step], asked: Option<Consistency>) -> Result<Reached> {
+async fn mark_files(
+    vmms: &Vmms,
+    vm: &Vm,
+    steps: &[Step],
+    asked: Option<Consistency>,
+) -> Result<Reached> {
     if asked == Some(Consistency::Application) {
         return Err(fault!(AgentAbsent, vm.name).about(Element::Vm(vm.id)));
     }
     for step in steps {
         let chain = step.disk.layers.active_chain();
-        let below = chain.last().ok_or_else(|| fault!(Internal, "a disk without layers"))?;
+        let below = chain
+            .last()
+            .ok_or_else(|| fault!(Internal, "a disk without layers"))?;
         let size = files::size_of(vmms, below).await?;
         let name = backing_name(&step.file, below);
         let image = NewImage::overlay(&step.file.path, name, below.format, size);
@@ -154,7 +185,9 @@ async fn mark_running(
     let mut decisions = Vec::new();
     let frozen = match asked {
         Some(Consistency::Crash) => None,
-        Some(Consistency::Application) => Some(FrozenGuest::freeze(vm, machine, deadline, deadline).await?),
+        Some(Consistency::Application) => {
+            Some(FrozenGuest::freeze(vm, machine, deadline, deadline).await?)
+        }
         None => {
             let patience = deadline.min(Duration::from_secs(1));
             match FrozenGuest::freeze(vm, machine, patience, deadline).await {
@@ -185,7 +218,12 @@ async fn mark_running(
         },
     };
     let report = marked?;
-    Ok(Reached { consistency, instant: report.instant, pause: report.paused_for, decisions })
+    Ok(Reached {
+        consistency,
+        instant: report.instant,
+        pause: report.paused_for,
+        decisions,
+    })
 }
 
 /// A guest with frozen file systems. However this goes away, a thaw is sent.
@@ -198,7 +236,12 @@ struct FrozenGuest {
 }
 
 impl FrozenGuest {
-    async fn freeze(vm: &Vm, machine: &Arc<dyn Machine>, patience: Duration, deadline: Duration) -> Result<Self> {
+    async fn freeze(
+        vm: &Vm,
+        machine: &Arc<dyn Machine>,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<Self> {
         let about = |fault: Fault| fault.about(Element::Vm(vm.id));
         if let Err(error) = machine.guest_ping(patience).await {
             return Err(about(fault!(AgentAbsent, vm.name).caused_by(error)));
@@ -213,7 +256,11 @@ impl FrozenGuest {
         };
         match machine.guest_freeze(deadline).await {
             Ok(0) => {
-                let cause = fault!(AgentRefused, "guest-fsfreeze-freeze", "no file system was frozen");
+                let cause = fault!(
+                    AgentRefused,
+                    "guest-fsfreeze-freeze",
+                    "no file system was frozen"
+                );
                 Err(about(fault!(FreezeFailed, vm.name).caused_by(cause)))
             }
             Ok(_) => Ok(guest),
@@ -223,7 +270,11 @@ impl FrozenGuest {
 
     /// Thaws. An error means that the guest may not have been frozen at the instant.
     async fn thaw(mut self) -> Result<()> {
-        let failed = |cause: Fault| fault!(FreezeFailed, self.name).about(Element::Vm(self.vm)).caused_by(cause);
+        let failed = |cause: Fault| {
+            fault!(FreezeFailed, self.name)
+                .about(Element::Vm(self.vm))
+                .caused_by(cause)
+        };
         // A guest that thawed by itself (Windows does after ten seconds) was not frozen at the mark for sure.
         let still = self.machine.guest_frozen(self.deadline).await;
         let thawed = self.machine.guest_thaw(self.deadline).await;
@@ -279,5 +330,10 @@ pub(super) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
 /// Keeps the maps of the layers that have just been frozen, on a thread for blocking work.
 pub(super) async fn keep_maps(vmms: &Arc<Vmms>, disks: Vec<Disk>) -> Result<()> {
     let vmms = Arc::clone(vmms);
-    super::tidy::blocking(move || disks.iter().try_for_each(|d| maps::keep(&vmms, d, d.layers.active))).await
+    super::tidy::blocking(move || {
+        disks
+            .iter()
+            .try_for_each(|d| maps::keep(&vmms, d, d.layers.active))
+    })
+    .await
 }

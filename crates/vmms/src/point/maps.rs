@@ -11,7 +11,10 @@ use crate::{Fault, Result, Vmms, fault, guid};
 
 /// What a layer's file itself defines, with everything a change of the disk's size alone changes.
 fn of_layer(node: &LayerNode, parent_size: u64) -> Result<(ChangeMap, u64)> {
-    let file = node.file.as_ref().ok_or_else(|| fault!(Internal, "a layer without file was read"))?;
+    let file = node
+        .file
+        .as_ref()
+        .ok_or_else(|| fault!(Internal, "a layer without file was read"))?;
     if file.format != ImageFormat::Qcow2 {
         return Err(fault!(Internal, "only a qcow2 layer has a map"));
     }
@@ -54,7 +57,10 @@ pub(super) fn load(vmms: &Vmms, disk: &Disk, node: Uuid) -> Result<(ChangeMap, u
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    let parent = record.parent.and_then(|p| tree.nodes.get(&p)).ok_or_else(lost)?;
+    let parent = record
+        .parent
+        .and_then(|p| tree.nodes.get(&p))
+        .ok_or_else(lost)?;
     // Once the parent's file was handed on to a later instant, this file holds more than the difference.
     if record.file.is_none() || parent.file.is_none() {
         return Err(lost().caused_by(error));
@@ -67,10 +73,19 @@ pub(super) fn load(vmms: &Vmms, disk: &Disk, node: Uuid) -> Result<(ChangeMap, u
 
 /// What the active layer's file defines. Only right while no process has it open.
 pub(super) fn of_stopped_active(tree: &LayerTree) -> Result<(ChangeMap, u64)> {
-    let node = tree.nodes.get(&tree.active).ok_or_else(|| fault!(Internal, "a tree without active node"))?;
-    let parent = node.parent.and_then(|p| tree.nodes.get(&p)).map_or(0, |p| p.size);
+    let node = tree
+        .nodes
+        .get(&tree.active)
+        .ok_or_else(|| fault!(Internal, "a tree without active node"))?;
+    let parent = node
+        .parent
+        .and_then(|p| tree.nodes.get(&p))
+        .map_or(0, |p| p.size);
     let (map, _) = of_layer(node, parent)?;
-    let file = node.file.as_ref().ok_or_else(|| fault!(Internal, "an active node without file"))?;
+    let file = node
+        .file
+        .as_ref()
+        .ok_or_else(|| fault!(Internal, "an active node without file"))?;
     let size = Qcow2Layer::open(&file.path)?.virtual_size();
     Ok((map, size))
 }
@@ -87,7 +102,10 @@ pub(crate) fn between(
 ) -> Result<ChangeMap> {
     let tree = &disk.layers;
     let lost = || fault!(TrackingLost, disk.path.display(), guid(from));
-    if [from, to].iter().any(|n| tree.nodes.get(n).is_none_or(|n| n.lost)) {
+    if [from, to]
+        .iter()
+        .any(|n| tree.nodes.get(n).is_none_or(|n| n.lost))
+    {
         return Err(lost());
     }
     let path = tree.path_between(from, to).ok_or_else(lost)?;

@@ -116,7 +116,9 @@ impl Memory {
 
     /// Whether background work on a machine may be tried now.
     pub(super) fn may_try(&self, vm: Uuid) -> bool {
-        locked(&self.tries).get(&vm).is_none_or(|t| t.not_before <= Instant::now())
+        locked(&self.tries)
+            .get(&vm)
+            .is_none_or(|t| t.not_before <= Instant::now())
     }
 
     /// Background work on a machine failed: it is left alone for a while, longer each time, an hour at most.

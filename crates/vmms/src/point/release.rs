@@ -23,7 +23,8 @@ pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result
         (Element::Point(point), Effect::ExclusiveUse),
         (Element::Vm(record.vm), Effect::Other),
     ];
-    vmms.submit(Task::RemoveData { point }, asked.submission(affected)).await
+    vmms.submit(Task::RemoveData { point }, asked.submission(affected))
+        .await
 }
 
 /// Drops the data, then merges the layers.

@@ -38,7 +38,9 @@ pub(crate) async fn settle(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
         let mode = mode(vmms, &record)?;
         tracing::info!(vm = %guid(vm), disk = %disk.path.display(), ?pending, "settling a change of layers");
         match pending {
-            Pending::Freeze { node, file } => settle_freeze(vmms, &record, disk, &mode, node, &file).await?,
+            Pending::Freeze { node, file } => {
+                settle_freeze(vmms, &record, disk, &mode, node, &file).await?
+            }
             Pending::Commit { node } => settle_commit(vmms, &record, disk, &mode, node).await?,
             Pending::Fold { resume } => settle_fold(vmms, &record, disk, &mode, resume).await?,
         }
@@ -99,7 +101,11 @@ async fn freeze_in_qemu(machine: &dyn Machine, disk: &Disk, file: &LayerRef) -> 
     if drive.is_some_and(|d| d.chain.iter().any(|n| n.node_name == name)) {
         return Ok(Verdict::Happened);
     }
-    let active = disk.layers.active_chain().last().map(|f| names::layer_node(f.layer));
+    let active = disk
+        .layers
+        .active_chain()
+        .last()
+        .map(|f| names::layer_node(f.layer));
     let prepared = PreparedLayers {
         overlays: vec![freeze::overlay(disk, file)],
         frozen: active.into_iter().collect(),
@@ -120,13 +126,22 @@ fn freeze_in_files(file: &LayerRef) -> Result<Verdict> {
         return Ok(Verdict::DidNot);
     }
     let empty = Qcow2Layer::open(&file.path)?.allocation()?.is_empty();
-    Ok(if empty { Verdict::DidNot } else { Verdict::Happened })
+    Ok(if empty {
+        Verdict::DidNot
+    } else {
+        Verdict::Happened
+    })
 }
 
 /// The order to merge the file of `node` into the one beneath.
 pub(super) fn commit_spec(disk: &Disk, node: Uuid) -> Result<(CommitSpec, LayerRef, LayerRef)> {
     let tree = &disk.layers;
-    let broken = || fault!(Internal, format!("layer {node} of {} cannot be merged", disk.path.display()));
+    let broken = || {
+        fault!(
+            Internal,
+            format!("layer {node} of {} cannot be merged", disk.path.display())
+        )
+    };
     let file = |id: Uuid| tree.nodes.get(&id).and_then(|n| n.file.clone());
     let top = file(node).ok_or_else(broken)?;
     let base = tree.beneath(node).and_then(file).ok_or_else(broken)?;
@@ -140,7 +155,13 @@ pub(super) fn commit_spec(disk: &Disk, node: Uuid) -> Result<(CommitSpec, LayerR
     Ok((spec, top, base))
 }
 
-async fn settle_commit(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk, mode: &Mode, node: Uuid) -> Result<()> {
+async fn settle_commit(
+    vmms: &Arc<Vmms>,
+    vm: &Vm,
+    disk: &Disk,
+    mode: &Mode,
+    node: Uuid,
+) -> Result<()> {
     let (spec, _, base) = commit_spec(disk, node)?;
     let verdict = match mode {
         Mode::Running(machine) => commit_in_qemu(&**machine, &spec).await?,
@@ -158,7 +179,11 @@ async fn commit_in_qemu(machine: &dyn Machine, spec: &CommitSpec) -> Result<Verd
     let there = drive.is_some_and(|d| d.chain.iter().any(|n| n.node_name == spec.top_node));
     let control = JobControl::new();
     if there {
-        if !state.jobs.iter().any(|j| j.id == names::commit_job(&spec.top_node)) {
+        if !state
+            .jobs
+            .iter()
+            .any(|j| j.id == names::commit_job(&spec.top_node))
+        {
             return Ok(Verdict::DidNot);
         }
         // The call below takes over the job that still runs and stops it.
@@ -178,7 +203,9 @@ fn commit_in_files(disk: &Disk, node: Uuid, base: &LayerRef) -> Result<Verdict> 
             continue;
         };
         let header = Qcow2Layer::open(&file.path)?;
-        let done = header.backing().is_some_and(|name| files::names_backing(&file.path, name, &base.path));
+        let done = header
+            .backing()
+            .is_some_and(|name| files::names_backing(&file.path, name, &base.path));
         if !done {
             return Ok(Verdict::DidNot);
         }
@@ -189,7 +216,9 @@ fn commit_in_files(disk: &Disk, node: Uuid, base: &LayerRef) -> Result<Verdict> 
 /// Records that the file of `node` was merged into the one beneath, then deletes it.
 pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uuid) -> Result<()> {
     let (_, top, base) = commit_spec(disk, node)?;
-    let stamp = (node != disk.layers.active).then(|| files::stamp(&base.path)).transpose()?;
+    let stamp = (node != disk.layers.active)
+        .then(|| files::stamp(&base.path))
+        .transpose()?;
     // The header of a frozen layer above was rewritten: it names another file now.
     let mut above = Vec::new();
     for id in disk.layers.above(node) {
@@ -205,7 +234,10 @@ pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uui
                 return Ok(());
             };
             disk.layers.committed(node);
-            let stamps = stamp.map(|s| (node, s)).into_iter().chain(above.iter().copied());
+            let stamps = stamp
+                .map(|s| (node, s))
+                .into_iter()
+                .chain(above.iter().copied());
             for (id, stamp) in stamps {
                 if let Some(node) = disk.layers.nodes.get_mut(&id) {
                     node.stamp = Some(stamp);
@@ -217,7 +249,13 @@ pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uui
     files::remove(&top.path)
 }
 
-async fn settle_fold(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk, mode: &Mode, resume: bool) -> Result<()> {
+async fn settle_fold(
+    vmms: &Arc<Vmms>,
+    vm: &Vm,
+    disk: &Disk,
+    mode: &Mode,
+    resume: bool,
+) -> Result<()> {
     let node = disk.layers.active;
     let Mode::Running(machine) = mode else {
         return clear(vmms, vm.id, disk.uid).await;
@@ -253,15 +291,24 @@ pub(crate) async fn recover(vmms: &Arc<Vmms>) -> Result<()> {
 }
 
 async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
-    let unfinished: Vec<Arc<Point>> = points_of(vmms, vm).into_iter().filter(|p| !p.complete).collect();
+    let unfinished: Vec<Arc<Point>> = points_of(vmms, vm)
+        .into_iter()
+        .filter(|p| !p.complete)
+        .collect();
     if !unfinished.is_empty()
         && let Some(machine) = vmms.machine(vm)
     {
         // The service may have ended between freeze and thaw. Not waited for: there may be no agent.
         let deadline = vmms.options.agent_deadline;
         tokio::spawn(async move {
-            if machine.guest_ping(Duration::from_secs(2).min(deadline)).await.is_ok()
-                && machine.guest_frozen(deadline).await.is_ok_and(|frozen| frozen)
+            if machine
+                .guest_ping(Duration::from_secs(2).min(deadline))
+                .await
+                .is_ok()
+                && machine
+                    .guest_frozen(deadline)
+                    .await
+                    .is_ok_and(|frozen| frozen)
             {
                 freeze::insist_on_thaw(&*machine, deadline, vm).await;
             }
@@ -277,7 +324,10 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
             if node.map.is_some()
                 && let Err(error) = maps::load(vmms, disk, *id)
             {
-                let about = Element::Resource { vm, id: device.to_owned() };
+                let about = Element::Resource {
+                    vm,
+                    id: device.to_owned(),
+                };
                 tracing::error!(error = %error.about(about), "a change map is lost");
             }
         }
@@ -287,7 +337,12 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
 
 /// The points of a machine, the oldest first.
 pub(super) fn points_of(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Point>> {
-    let mut points: Vec<Arc<Point>> = vmms.db.all::<Point>().into_iter().filter(|p| p.vm == vm).collect();
+    let mut points: Vec<Arc<Point>> = vmms
+        .db
+        .all::<Point>()
+        .into_iter()
+        .filter(|p| p.vm == vm)
+        .collect();
     points.sort_by_key(|p| p.sequence);
     points
 }
@@ -299,7 +354,10 @@ fn remove_leftovers(vmms: &Vmms) -> Result<()> {
         let (Ok(disk), Ok(node)) = (disk.parse::<Uuid>(), node.parse::<Uuid>()) else {
             return true;
         };
-        vms.iter().any(|vm| vm.disk(disk).is_some_and(|d| d.layers.nodes.contains_key(&node)))
+        vms.iter().any(|vm| {
+            vm.disk(disk)
+                .is_some_and(|d| d.layers.nodes.contains_key(&node))
+        })
     };
     for disk in entries(&vmms.dirs.state.join("maps"))? {
         for map in entries(&disk)? {
@@ -314,7 +372,10 @@ fn remove_leftovers(vmms: &Vmms) -> Result<()> {
         let _ = std::fs::remove_dir(&disk);
     }
     for dir in entries(&vmms.dirs.state.join("points"))? {
-        let id = dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<Uuid>().ok());
+        let id = dir
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.parse::<Uuid>().ok());
         if id.is_some_and(|id| vmms.db.get::<Point>(id).is_err()) {
             std::fs::remove_dir_all(&dir).map_err(|e| Fault::io("remove", &dir, &e))?;
         }
@@ -328,5 +389,10 @@ fn entries(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Fault::io("list", dir, &e)),
     };
-    list.map(|entry| entry.map(|e| e.path()).map_err(|e| Fault::io("list", dir, &e))).collect()
+    list.map(|entry| {
+        entry
+            .map(|e| e.path())
+            .map_err(|e| Fault::io("list", dir, &e))
+    })
+    .collect()
 }

@@ -33,18 +33,27 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
 
 async fn start_tidy(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Uuid> {
     let affected = vec![(Element::Vm(vm), Effect::Performance)];
-    let submission = Submission { affected, ..Submission::default() };
+    let submission = Submission {
+        affected,
+        ..Submission::default()
+    };
     vmms.submit(Task::Tidy { vm }, submission).await
 }
 
 /// Whether a job that has not ended works on the machine's layers.
 fn busy(vmms: &Vmms, vm: Uuid) -> bool {
     let of_vm = |point: Uuid| vmms.db.get::<Point>(point).map_or(true, |p| p.vm == vm);
-    vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()).any(|job| match job.task {
-        Task::Tidy { vm: v } | Task::DestroyVm { vm: v } | Task::CreatePoint { vm: v, .. } => v == vm,
-        Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(point),
-        _ => false,
-    })
+    vmms.db
+        .all::<Job>()
+        .iter()
+        .filter(|j| !j.state.is_final())
+        .any(|job| match job.task {
+            Task::Tidy { vm: v } | Task::DestroyVm { vm: v } | Task::CreatePoint { vm: v, .. } => {
+                v == vm
+            }
+            Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(point),
+            _ => false,
+        })
 }
 
 fn spent(vmms: &Vmms, point: &Point) -> bool {
@@ -77,7 +86,10 @@ fn held_bytes(vmms: &Vmms, point: &Point) -> u64 {
 pub(crate) async fn end_hold(vmms: &Arc<Vmms>, point: Uuid, job: Option<Uuid>) -> Result<()> {
     vmms.db
         .change(|draft| {
-            let read = draft.all::<Job>().iter().any(|j| reads(j) == Some(point) && Some(j.id) != job);
+            let read = draft
+                .all::<Job>()
+                .iter()
+                .any(|j| reads(j) == Some(point) && Some(j.id) != job);
             let record = draft.get_mut::<Point>(point)?;
             if record.kind == PointType::Rct && !read {
                 record.hold = None;

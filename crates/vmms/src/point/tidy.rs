@@ -23,7 +23,9 @@ const SMALL: u64 = 16 << 20;
 const ROUNDS: u32 = 3;
 
 /// Runs blocking work on a thread made for it.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(fault!(Internal, error)),
@@ -42,7 +44,10 @@ impl Claims {
     /// The claims on a machine's layers.
     pub(super) fn of(vm: Uuid, points: &[impl AsRef<Point>], jobs: &[impl AsRef<Job>]) -> Self {
         let read: BTreeSet<Uuid> = jobs.iter().filter_map(|j| reads(j.as_ref())).collect();
-        let mut claims = Claims { needed: BTreeSet::new(), wanted: BTreeSet::new() };
+        let mut claims = Claims {
+            needed: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+        };
         for point in points.iter().map(AsRef::as_ref).filter(|p| p.vm == vm) {
             let nodes = point.disks.iter().map(|d| d.node);
             if point.holds_content() || read.contains(&point.id) {
@@ -95,7 +100,8 @@ fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
 pub(super) fn is_due(vmms: &Vmms, vm: &Vm) -> bool {
     let (points, jobs) = (vmms.db.all::<Point>(), vmms.db.all::<Job>());
     let claims = Claims::of(vm.id, &points, &jobs);
-    vm.disks().any(|(_, d)| d.layers.pending.is_some() || chore(&d.layers, &claims).is_some())
+    vm.disks()
+        .any(|(_, d)| d.layers.pending.is_some() || chore(&d.layers, &claims).is_some())
 }
 
 /// Picks the next chore; a change of files is announced in the same transaction that decided it.
@@ -166,13 +172,25 @@ pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
             return Ok(Tidied::All);
         };
         let record = vmms.db.get::<Vm>(vm)?;
-        let found = record.disk(disk).ok_or_else(|| fault!(DiskNotFound, guid(vm), disk))?;
+        let found = record
+            .disk(disk)
+            .ok_or_else(|| fault!(DiskNotFound, guid(vm), disk))?;
         let failed = |cause: crate::Fault| {
             if cause.kind() == crate::Kind::Cancelled {
                 return cause;
             }
-            let point = vmms.db.all::<Point>().iter().find(|p| p.vm == vm).map(|p| p.id);
-            fault!(CommitFailed, point.map_or_else(|| record.name.clone(), guid)).about(Element::Vm(vm)).caused_by(cause)
+            let point = vmms
+                .db
+                .all::<Point>()
+                .iter()
+                .find(|p| p.vm == vm)
+                .map(|p| p.id);
+            fault!(
+                CommitFailed,
+                point.map_or_else(|| record.name.clone(), guid)
+            )
+            .about(Element::Vm(vm))
+            .caused_by(cause)
         };
         let node = match &chore {
             Chore::Commit(node) => *node,
@@ -187,7 +205,9 @@ pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
                     // A fresh layer takes what the guest writes; the one beneath becomes an ordinary merge.
                     fresh_layer(vmms, &record, found).await.map_err(failed)?;
                 } else {
-                    fold_running(vmms, &record, found, &machine).await.map_err(failed)?;
+                    fold_running(vmms, &record, found, &machine)
+                        .await
+                        .map_err(failed)?;
                 }
             }
             (Chore::Commit(_) | Chore::Fold, how) => {
@@ -197,7 +217,8 @@ pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
                 drop(right);
                 let _lock = vmms.lock(vm).await;
                 let unchanged = vmms.db.get::<Vm>(vm).is_ok_and(|now| {
-                    now.disk(disk).is_some_and(|d| d.layers.pending == found.layers.pending)
+                    now.disk(disk)
+                        .is_some_and(|d| d.layers.pending == found.layers.pending)
                 });
                 match copied {
                     Ok(Copied::MadeWay) => return Ok(Tidied::MadeWay),
@@ -233,8 +254,15 @@ async fn copy(
         match how {
             Mode::Running(machine) => machine.commit(&order, &control).await,
             Mode::Files => {
-                let chain: Vec<LayerFile> = disk.layers.active_chain().iter().map(spec::layer_file).collect();
-                vmms.images.fold(&chain, &order.base_node, &order.top_node, &control).await
+                let chain: Vec<LayerFile> = disk
+                    .layers
+                    .active_chain()
+                    .iter()
+                    .map(spec::layer_file)
+                    .collect();
+                vmms.images
+                    .fold(&chain, &order.base_node, &order.top_node, &control)
+                    .await
             }
         }
     };
@@ -294,7 +322,9 @@ fn layer_bytes(disk: &Disk) -> u64 {
 /// Puts a fresh layer on a disk whose present one is too big to fold while the guest stands still.
 async fn fresh_layer(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk) -> Result<()> {
     let steps = freeze::plan(vmms, vm, |d| d.uid == disk.uid)?;
-    vmms.db.change(|draft| freeze::announce(draft, vm.id, &steps)).await?;
+    vmms.db
+        .change(|draft| freeze::announce(draft, vm.id, &steps))
+        .await?;
     freeze::mark(vmms, vm, &steps, Some(super::Consistency::Crash)).await?;
     for step in &steps {
         super::create::record_freeze(vmms, vm.id, step).await?;
@@ -304,7 +334,12 @@ async fn fresh_layer(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk) -> Result<()> {
 
 /// Folds the active layer of a running machine. The guest stands still until the record says which file is the disk: a
 /// crash of anything at any moment then leaves two files that show the same bytes, and either may be taken.
-async fn fold_running(vmms: &Arc<Vmms>, vm: &Vm, disk: &Disk, machine: &Arc<dyn Machine>) -> Result<()> {
+async fn fold_running(
+    vmms: &Arc<Vmms>,
+    vm: &Vm,
+    disk: &Disk,
+    machine: &Arc<dyn Machine>,
+) -> Result<()> {
     let (order, _, _) = commit_spec(disk, disk.layers.active)?;
     let resume = vm.power == Power::Running;
     vmms.db

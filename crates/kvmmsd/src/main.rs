@@ -1,2 +1,250 @@
-//! See Cargo.toml.
-fn main() {}
+//! `kvmmsd`: the virtual machine management service of one host.
+//!
+//! # Rooms
+//! [`config`] reads the configuration; [`service`] is the handler behind both front ends (`wbem`); [`provider`] turns
+//! domain objects (`vmms`) into CIM and method calls into calls of the domain; [`association`] links them;
+//! [`errors`] is the one table from failures to return codes, CIM statuses and `Msvm_Error`.
+//!
+//! # Errors
+//! Only start-up fails with plain text; everything later is a fault of the domain, told over the wire.
+//!
+//! # Concurrency
+//! The listeners' tasks call [`service::Service`], which is shared and has no locks of its own.
+
+mod association;
+mod config;
+mod errors;
+mod object;
+mod provider;
+mod service;
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use wbem::auth::users::{UsersFile, role_named};
+use wbem::auth::{Accounts, AccountsOptions};
+use wbem::server::{Listen, Options, Protocols, Server};
+
+use crate::config::Config;
+pub(crate) use crate::service::Service;
+
+/// The virtual machine management service for QEMU/KVM that speaks the Hyper-V management API.
+#[derive(Parser)]
+#[command(name = "kvmmsd", version, about)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Directory of what must survive.
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+    /// Directory of sockets.
+    #[arg(long, value_name = "DIR", global = true)]
+    run_dir: Option<PathBuf>,
+    /// Listen on this URL (wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://…, cimxml+https://…); replaces
+    /// the configured listeners when given once or more.
+    #[arg(long, value_name = "URL")]
+    listen: Vec<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the effective configuration.
+    Config,
+    /// Manage the users of Basic authentication.
+    #[command(subcommand)]
+    User(UserCommand),
+}
+
+#[derive(Subcommand)]
+enum UserCommand {
+    /// Add a user, or give an existing one a new password and role.
+    Add {
+        /// The name.
+        name: String,
+        /// admin, operator or viewer.
+        #[arg(long)]
+        role: String,
+        /// Read the password from standard input (one line).
+        #[arg(long, required = true)]
+        password_stdin: bool,
+    },
+    /// List the users.
+    List,
+    /// Remove a user.
+    Remove {
+        /// The name.
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvmmsd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let mut config = Config::load(arguments.config.as_deref())?;
+    if let Some(dir) = arguments.state_dir {
+        config.state_dir = dir;
+    }
+    if let Some(dir) = arguments.run_dir {
+        config.run_dir = dir;
+    }
+    if !arguments.listen.is_empty() {
+        config.listen = arguments.listen;
+    }
+    for dir in [&mut config.state_dir, &mut config.run_dir] {
+        *dir = std::path::absolute(&*dir).with_context(|| format!("{} is no usable path", dir.display()))?;
+    }
+    match arguments.command {
+        Some(Command::Config) => {
+            let text = toml::to_string(&config)?;
+            std::io::stdout().write_all(text.as_bytes())?;
+            Ok(())
+        }
+        Some(Command::User(command)) => user(&config, command),
+        None => serve(config),
+    }
+}
+
+fn user(config: &Config, command: UserCommand) -> Result<()> {
+    private_dir(&config.state_dir)?;
+    let users = UsersFile::new(config.users());
+    match command {
+        UserCommand::Add { name, role, .. } => {
+            let role = role_named(&role).with_context(|| format!("the roles are admin, operator and viewer, not {role:?}"))?;
+            let mut password = String::new();
+            std::io::stdin().read_to_string(&mut password)?;
+            let password = password.trim_end_matches(['\r', '\n']);
+            if password.is_empty() {
+                bail!("the password on standard input is empty");
+            }
+            users.add(&name, role, password)?;
+        }
+        UserCommand::List => {
+            for user in users.list()? {
+                println!("{}\t{:?}", user.name, user.role);
+            }
+        }
+        UserCommand::Remove { name } => users.remove(&name)?,
+    }
+    Ok(())
+}
+
+/// A directory only the service may read: it holds password hashes and keys.
+fn private_dir(dir: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot create {}", dir.display()))
+}
+
+#[tokio::main]
+async fn serve(config: Config) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KVMMS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    private_dir(&config.state_dir)?;
+    private_dir(&config.run_dir)?;
+    let store = vmms::open_store(&config.state_dir.join("kvmms.db")).await.context("cannot open the state store")?;
+    let host = host_name();
+    let dirs = vmms::Dirs { state: config.state_dir.clone(), run: config.run_dir.clone() };
+    let vmms = vmms::start_qemu(store, dirs, config.options()?, host).await.context("cannot start the service")?;
+
+    let users = UsersFile::new(config.users());
+    let accounts = Accounts::open(users, AccountsOptions::default()).context("cannot read the users")?;
+    let service = Arc::new(Service::new(Arc::clone(&vmms)));
+    let options = Options { plain_off_loopback: config.plain_http_off_loopback, ..Options::default() };
+    let mut server = Server::new(service, Arc::new(accounts), options);
+    let mut lines = Vec::new();
+    for url in &config.listen {
+        let listen = listen(&config, url)?;
+        let bound = server.listen(listen).await.with_context(|| format!("cannot listen on {url}"))?;
+        lines.push(format!("listening {bound}"));
+    }
+    let socket = config.run_dir.join("kvmms.sock");
+    let bound = server
+        .listen(Listen::Unix { path: socket.clone() })
+        .await
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    lines.push(format!("listening {bound}"));
+    let ticking = {
+        let vmms = Arc::clone(&vmms);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_secs(2));
+            loop {
+                ticks.tick().await;
+                vmms.tick().await;
+            }
+        })
+    };
+    let stop = stop_signal()?;
+    let mut out = std::io::stdout();
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "ready")?;
+    out.flush()?;
+    server.run(stop).await;
+    ticking.abort();
+    // Machines go on; the next start finds them.
+    tracing::info!("stopped; machines keep running");
+    Ok(())
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let short = name.split('.').next().unwrap_or_default().to_owned();
+    if short.is_empty() { "localhost".to_owned() } else { short }
+}
+
+/// Reads a listener's URL.
+fn listen(config: &Config, url: &str) -> Result<Listen> {
+    let bad = || format!("{url:?} is not wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://… or cimxml+https://…");
+    let (scheme, address) = url.split_once("://").with_context(bad)?;
+    let (protocol, transport) = scheme.split_once('+').with_context(bad)?;
+    let protocols = match protocol {
+        "wsman" => Protocols::WSMAN,
+        "cimxml" => Protocols::CIMXML,
+        _ => bail!(bad()),
+    };
+    let address = address.trim_end_matches('/').parse().with_context(bad)?;
+    let tls = match transport {
+        "http" => None,
+        "https" if config.tls_certificate.as_os_str().is_empty() => {
+            let names = [host_name(), "localhost".to_owned(), "127.0.0.1".to_owned()];
+            Some(wbem::tls::load_or_make(&config.state_dir.join("tls"), &names).context("TLS certificate")?)
+        }
+        "https" => Some(wbem::tls::load(&config.tls_certificate, &config.tls_key).context("TLS certificate")?),
+        _ => bail!(bad()),
+    };
+    Ok(Listen::Tcp { addr: address, tls, protocols })
+}

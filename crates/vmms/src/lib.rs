@@ -1,1 +1,40 @@
-//! See Cargo.toml.
+//! The virtual machine management service itself: machines, reference points, exports, jobs.
+//!
+//! # Model
+//! [`Vmms`] is the service of one host. What must survive is a record ([`vm::Vm`], [`point::Point`], [`job::Job`]) in
+//! the store; every change of records is one transaction ([`db::Db::change`]). A disk is a tree of layers
+//! ([`layer::LayerTree`]), a point is a node in it. Every long operation is a [`job::Task`] run by the job engine.
+//!
+//! # Errors
+//! One type, [`Fault`]: an entry of the error catalogue with its arguments and the causes beneath. This crate knows no
+//! CIM, no XML and no QMP.
+//!
+//! # Concurrency
+//! One asynchronous lock per machine serialises what touches its process and files; the admission rules say what
+//! is refused at once and what waits. Long copies run on blocking threads and hold no lock.
+
+pub mod db;
+mod element;
+pub mod export;
+mod fault;
+pub mod image;
+pub mod import;
+pub mod job;
+pub mod layer;
+pub mod point;
+mod service;
+pub mod verify;
+pub mod vm;
+mod wiring;
+mod work;
+
+pub use element::{Effect, Element};
+pub use hypervisor::{Acceleration, ImageFormat};
+pub use service::{Dirs, Options, Vmms};
+pub use wiring::{open_store, start_qemu};
+pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
+
+/// A GUID as Hyper-V writes it: upper case with hyphens.
+pub fn guid(id: uuid::Uuid) -> String {
+    id.hyphenated().to_string().to_ascii_uppercase()
+}

@@ -1,0 +1,147 @@
+//! The configuration file and what the command line overrides. Every key has a default; unknown keys are errors.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// The configuration, as in `/etc/kvmms/kvmms.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// What must survive: records, maps, saved states.
+    pub(crate) state_dir: PathBuf,
+    /// Sockets.
+    pub(crate) run_dir: PathBuf,
+    /// Listeners, as `wsman+http://ADDR:PORT`, `wsman+https://…`, `cimxml+http://…`, `cimxml+https://…`.
+    pub(crate) listen: Vec<String>,
+    /// Whether plain HTTP may listen on other addresses than loopback.
+    pub(crate) plain_http_off_loopback: bool,
+    /// The certificate for TLS (PEM); empty: a self-signed one is made at the first start.
+    pub(crate) tls_certificate: PathBuf,
+    /// Its key (PEM).
+    pub(crate) tls_key: PathBuf,
+    /// Seconds an RCT point keeps its content for its first export; 0: not at all.
+    pub(crate) hold_seconds: u64,
+    /// How far the layers above a held point may grow, in MiB.
+    pub(crate) hold_mib: u64,
+    /// Most layers of one disk.
+    pub(crate) max_layers: usize,
+    /// Seconds a job stays visible after its end.
+    pub(crate) job_keep_seconds: u64,
+    /// Threads that read and hash during an export; 0: as many as there are processors, at most 8.
+    pub(crate) export_threads: usize,
+    /// Seconds the guest agent may take.
+    pub(crate) agent_seconds: u64,
+    /// Seconds a guest may take to shut down.
+    pub(crate) shutdown_seconds: u64,
+    /// `auto`, `kvm` or `tcg`.
+    pub(crate) acceleration: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let (state_dir, run_dir) = default_dirs();
+        let options = vmms::Options::default();
+        Config {
+            state_dir,
+            run_dir,
+            listen: [
+                "wsman+http://127.0.0.1:5985",
+                "wsman+https://127.0.0.1:5986",
+                "cimxml+http://127.0.0.1:5988",
+                "cimxml+https://127.0.0.1:5989",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            plain_http_off_loopback: false,
+            tls_certificate: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            hold_seconds: options.hold_time.as_secs(),
+            hold_mib: options.hold_bytes >> 20,
+            max_layers: options.max_layers,
+            job_keep_seconds: options.job_keep.as_secs(),
+            export_threads: 0,
+            agent_seconds: options.agent_deadline.as_secs(),
+            shutdown_seconds: options.shutdown_deadline.as_secs(),
+            acceleration: "auto".to_owned(),
+        }
+    }
+}
+
+/// Root keeps state in /var/lib and sockets in /run; anybody else in the XDG directories.
+fn default_dirs() -> (PathBuf, PathBuf) {
+    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    if rustix::process::getuid().is_root() {
+        return ("/var/lib/kvmms".into(), "/run/kvmms".into());
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map_or_else(|| home().join(".local/state"), PathBuf::from);
+    let run = std::env::var_os("XDG_RUNTIME_DIR")
+        .map_or_else(|| std::env::temp_dir().join(format!("kvmms-{}", rustix::process::getuid().as_raw())), PathBuf::from);
+    (state.join("kvmms"), run.join("kvmms"))
+}
+
+impl Config {
+    /// Reads a file; without one named, `/etc/kvmms/kvmms.toml` where it exists, else the defaults.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+        let standard = Path::new("/etc/kvmms/kvmms.toml");
+        let path = match path {
+            Some(path) => path,
+            None if standard.exists() => standard,
+            None => return Ok(Config::default()),
+        };
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("{} is not a usable configuration", path.display()))
+    }
+
+    /// The domain's options.
+    pub(crate) fn options(&self) -> Result<vmms::Options> {
+        let mut options = vmms::Options {
+            hold_time: Duration::from_secs(self.hold_seconds),
+            hold_bytes: self.hold_mib << 20,
+            max_layers: self.max_layers,
+            job_keep: Duration::from_secs(self.job_keep_seconds),
+            agent_deadline: Duration::from_secs(self.agent_seconds),
+            shutdown_deadline: Duration::from_secs(self.shutdown_seconds),
+            ..vmms::Options::default()
+        };
+        if self.export_threads > 0 {
+            options.export_threads = self.export_threads.min(64);
+        }
+        if !(2..=200).contains(&self.max_layers) {
+            bail!("max_layers goes from 2 to 200");
+        }
+        options.acceleration = match self.acceleration.as_str() {
+            "auto" => vmms::Acceleration::Auto,
+            "kvm" => vmms::Acceleration::Kvm,
+            "tcg" => vmms::Acceleration::Tcg,
+            other => bail!("acceleration is auto, kvm or tcg, not {other:?}"),
+        };
+        Ok(options)
+    }
+
+    /// The users file.
+    pub(crate) fn users(&self) -> PathBuf {
+        self.state_dir.join("users")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_and_defaults_fill_the_rest() {
+        let config: Config = toml::from_str("hold_seconds = 0").expect("a partial file");
+        assert_eq!(config.hold_seconds, 0);
+        assert_eq!(config.listen.len(), 4);
+        assert!(toml::from_str::<Config>("hold_secs = 0").is_err());
+    }
+
+    #[test]
+    fn the_effective_configuration_reads_back() {
+        let text = toml::to_string(&Config::default()).expect("text");
+        assert!(toml::from_str::<Config>(&text).is_ok(), "{text}");
+    }
+}

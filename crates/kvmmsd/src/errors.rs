@@ -1,0 +1,161 @@
+//! The one table from failures of the domain to what clients see: return code, CIM status, `Msvm_Error`.
+
+use cim::{Instance, Path};
+use msvm::{ParameterError, code};
+use vmms::{Area, Fault, Kind, Severity};
+use wbem::Status;
+
+use crate::Service;
+
+/// How a kind of failure is told.
+struct Told {
+    /// The return value of a method.
+    code: u32,
+    /// The status of an operation, and of an `Msvm_Error`.
+    status: Status,
+}
+
+fn told(kind: Kind) -> Told {
+    let (code, status) = match kind {
+        Kind::Failed => (code::FAILED, Status::Failed),
+        Kind::AccessDenied => (code::ACCESS_DENIED, Status::AccessDenied),
+        Kind::NotSupported => (code::NOT_SUPPORTED, Status::NotSupported),
+        Kind::Timeout => (code::TIMEOUT, Status::OperationTimeout),
+        Kind::InvalidParameter => (code::INVALID_PARAMETER, Status::InvalidParameter),
+        Kind::InUse => (code::IN_USE, Status::Failed),
+        Kind::InvalidState => (code::INVALID_STATE, Status::Failed),
+        Kind::IncorrectType => (code::INCORRECT_DATA_TYPE, Status::TypeMismatch),
+        Kind::NotAvailable => (code::SYSTEM_NOT_AVAILABLE, Status::Failed),
+        Kind::OutOfResources => (code::OUT_OF_MEMORY, Status::LimitExceeded),
+        Kind::FileNotFound => (code::FILE_NOT_FOUND, Status::NotFound),
+        Kind::NotFound => (code::INVALID_PARAMETER, Status::NotFound),
+        Kind::Cancelled => (code::FAILED, Status::Failed),
+    };
+    Told { code, status }
+}
+
+/// Why a method call did not do what it was called for.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The method answers with a return code.
+    Fault(Fault),
+    /// A parameter does not fit.
+    Parameter(ParameterError),
+    /// The operation itself fails (no such object, method, class).
+    Protocol(wbem::Error),
+}
+
+impl From<Fault> for CallError {
+    fn from(fault: Fault) -> Self {
+        CallError::Fault(fault)
+    }
+}
+
+impl From<ParameterError> for CallError {
+    fn from(error: ParameterError) -> Self {
+        CallError::Parameter(error)
+    }
+}
+
+impl From<wbem::Error> for CallError {
+    fn from(error: wbem::Error) -> Self {
+        CallError::Protocol(error)
+    }
+}
+
+/// The return code of a failure.
+pub(crate) fn return_code(fault: &Fault) -> u32 {
+    told(fault.kind()).code
+}
+
+/// A failed operation with its chain of causes.
+pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
+    let entry = fault.message.entry();
+    wbem::Error {
+        status: told(entry.kind).status,
+        message: format!("{} [{}]. {}", fault.text(), fault.message.id(), entry.remedy.join(" ")),
+        chain: chain(service, fault),
+    }
+}
+
+/// The `Msvm_Error` instances of a failure: the summary first, then what lies beneath.
+pub(crate) fn chain(service: &Service, fault: &Fault) -> Vec<Instance> {
+    let source = fault.element.as_ref();
+    let about = |f: &Fault| f.element.as_ref().or(source).map(|e| service.element_path(e));
+    fault.chain().into_iter().map(|f| instance(f, about(f))).collect()
+}
+
+fn instance(fault: &Fault, about: Option<Path>) -> Instance {
+    let entry = fault.message.entry();
+    let status = told(entry.kind).status;
+    let mut error = Instance::new(msvm::class::MSVM_ERROR);
+    let error_type: u16 = match entry.area {
+        Area::Software => 4,
+        Area::Communications => 2,
+        Area::Resource => 6,
+        Area::Security => 7,
+        Area::Unsupported => 10,
+    };
+    let severity: u16 = match entry.severity {
+        Severity::Low => 2,
+        Severity::Medium => 3,
+        Severity::High => 4,
+        Severity::Fatal => 5,
+    };
+    error
+        .set("ErrorType", error_type)
+        .set("OwningEntity", "kvmms")
+        .set("MessageID", fault.message.id())
+        .set("Message", fault.text())
+        .set("MessageArguments", fault.arguments.clone())
+        .set("PerceivedSeverity", severity)
+        .set("ProbableCause", probable_cause(entry.kind, entry.area))
+        .set("ProbableCauseDescription", entry.cause)
+        .set("RecommendedActions", entry.remedy.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>())
+        .set("ErrorSourceFormat", if about.is_some() { 2u16 } else { 0 })
+        .set("ErrorSource", about.map_or_else(String::new, |p| p.to_string()))
+        .set("CIMStatusCode", status as u32)
+        .set("CIMStatusCodeDescription", format!("{status:?}"));
+    complete(error)
+}
+
+/// ProbableCause of CIM_Error: the number of its list that says it best.
+fn probable_cause(kind: Kind, area: Area) -> u16 {
+    const OTHER: u16 = 1;
+    const COMMUNICATIONS: u16 = 7;
+    const CONFIGURATION: u16 = 8;
+    const SOFTWARE: u16 = 47;
+    const STORAGE_CAPACITY: u16 = 50;
+    const RESOURCE_UNAVAILABLE: u16 = 57;
+    const UNAUTHORIZED: u16 = 65;
+    const ELEMENT_UNAVAILABLE: u16 = 72;
+    const ELEMENT_MISSING: u16 = 73;
+    const TIMEOUT: u16 = 111;
+    const PROCEDURAL: u16 = 129;
+    match (kind, area) {
+        (Kind::OutOfResources, _) => STORAGE_CAPACITY,
+        (Kind::Timeout, _) => TIMEOUT,
+        (Kind::AccessDenied, _) => UNAUTHORIZED,
+        (Kind::FileNotFound | Kind::NotFound, _) => ELEMENT_MISSING,
+        (Kind::InUse | Kind::NotAvailable, _) => ELEMENT_UNAVAILABLE,
+        (Kind::InvalidState | Kind::InvalidParameter | Kind::IncorrectType, _) => PROCEDURAL,
+        (Kind::NotSupported, _) => CONFIGURATION,
+        (Kind::Cancelled, _) => OTHER,
+        (Kind::Failed, Area::Communications) => COMMUNICATIONS,
+        (Kind::Failed, Area::Resource) => RESOURCE_UNAVAILABLE,
+        (Kind::Failed, _) => SOFTWARE,
+    }
+}
+
+/// An instance with every property of its class; one that does not fit its class is shown as it is and logged.
+pub(crate) fn complete(mut instance: Instance) -> Instance {
+    if let Err(error) = msvm::virtualization().complete(&mut instance) {
+        tracing::error!(class = %instance.class, %error, "an instance does not fit its class");
+    }
+    instance
+}
+
+/// That a REF names nothing.
+pub(crate) fn not_found(what: impl std::fmt::Display) -> wbem::Error {
+    wbem::Error::new(Status::NotFound, format!("there is no object {what}"))
+}

@@ -1,0 +1,202 @@
+//! The six job classes: one record, one way to watch, stop and ask for errors.
+
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use cim::{Datetime, Instance, Path};
+use msvm::{class, code, params};
+use uuid::Uuid;
+use vmms::job::{Job, JobClass, JobRequest, JobState};
+use vmms::{Fault, fault, guid};
+
+use super::{Call, CallResult, Outcome, Provider};
+use crate::Service;
+use crate::errors;
+use crate::object::{self, Object, What, resource_id};
+
+pub(crate) struct Jobs;
+
+const CLASSES: [(&str, JobClass); 6] = [
+    (class::MSVM_CONCRETE_JOB, JobClass::Concrete),
+    (class::MSVM_STORAGE_JOB, JobClass::Storage),
+    (class::MSVM_MIGRATION_JOB, JobClass::Migration),
+    (class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_JOB, JobClass::PointExport),
+    (class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_JOB, JobClass::GroupPointExport),
+    (class::MSVM_COPY_FILE_TO_GUEST_JOB, JobClass::CopyFileToGuest),
+];
+
+/// The visible jobs of a class, newest first.
+pub(crate) fn host_jobs(service: &Service, class: &str) -> Vec<Object> {
+    let jobs = service.vmms.jobs().into_iter();
+    jobs.filter(|j| object::job_class(j.class) == class).map(Object::of_job).collect()
+}
+
+#[async_trait]
+impl Provider for Jobs {
+    fn classes(&self) -> &'static [&'static str] {
+        const NAMES: [&str; 6] = [
+            CLASSES[0].0,
+            CLASSES[1].0,
+            CLASSES[2].0,
+            CLASSES[3].0,
+            CLASSES[4].0,
+            CLASSES[5].0,
+        ];
+        &NAMES
+    }
+
+    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
+        host_jobs(service, class)
+    }
+
+    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
+        let id = path.keys.first().and_then(|(_, v)| v.as_str()).and_then(object::guid_in);
+        let job = id.and_then(|id| service.vmms.job(id).ok()).map(Object::of_job);
+        job.filter(|o| o.class == class && o.is_named_by(path)).into_iter().collect()
+    }
+
+    fn instance(&self, service: &Service, object: &Object) -> Instance {
+        match &object.what {
+            What::Job(job) => instance(service, job),
+            _ => Instance::new(object.class),
+        }
+    }
+
+    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+        let What::Job(job) = &call.target.what else {
+            return Err(super::unserved(call.target.class, call.method));
+        };
+        let errors = || -> Vec<Instance> {
+            job.faults.iter().flat_map(|f| errors::chain(service, f)).collect()
+        };
+        // The six classes declare the same methods; the first one's names stand for all.
+        use msvm::method::ConcreteJob as Method;
+        use params::concrete_job as p;
+        match call.method.parse() {
+            Ok(Method::GetError) => {
+                let out = p::GetErrorOut { error: errors().into_iter().next(), ..p::GetErrorOut::code(code::COMPLETED) };
+                Ok(Outcome::of(out.return_value, out.into_values()))
+            }
+            Ok(Method::GetErrorEx) => {
+                let all = errors();
+                let out = p::GetErrorExOut {
+                    errors: (!all.is_empty()).then_some(all),
+                    ..p::GetErrorExOut::code(code::COMPLETED)
+                };
+                Ok(Outcome::of(out.return_value, out.into_values()))
+            }
+            Ok(Method::RequestStateChange) => {
+                let given = p::RequestStateChangeIn::read(call.parameters)?;
+                let timeout = given.timeout_period.and_then(|t| t.as_duration());
+                if timeout.is_some_and(|t| !t.is_zero()) {
+                    return Err(fault!(TimeoutNotServed).into());
+                }
+                request(service, job.id, given.requested_state).await
+            }
+            Ok(Method::KillJob) | Err(_) => Err(super::unserved(call.target.class, call.method)),
+        }
+    }
+}
+
+async fn request(service: &Service, job: Uuid, wanted: Option<u16>) -> CallResult {
+    let request = match msvm::required("RequestedState", wanted)? {
+        2 => JobRequest::Start,
+        3 => JobRequest::Suspend,
+        4 => JobRequest::Terminate,
+        5 => JobRequest::Kill,
+        other => return Err(fault!(JobBadRequest, other).into()),
+    };
+    service.vmms.request_job_state(job, request).await?;
+    Ok(Outcome::done())
+}
+
+fn text(faults: &[Fault]) -> Option<String> {
+    let first = faults.first()?;
+    let mut out = first.text();
+    for cause in first.chain().into_iter().skip(1) {
+        out.push_str(": ");
+        out.push_str(&cause.text());
+    }
+    Some(out)
+}
+
+fn instance(service: &Service, job: &Job) -> Instance {
+    let failed = job.state.is_final() && job.state != JobState::Completed;
+    let (status, status_text): (u16, &str) = match job.state {
+        JobState::Exception => (6, "Error"),
+        JobState::Terminated | JobState::Killed => (10, "Stopped"),
+        _ => (2, "OK"),
+    };
+    let error_code = if failed {
+        job.faults.first().map_or(code::FAILED, errors::return_code)
+    } else {
+        0
+    };
+    let mut i = Instance::new(object::job_class(job.class));
+    i.set("Caption", job.title.as_str())
+        .set("Description", job.title.as_str())
+        .set("ElementName", job.title.as_str())
+        .set("Name", job.title.as_str())
+        .set("InstallDate", Datetime::from(job.submitted))
+        .set("OperationalStatus", vec![status])
+        .set("StatusDescriptions", vec![status_text.to_owned()])
+        .set("Status", status_text)
+        .set("HealthState", 5u16)
+        .set("CommunicationStatus", 0u16)
+        .set("DetailedStatus", 0u16)
+        .set("OperatingStatus", 0u16)
+        .set("PrimaryStatus", 0u16)
+        .set("JobStatus", format!("Job is {}", job.state.word()))
+        .set("TimeSubmitted", Datetime::from(job.submitted))
+        .set("StartTime", Datetime::from(job.submitted))
+        .set("ElapsedTime", Datetime::interval(job.elapsed(SystemTime::now())))
+        .set("JobRunTimes", 1u32)
+        .set("LocalOrUtcTime", 2u16)
+        .set("Owner", job.owner.as_str())
+        .set("PercentComplete", u16::from(job.percent))
+        .set("DeleteOnCompletion", true)
+        .set("ErrorCode", u16::try_from(error_code).unwrap_or(32768))
+        .set("ErrorDescription", text(&job.faults).filter(|_| failed))
+        .set("ErrorSummaryDescription", job.faults.first().map(Fault::text).filter(|_| failed))
+        .set("RecoveryAction", 0u16)
+        .set("JobState", job.state.number())
+        .set("TimeOfLastStateChange", Datetime::from(job.changed))
+        .set("TimeBeforeRemoval", Datetime::interval(job.keep))
+        .set("Cancellable", job.cancellable);
+    match job.class {
+        JobClass::PointExport => point_export(&mut i, job),
+        JobClass::GroupPointExport | JobClass::CopyFileToGuest => {}
+        JobClass::Storage => {
+            let hresult: u32 = if failed { 0x8000_4005 } else { 0 };
+            i.set("JobType", job.job_type).set("JobCompletionStatusCode", hresult);
+        }
+        JobClass::Concrete | JobClass::Migration => {
+            i.set("JobType", job.job_type);
+        }
+    }
+    i.set("InstanceID", guid(job.id));
+    let _ = service;
+    i
+}
+
+fn path_text(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
+
+fn point_export(i: &mut Instance, job: &Job) {
+    let output = &job.output;
+    let machine = output.machines.first();
+    let file = |f: Option<&std::path::PathBuf>| f.map(|p| path_text(p));
+    i.set("ExportDirectory", file(output.directory.as_ref()))
+        .set("VirtualMachineId", output.subject.map(guid))
+        .set("ReferencePointId", output.point.map(guid))
+        .set("BaseReferencePointId", output.base.map(guid))
+        .set(
+            "ExportedDisks",
+            output.disks.iter().map(|d| resource_id(d.vm, &d.device)).collect::<Vec<_>>(),
+        )
+        .set("ExportedLogFilePaths", output.disks.iter().map(|d| path_text(&d.file)).collect::<Vec<_>>())
+        .set("ExportedConfigFilePath", machine.and_then(|m| file(m.config.as_ref())))
+        .set("ExportedRuntimeFilePath", machine.and_then(|m| file(m.runtime.as_ref())))
+        .set("ExportedGuestStateFilePath", machine.and_then(|m| file(m.guest_state.as_ref())));
+}

@@ -1,0 +1,297 @@
+//! The methods of Msvm_VirtualSystemManagementService.
+
+use cim::{Instance, Path, Value};
+use msvm::{class, code, params};
+use uuid::Uuid;
+use vmms::vm::{NewVm, Settings, Vm};
+use vmms::{Fault, Message, fault};
+
+use super::{Call, CallResult, Outcome, expect_class, resource, settings, summary, unserved};
+use crate::Service;
+use crate::errors::CallError;
+use crate::object::Part;
+
+use params::virtual_system_management_service as p;
+
+/// Calls a method of the service.
+pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+    use msvm::method::VirtualSystemManagementService as Method;
+    let Ok(method) = call.method.parse() else {
+        return Err(unserved(call.target.class, call.method));
+    };
+    match method {
+        Method::DefineSystem => define(service, call).await,
+        Method::ModifySystemSettings => modify_system(service, call).await,
+        Method::DestroySystem => {
+            let given = p::DestroySystemIn::read(call.parameters)?;
+            let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+            let job = vmms::vm::destroy(&service.vmms, vm, call.asked).await?;
+            Ok(Outcome::started(service, job))
+        }
+        Method::AddResourceSettings => add_resources(service, call).await,
+        Method::ModifyResourceSettings => modify_resources(service, call).await,
+        Method::RemoveResourceSettings => remove_resources(service, call).await,
+        Method::GetSummaryInformation => summary::call(service, call),
+        Method::FormatError => format_error(call),
+        Method::GetSizeOfSystemFiles => {
+            let given = p::GetSizeOfSystemFilesIn::read(call.parameters)?;
+            let vm = service.vm_reference("Vssd", given.vssd.as_ref())?;
+            let dir = vmms::vm::spec::state_dir(&service.vmms.dirs, vm);
+            Ok(Outcome::done().with("Size", size_of(&dir)))
+        }
+        // What is declared and not served is refused one by one, so that a new method is a decision.
+        Method::AddBootSourceSettings
+        | Method::AddFeatureSettings
+        | Method::AddFibreChannelChap
+        | Method::AddGuestServiceSettings
+        | Method::AddKvpItems
+        | Method::AddSystemComponentSettings
+        | Method::DefinePlannedSystem
+        | Method::DiagnoseNetworkConnection
+        | Method::ExportSystemDefinition
+        | Method::GenerateWwpn
+        | Method::GetCurrentWwpnFromGenerator
+        | Method::GetDefinitionFileSummaryInformation
+        | Method::GetVirtualSystemThumbnailImage
+        | Method::ImportSnapshotDefinitions
+        | Method::ModifyDiskMergeSettings
+        | Method::ModifyFeatureSettings
+        | Method::ModifyGuestServiceSettings
+        | Method::ModifyKvpItems
+        | Method::ModifyServiceSettings
+        | Method::ModifySystemComponentSettings
+        | Method::RealizePlannedSystem
+        | Method::RemoveBootSourceSettings
+        | Method::RemoveFeatureSettings
+        | Method::RemoveFibreChannelChap
+        | Method::RemoveGuestServiceSettings
+        | Method::RemoveKvpItems
+        | Method::RemoveSystemComponentSettings
+        | Method::RequestStateChange
+        | Method::SetGuestNetworkAdapterConfiguration
+        | Method::SetInitialMachineConfigurationData
+        | Method::StartService
+        | Method::StopService
+        | Method::TestNetworkConnection
+        | Method::UpgradeSystemVersion
+        | Method::ValidatePlannedSystem => Err(unserved(call.target.class, call.method)),
+        Method::ImportSystemDefinition => import(service, call).await,
+    }
+}
+
+fn size_of(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.metadata().ok()).filter(std::fs::Metadata::is_file).map(|m| m.len()).sum()
+}
+
+async fn define(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::DefineSystemIn::read(call.parameters)?;
+    if given.reference_configuration.is_some() {
+        return Err(fault!(NotServed, "ReferenceConfiguration of DefineSystem").into());
+    }
+    let mut new = NewVm {
+        id: None,
+        name: "New Virtual Machine".to_owned(),
+        generation: 1,
+        notes: Vec::new(),
+        settings: Settings::default(),
+    };
+    if let Some(instance) = &given.system_settings {
+        expect_class("SystemSettings", instance, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)?;
+        new.generation = settings::generation(instance)?;
+        settings::apply(instance, &mut new.name, &mut new.notes, &mut new.settings)?;
+    }
+    // Memory and processors can come along; what needs a parent is added once there is one.
+    let mut later = Vec::new();
+    let mut hardware = Vec::new();
+    for instance in given.resource_settings.unwrap_or_default() {
+        if instance.class.is(class::MSVM_MEMORY_SETTING_DATA) || instance.class.is(class::MSVM_PROCESSOR_SETTING_DATA) {
+            hardware.push(instance);
+        } else {
+            later.push(instance);
+        }
+    }
+    let mut refused = None;
+    let defined = vmms::vm::define(&service.vmms, new, |vm| {
+        for instance in &hardware {
+            let applied = if instance.class.is(class::MSVM_MEMORY_SETTING_DATA) {
+                resource::apply_memory(instance, &mut vm.memory)
+            } else {
+                resource::apply_processor(instance, &mut vm.processor)
+            };
+            applied.map_err(|e| keep(&mut refused, e))?;
+        }
+        Ok(())
+    })
+    .await;
+    let vm = defined.map_err(|f| refused.take().unwrap_or_else(|| f.into()))?;
+    for instance in &later {
+        if let Err(error) = add_one(service, vm, instance).await {
+            // All or nothing: a machine that lacks what was asked for is not left behind.
+            let job = vmms::vm::destroy(&service.vmms, vm, call.asked).await?;
+            service.vmms.wait(job).await?;
+            return Err(error);
+        }
+    }
+    let path = service.element_path(&vmms::Element::Vm(vm));
+    let out = p::DefineSystemOut { resulting_system: Some(path), ..p::DefineSystemOut::code(code::COMPLETED) };
+    Ok(Outcome::of(out.return_value, out.into_values()))
+}
+
+/// Lets an error of the protocol side pass through the domain: it is kept here, and a stand-in goes on.
+fn keep(kept: &mut Option<CallError>, error: CallError) -> Fault {
+    let fault = match &error {
+        CallError::Fault(fault) => fault.clone(),
+        other => Fault::new(Message::Internal, [format!("{other:?}")]),
+    };
+    *kept = Some(error);
+    fault
+}
+
+async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::ModifySystemSettingsIn::read(call.parameters)?;
+    let instance = msvm::required("SystemSettings", given.system_settings)?;
+    expect_class("SystemSettings", &instance, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)?;
+    let id = super::given_text(&instance, "InstanceID")
+        .ok_or_else(|| CallError::from(fault!(MissingValue, "InstanceID of SystemSettings")))?;
+    let path = Path::class(class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA).key("InstanceID", id);
+    let vm = service.vm_reference("SystemSettings", Some(&path))?;
+    let mut refused = None;
+    let changed = vmms::vm::change(&service.vmms, vm, |vm| {
+        settings::apply(&instance, &mut vm.name, &mut vm.notes, &mut vm.settings)
+            .map_err(|e| keep(&mut refused, e))
+    })
+    .await;
+    changed.map_err(|f| refused.take().unwrap_or_else(|| f.into()))?;
+    Ok(Outcome::done())
+}
+
+async fn add_one(service: &Service, vm: Uuid, instance: &Instance) -> Result<String, CallError> {
+    let new = resource::new_device(instance, vm)?;
+    let name = super::given_text(instance, "ElementName").map(str::to_owned);
+    Ok(vmms::vm::device::add(&service.vmms, vm, new, name).await?)
+}
+
+async fn add_resources(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::AddResourceSettingsIn::read(call.parameters)?;
+    let vm = service.vm_reference("AffectedConfiguration", given.affected_configuration.as_ref())?;
+    let instances = msvm::required("ResourceSettings", given.resource_settings)?;
+    let mut added: Vec<String> = Vec::new();
+    for instance in &instances {
+        match add_one(service, vm, instance).await {
+            Ok(id) => added.push(id),
+            Err(error) => {
+                for id in added.iter().rev() {
+                    vmms::vm::device::remove(&service.vmms, vm, id).await?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    let paths = added.iter().map(|id| resource::path(service, vm, id)).collect();
+    let out = p::AddResourceSettingsOut {
+        resulting_resource_settings: Some(paths),
+        ..p::AddResourceSettingsOut::code(code::COMPLETED)
+    };
+    Ok(Outcome::of(out.return_value, out.into_values()))
+}
+
+async fn modify_resources(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::ModifyResourceSettingsIn::read(call.parameters)?;
+    let instances = msvm::required("ResourceSettings", given.resource_settings)?;
+    let mut paths = Vec::new();
+    for instance in &instances {
+        let (vm, part) = resource::target(instance)?;
+        let mut refused = None;
+        let changed = match &part {
+            Part::Memory => {
+                vmms::vm::change(&service.vmms, vm, |vm| {
+                    resource::apply_memory(instance, &mut vm.memory).map_err(|e| keep(&mut refused, e))
+                })
+                .await
+            }
+            Part::Processor => {
+                vmms::vm::change(&service.vmms, vm, |vm| {
+                    resource::apply_processor(instance, &mut vm.processor).map_err(|e| keep(&mut refused, e))
+                })
+                .await
+            }
+            Part::Device(id) => {
+                vmms::vm::device::modify(&service.vmms, vm, id, |device| {
+                    resource::apply_device(instance, device).map_err(|e| keep(&mut refused, e))
+                })
+                .await
+            }
+            Part::Security => return Err(fault!(NotServed, "changing security settings").into()),
+        };
+        changed.map_err(|f| refused.take().unwrap_or_else(|| f.into()))?;
+        paths.push(resource::path(service, vm, part.id()));
+    }
+    let out = p::ModifyResourceSettingsOut {
+        resulting_resource_settings: Some(paths),
+        ..p::ModifyResourceSettingsOut::code(code::COMPLETED)
+    };
+    Ok(Outcome::of(out.return_value, out.into_values()))
+}
+
+async fn remove_resources(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::RemoveResourceSettingsIn::read(call.parameters)?;
+    let paths = msvm::required("ResourceSettings", given.resource_settings)?;
+    let mut targets = Vec::new();
+    for path in &paths {
+        let object = service.reference("ResourceSettings", path, "CIM_ResourceAllocationSettingData")?;
+        match object.what {
+            crate::object::What::Resource(vm, Part::Device(id)) => targets.push((vm.id, id)),
+            _ => return Err(fault!(NotServed, format!("removing {path}")).into()),
+        }
+    }
+    for (vm, id) in targets {
+        // What lay in it may have gone with its parent.
+        if service.vmms.db.get::<Vm>(vm).is_ok_and(|vm| vm.device(&id).is_some()) {
+            vmms::vm::device::remove(&service.vmms, vm, &id).await?;
+        }
+    }
+    Ok(Outcome::done())
+}
+
+/// Makes the messages of several errors one text, with a blank line between them.
+fn format_error(call: &Call<'_>) -> CallResult {
+    let given = p::FormatErrorIn::read(call.parameters)?;
+    let errors = msvm::required("Errors", given.errors)?;
+    let mut messages = Vec::new();
+    for error in &errors {
+        expect_class("Errors", error, "CIM_Error")?;
+        let mut text = error.get_str("Message").unwrap_or_default().to_owned();
+        if let Some(id) = error.get_str("MessageID") {
+            text = format!("{text} [{id}]");
+        }
+        if let Some(cause) = error.get_str("ProbableCauseDescription") {
+            text = format!("{text}\n  Cause: {cause}");
+        }
+        for remedy in error.get("RecommendedActions").items().iter().filter_map(Value::as_str) {
+            text = format!("{text}\n  Remedy: {remedy}");
+        }
+        messages.push(text);
+    }
+    let out = p::FormatErrorOut { error_message: Some(messages.join("\n\n")), ..p::FormatErrorOut::code(code::COMPLETED) };
+    Ok(Outcome::of(out.return_value, out.into_values()))
+}
+
+/// Makes a machine of an export of ours: the realized machine is found through the job.
+async fn import(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::ImportSystemDefinitionIn::read(call.parameters)?;
+    let file = msvm::required("SystemDefinitionFile", given.system_definition_file)?;
+    let file = vmms::vm::device::host_path(&file)?;
+    if given.generate_new_system_identifier == Some(false) {
+        return Err(fault!(NotServed, "importing a machine under its old identifier; pass GenerateNewSystemIdentifier=true").into());
+    }
+    // The definition lies in `Virtual Machines` under the directory of the export; disks go beside it unless the
+    // caller named a folder.
+    let export = file.ancestors().nth(2).unwrap_or(&file).to_owned();
+    let disks = match given.snapshot_folder.as_deref().filter(|f| !f.trim().is_empty()) {
+        Some(folder) => vmms::vm::device::host_path(folder)?,
+        None => service.vmms.dirs.state.join("disks"),
+    };
+    let (_, job) = vmms::import::import_export(&service.vmms, &export, None, &disks, call.asked).await?;
+    Ok(Outcome::started(service, job))
+}

@@ -1,0 +1,198 @@
+//! Msvm_ComputerSystem (the host and the machines) and Msvm_PlannedComputerSystem.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use cim::{Datetime, Instance, Path};
+use msvm::{class, params};
+use uuid::Uuid;
+use vmms::job::{Job, StateChange, Task};
+use vmms::vm::{Power, Vm, VmState};
+use vmms::{fault, guid};
+
+use super::{Call, CallResult, Outcome, Provider, unserved};
+use crate::Service;
+use crate::object::{Object, What};
+
+pub(crate) struct Systems;
+
+/// EnabledState of a machine, by the v2 documentation.
+pub(crate) fn enabled_state(state: VmState) -> u16 {
+    match state {
+        VmState::Running => 2,
+        VmState::Off => 3,
+        VmState::ShuttingDown | VmState::Stopping => 4,
+        VmState::Saved => 6,
+        VmState::Paused => 9,
+        VmState::Starting => 10,
+        VmState::Saving => 32773,
+        VmState::Pausing => 32776,
+        VmState::Resuming => 32777,
+    }
+}
+
+/// OperationalStatus: OK, and what is being done to the machine where that has a number.
+pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<String>) {
+    let mut numbers = vec![2];
+    let mut texts = vec!["Operating normally".to_owned()];
+    for job in service.vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
+        if !job.affected.iter().any(|(e, _)| *e == vmms::Element::Vm(vm.id)) {
+            continue;
+        }
+        let (number, text) = match &job.task {
+            Task::Tidy { .. } | Task::RemoveData { .. } => (32772, "Merging disks"),
+            Task::ExportPoint { .. } => (32773, "Exporting virtual machine"),
+            Task::CreatePoint { .. } => (32768, "Creating reference point"),
+            _ => continue,
+        };
+        if numbers.len() == 1 {
+            numbers.push(number);
+            texts.push(text.to_owned());
+        }
+    }
+    (numbers, texts)
+}
+
+/// How long a machine has been up.
+pub(crate) fn uptime_ms(service: &Service, vm: &Vm) -> u64 {
+    if service.vmms.machine(vm.id).is_none() {
+        return 0;
+    }
+    let since = SystemTime::now().duration_since(vm.power_changed).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[async_trait]
+impl Provider for Systems {
+    fn classes(&self) -> &'static [&'static str] {
+        &[class::MSVM_COMPUTER_SYSTEM, class::MSVM_PLANNED_COMPUTER_SYSTEM]
+    }
+
+    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
+        let planned = class == class::MSVM_PLANNED_COMPUTER_SYSTEM;
+        let mut out = Vec::new();
+        if !planned {
+            out.push(service.host_object());
+        }
+        let vms = service.vmms.db.all::<Vm>();
+        out.extend(vms.into_iter().filter(|vm| vm.planned == planned).map(Object::of_vm));
+        out
+    }
+
+    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
+        if let Some(id) = path.get_str("Name").and_then(|n| Uuid::parse_str(n.trim_matches(['{', '}'])).ok()) {
+            let found = service.vmms.db.get::<Vm>(id).ok().map(Object::of_vm);
+            return found.filter(|o| o.class == class && o.is_named_by(path)).into_iter().collect();
+        }
+        let mut all = self.list(service, class);
+        all.retain(|o| o.is_named_by(path));
+        all
+    }
+
+    fn instance(&self, service: &Service, object: &Object) -> Instance {
+        match &object.what {
+            What::Vm(vm) => machine(service, vm),
+            _ => host(service),
+        }
+    }
+
+    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+        let What::Vm(vm) = &call.target.what else {
+            return Err(unserved("Msvm_ComputerSystem (the host)", call.method));
+        };
+        let Ok(msvm::method::ComputerSystem::RequestStateChange) = call.method.parse() else {
+            return Err(unserved(call.target.class, call.method));
+        };
+        let given = params::computer_system::RequestStateChangeIn::read(call.parameters)?;
+        let wanted = msvm::required("RequestedState", given.requested_state)?;
+        // 32768 and 32769 are the first version's numbers for paused and saved; older clients send them.
+        let to = match wanted {
+            2 => StateChange::Start,
+            3 => StateChange::Stop,
+            4 => StateChange::Shutdown,
+            6 | 32769 => StateChange::Save,
+            9 | 32768 => StateChange::Pause,
+            10 => StateChange::Reboot,
+            11 => StateChange::Reset,
+            other => {
+                return Err(fault!(InvalidValue, "RequestedState", other, "2, 3, 4, 6, 9, 10 and 11 are served").into());
+            }
+        };
+        let job = vmms::vm::request_state(&service.vmms, vm.id, to, call.asked).await?;
+        Ok(Outcome::started(service, job))
+    }
+}
+
+fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
+    let state = service.vmms.state_of(vm);
+    let (status, texts) = operational_status(service, vm);
+    let mut i = Instance::new(class::MSVM_COMPUTER_SYSTEM);
+    if vm.planned {
+        i.class = class::MSVM_PLANNED_COMPUTER_SYSTEM.into();
+    }
+    i.set("InstanceID", None::<String>)
+        .set("Caption", "Virtual Machine")
+        .set("Description", "Microsoft Virtual Machine")
+        .set("ElementName", vm.name.as_str())
+        .set("InstallDate", Datetime::from(vm.created))
+        .set("OperationalStatus", status)
+        .set("StatusDescriptions", texts)
+        .set("Status", "OK")
+        .set("HealthState", 5u16)
+        .set("CommunicationStatus", 0u16)
+        .set("DetailedStatus", 0u16)
+        .set("OperatingStatus", 0u16)
+        .set("PrimaryStatus", 1u16)
+        .set("EnabledState", enabled_state(state))
+        .set("RequestedState", 12u16)
+        .set("EnabledDefault", 3u16)
+        .set("TimeOfLastStateChange", Datetime::from(vm.power_changed))
+        .set("TransitioningToState", 12u16)
+        .set("Name", guid(vm.id))
+        .set("NameFormat", None::<String>)
+        .set("ResetCapability", 1u16)
+        .set("OnTimeInMilliseconds", uptime_ms(service, vm))
+        .set("ProcessID", service.vmms.machine(vm.id).and_then(|m| u32::try_from(m.pid()).ok()))
+        .set("TimeOfLastConfigurationChange", Datetime::from(vm.changed))
+        .set("NumberOfNumaNodes", 1u16)
+        .set("ReplicationState", 0u16)
+        .set("ReplicationHealth", 0u16)
+        .set("ReplicationMode", 0u16)
+        .set("FailedOverReplicationType", 0u16)
+        .set("LastReplicationType", 0u16)
+        .set("EnhancedSessionModeState", 3u16)
+        .set("AvailableRequestedStates", available(vm.power));
+    i
+}
+
+fn available(power: Power) -> Vec<u16> {
+    match power {
+        Power::Off => vec![2],
+        Power::Running => vec![3, 4, 6, 9, 10, 11],
+        Power::Paused => vec![2, 3, 6],
+        Power::Saved => vec![2, 3],
+    }
+}
+
+fn host(service: &Service) -> Instance {
+    let up = SystemTime::now().duration_since(service.vmms.started).unwrap_or_default();
+    let mut i = Instance::new(class::MSVM_COMPUTER_SYSTEM);
+    i.set("Caption", "Hosting Computer System")
+        .set("Description", "Microsoft Hosting Computer System")
+        .set("ElementName", service.host.as_str())
+        .set("Name", service.host.as_str())
+        .set("OperationalStatus", vec![2u16])
+        .set("StatusDescriptions", vec!["Operating normally".to_owned()])
+        .set("Status", "OK")
+        .set("HealthState", 5u16)
+        .set("EnabledState", 2u16)
+        .set("RequestedState", 12u16)
+        .set("EnabledDefault", 2u16)
+        .set("ResetCapability", 1u16)
+        .set("NumberOfNumaNodes", 1u16)
+        .set("OnTimeInMilliseconds", u64::try_from(up.as_millis()).unwrap_or(u64::MAX))
+        .set("ProcessID", std::process::id())
+        .set("TimeOfLastStateChange", Datetime::from(service.vmms.started));
+    i
+}

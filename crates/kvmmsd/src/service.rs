@@ -1,0 +1,295 @@
+//! The handler behind both front ends: finds the class, checks the role, asks the provider.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cim::wql::{Environment, Query, Select, Traverse};
+use cim::{Class, Instance, Name, Path, Schema, Value};
+use msvm::Namespace;
+use vmms::Vmms;
+use vmms::vm::Asked;
+use wbem::{Caller, Error, Handler, Operation, OutParameter, Request, Response, Role, Status, Walk};
+
+use crate::association;
+use crate::errors::{self, CallError};
+use crate::object::Object;
+use crate::provider::{self, Call, Outcome, Provider};
+
+/// Everything a provider needs.
+pub(crate) struct Service {
+    /// The domain.
+    pub(crate) vmms: Arc<Vmms>,
+    /// The host's name in paths.
+    pub(crate) host: String,
+    /// By namespace (lower case) and class (lower case).
+    providers: HashMap<(&'static str, String), Arc<dyn Provider>>,
+}
+
+impl Service {
+    /// The service with all its providers.
+    pub(crate) fn new(vmms: Arc<Vmms>) -> Self {
+        let mut providers: HashMap<_, Arc<dyn Provider>> = HashMap::new();
+        for provider in provider::all() {
+            for class in provider.classes() {
+                providers.insert((provider.namespace(), class.to_ascii_lowercase()), Arc::clone(&provider));
+            }
+        }
+        let host = vmms.host.clone();
+        Service { vmms, host, providers }
+    }
+
+    /// The provider of a class.
+    pub(crate) fn provider(&self, namespace: &'static str, class: &str) -> Option<&Arc<dyn Provider>> {
+        self.providers.get(&(namespace, class.to_ascii_lowercase()))
+    }
+
+    /// Every object of a class and its subclasses.
+    pub(crate) fn objects(&self, namespace: &'static Namespace, class: &str) -> Vec<Object> {
+        namespace
+            .concrete(class)
+            .filter_map(|c| Some((c, self.provider(namespace.name(), c.name.as_str())?)))
+            .flat_map(|(c, provider)| provider.list(self, c.name.as_str()))
+            .collect()
+    }
+
+    /// The one object a path names. Keys may be partial where that is unambiguous.
+    pub(crate) fn find(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Error> {
+        let class = self.class(namespace, path.class.as_str())?;
+        let mut found = Vec::new();
+        for class in namespace.concrete(class.name.as_str()) {
+            if let Some(provider) = self.provider(namespace.name(), class.name.as_str()) {
+                found.extend(provider.find(self, class.name.as_str(), path));
+            }
+        }
+        match (found.pop(), found.is_empty()) {
+            (Some(object), true) => Ok(object),
+            (None, _) => Err(errors::not_found(path)),
+            (Some(_), false) => Err(Error::new(
+                Status::InvalidParameter,
+                format!("{path} names {} objects; give all keys", found.len() + 1),
+            )),
+        }
+    }
+
+    fn class(&self, namespace: &'static Namespace, class: &str) -> Result<&'static Class, Error> {
+        namespace.class(class).ok_or_else(|| {
+            Error::new(Status::InvalidClass, format!("{} has no class {class}", namespace.name()))
+        })
+    }
+
+    /// An object as an instance: whole, with its path.
+    pub(crate) fn instance(&self, namespace: &'static Namespace, object: &Object) -> Instance {
+        let mut instance = match self.provider(namespace.name(), object.class) {
+            Some(provider) => provider.instance(self, object),
+            None => Instance::new(object.class),
+        };
+        for (key, value) in &object.keys {
+            instance.set(*key, value.as_str());
+        }
+        if let Err(error) = namespace.complete(&mut instance) {
+            tracing::error!(class = object.class, %error, "an instance does not fit its class");
+        }
+        instance.path = Some(object.path(self, namespace.name()));
+        instance
+    }
+
+    fn select(&self, namespace: &'static Namespace, select: &Select) -> Result<Vec<Instance>, Error> {
+        let class = self.class(namespace, select.class.as_str())?;
+        let environment = Environment { schema: namespace, host: &self.host, namespace: namespace.name() };
+        let mut candidates = Vec::new();
+        if class.is_association() {
+            candidates = association::instances(self, namespace, class.name.as_str());
+        } else {
+            // A condition on a key, which every match must fulfil, saves building all others.
+            let wanted = select.key_equalities();
+            for object in self.objects(namespace, class.name.as_str()) {
+                let hopeless = wanted.iter().any(|(name, value)| {
+                    let own = object.keys.iter().find(|(key, _)| name.is(key));
+                    match (own, value.to_text()) {
+                        (Some((_, own)), Some(text)) => {
+                            !own.eq_ignore_ascii_case(&text) && !text.contains('\\')
+                        }
+                        _ => false,
+                    }
+                });
+                if !hopeless {
+                    candidates.push(self.instance(namespace, &object));
+                }
+            }
+        }
+        let matching = candidates.into_iter().filter(|i| select.matches(i, &environment));
+        Ok(matching.map(|i| select.project(i)).collect())
+    }
+
+    fn traverse(&self, namespace: &'static Namespace, walk: &Traverse, references: bool) -> Result<Vec<Instance>, Error> {
+        let filter = Walk {
+            assoc_class: walk.assoc_class.clone(),
+            result_class: walk.result_class.clone(),
+            role: walk.role.clone(),
+            result_role: walk.result_role.clone(),
+        };
+        let mut found = if references {
+            association::references(self, namespace, &walk.path, &filter)?
+        } else {
+            association::associators(self, namespace, &walk.path, &filter)?
+        };
+        if walk.keys_only {
+            for instance in &mut found {
+                let keys = instance.path.as_ref().map(|p| p.keys.clone()).unwrap_or_default();
+                instance.properties.retain(|p| keys.iter().any(|(k, _)| *k == p.name));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn invoke(
+        &self,
+        namespace: &'static Namespace,
+        caller: &Caller,
+        request_key: Option<String>,
+        path: &Path,
+        method: &Name,
+        parameters: &[(Name, Value)],
+    ) -> Result<Response, Error> {
+        let class = self.class(namespace, path.class.as_str())?;
+        let declared = class.method(method.as_str()).ok_or_else(|| {
+            Error::new(Status::MethodNotFound, format!("class {} has no method {method}", class.name))
+        })?;
+        let needed = provider::role_for(declared.name.as_str());
+        if caller.role < needed {
+            let fault = vmms::fault!(AccessDenied, caller.user, format!("call {}", declared.name));
+            return Err(errors::operation_error(self, &fault));
+        }
+        let target = self.find(namespace, path)?;
+        let provider = self.provider(namespace.name(), target.class).ok_or_else(|| {
+            Error::new(Status::MethodNotAvailable, format!("{} is not served", target.class))
+        })?;
+        let asked = Asked { owner: caller.user.clone(), request_key };
+        let call = Call { target: &target, method: declared.name.as_str(), parameters, asked: &asked };
+        let outcome = match provider.invoke(self, call).await {
+            Ok(outcome) => outcome,
+            Err(CallError::Protocol(error)) => return Err(error),
+            Err(CallError::Fault(fault)) if fault.kind() == vmms::Kind::NotFound => {
+                return Err(errors::operation_error(self, &fault));
+            }
+            Err(CallError::Fault(fault)) => {
+                tracing::info!(method = %declared.name, user = caller.user, error = %fault, "refused");
+                Outcome { return_value: errors::return_code(&fault), out: Vec::new(), fault: Some(fault) }
+            }
+            Err(CallError::Parameter(error)) => {
+                tracing::info!(method = %declared.name, user = caller.user, %error, "refused");
+                let fault = provider::parameter_fault(&error);
+                Outcome { return_value: error.return_code(), out: Vec::new(), fault: Some(fault) }
+            }
+        };
+        let mut outs = Vec::new();
+        for p in declared.parameters.iter().filter(|p| p.is_out()) {
+            let value = outcome.out.iter().find(|(name, _)| *name == p.name).map(|(_, v)| v.clone());
+            outs.push(OutParameter {
+                name: p.name.clone(),
+                ty: p.ty,
+                array: p.array,
+                embedded: p.embedded_class().map(|c| c.to_owned().into()),
+                value: value.unwrap_or(Value::Null),
+            });
+        }
+        if let Some(fault) = &outcome.fault {
+            self.remember_refusal(caller, fault);
+        }
+        Ok(Response::Invoked { return_value: Value::Uint32(outcome.return_value), parameters: outs })
+    }
+
+    /// A return code says little: the refusal behind it goes to the log with its id, where `kvmms` and people find it.
+    fn remember_refusal(&self, caller: &Caller, fault: &vmms::Fault) {
+        tracing::warn!(user = caller.user, id = fault.message.id(), reason = %fault, "a method call was refused");
+    }
+}
+
+#[async_trait]
+impl Handler for Service {
+    async fn handle(&self, request: Request) -> Result<Response, Error> {
+        let namespace = msvm::namespace(&request.namespace).ok_or_else(|| {
+            Error::new(Status::InvalidNamespace, format!("there is no namespace {}", request.namespace))
+        })?;
+        let caller = &request.caller;
+        match &request.operation {
+            Operation::GetClass { class } => {
+                Ok(Response::Classes(vec![self.class(namespace, class.as_str())?.clone()]))
+            }
+            Operation::EnumerateClasses { class, deep } => {
+                if let Some(class) = class {
+                    self.class(namespace, class.as_str())?;
+                }
+                let classes = match (class, deep) {
+                    (Some(class), true) => {
+                        namespace.family(class.as_str()).filter(|c| c.name != *class).cloned().collect()
+                    }
+                    (None, true) => namespace.classes().to_vec(),
+                    (class, false) => {
+                        namespace.children(class.as_ref().map(Name::as_str)).cloned().collect()
+                    }
+                };
+                Ok(Response::Classes(classes))
+            }
+            Operation::GetInstance { path } => {
+                let class = self.class(namespace, path.class.as_str())?;
+                if class.is_association() {
+                    let found = association::get(self, namespace, path)?;
+                    return Ok(Response::Instances(vec![found]));
+                }
+                let object = self.find(namespace, path)?;
+                Ok(Response::Instances(vec![self.instance(namespace, &object)]))
+            }
+            Operation::EnumerateInstances { class } => {
+                let class = self.class(namespace, class.as_str())?;
+                let found = if class.is_association() {
+                    association::instances(self, namespace, class.name.as_str())
+                } else {
+                    let objects = self.objects(namespace, class.name.as_str());
+                    objects.iter().map(|o| self.instance(namespace, o)).collect()
+                };
+                Ok(Response::Instances(found))
+            }
+            Operation::Query { query } => Ok(Response::Instances(match query {
+                Query::Select(select) => self.select(namespace, select)?,
+                Query::Associators(walk) => self.traverse(namespace, walk, false)?,
+                Query::References(walk) => self.traverse(namespace, walk, true)?,
+            })),
+            Operation::Associators { path, walk } => {
+                Ok(Response::Instances(association::associators(self, namespace, path, walk)?))
+            }
+            Operation::References { path, walk } => {
+                Ok(Response::Instances(association::references(self, namespace, path, walk)?))
+            }
+            Operation::Invoke { path, method, parameters } => {
+                self.invoke(namespace, caller, request.request_key.clone(), path, method, parameters).await
+            }
+            Operation::CreateInstance { .. }
+            | Operation::ModifyInstance { .. }
+            | Operation::DeleteInstance { .. } => {
+                if caller.role < Role::Admin {
+                    let fault = vmms::fault!(AccessDenied, caller.user, "change instances");
+                    return Err(errors::operation_error(self, &fault));
+                }
+                Err(Error::new(
+                    Status::NotSupported,
+                    "instances are changed through the methods of the services (for example \
+                     Msvm_VirtualSystemManagementService.ModifySystemSettings), not directly",
+                ))
+            }
+        }
+    }
+
+    fn schema(&self, namespace: &str) -> Option<&dyn Schema> {
+        msvm::namespace(namespace).map(|n| n as &dyn Schema)
+    }
+
+    fn namespaces(&self) -> Vec<String> {
+        msvm::namespaces().into_iter().map(|n| n.name().to_owned()).collect()
+    }
+
+    fn host(&self) -> &str {
+        &self.host
+    }
+}

@@ -1,0 +1,327 @@
+//! The error catalogue: every failure a user can meet, with its number, text, cause, severity and remedy.
+//!
+//! A number is never reused or given another meaning; arguments are separate from the text, so that a
+//! client can match on the number and show its own words.
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure it is. The front ends translate a kind into return codes and protocol faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// Anything without a kind of its own.
+    Failed,
+    /// The caller, or the service on a file, lacks a right.
+    AccessDenied,
+    /// Asked for something that is not served here.
+    NotSupported,
+    /// Something took too long.
+    Timeout,
+    /// A value is missing, unknown or out of range.
+    InvalidParameter,
+    /// Another operation holds the object.
+    InUse,
+    /// The object's state does not allow it.
+    InvalidState,
+    /// A value is of another type or class.
+    IncorrectType,
+    /// The host, a process or a peer does not answer.
+    NotAvailable,
+    /// Memory, disk space or another resource is used up.
+    OutOfResources,
+    /// A file that was named does not exist.
+    FileNotFound,
+    /// An object that was named does not exist.
+    NotFound,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+/// How bad a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Worth knowing; the operation succeeded.
+    Low,
+    /// The operation failed or gave less than asked; nothing else is affected.
+    Medium,
+    /// A machine, a point or an export is affected.
+    High,
+    /// Data may be lost without action.
+    Fatal,
+}
+
+/// What a failure belongs to, after the ErrorType list of CIM_Error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// The request or the service itself.
+    Software,
+    /// A network or a socket.
+    Communications,
+    /// Files, disks, memory.
+    Resource,
+    /// Rights.
+    Security,
+    /// Something not served.
+    Unsupported,
+}
+
+/// One entry of the catalogue.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The number behind `KVMMS-`.
+    pub number: u16,
+    /// The kind.
+    pub kind: Kind,
+    /// The severity.
+    pub severity: Severity,
+    /// The area.
+    pub area: Area,
+    /// The text; `{0}`, `{1}` stand for the arguments.
+    pub text: &'static str,
+    /// The probable cause in a sentence.
+    pub cause: &'static str,
+    /// What to do about it, one step each.
+    pub remedy: &'static [&'static str],
+}
+
+macro_rules! catalogue {
+    ($( $number:literal $name:ident $kind:ident $severity:ident $area:ident
+        $text:literal, $cause:literal, [$($remedy:literal),* $(,)?]; )*) => {
+        /// The failures, by name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(into = "u16", try_from = "u16")]
+        #[expect(missing_docs, reason = "each variant's text, cause and remedy stand in its entry")]
+        pub enum Message { $($name),* }
+
+        impl Message {
+            /// All failures, in the order of their numbers.
+            pub const ALL: &'static [Message] = &[$(Message::$name),*];
+
+            /// The catalogue entry.
+            pub const fn entry(self) -> Entry {
+                match self {
+                    $(Message::$name => Entry {
+                        number: $number,
+                        kind: Kind::$kind,
+                        severity: Severity::$severity,
+                        area: Area::$area,
+                        text: $text,
+                        cause: $cause,
+                        remedy: &[$($remedy),*],
+                    }),*
+                }
+            }
+        }
+    };
+}
+
+catalogue! {
+    // 1..: objects and parameters
+    1 VmNotFound NotFound Medium Software "there is no virtual machine {0}",
+        "The machine was deleted, or its identifier is misspelt.", ["List the machines with `kvmms vm list`."];
+    2 PointNotFound NotFound Medium Software "there is no reference point {0}",
+        "The point was deleted, or its identifier is misspelt.", ["List the points with `kvmms point list`."];
+    3 JobNotFound NotFound Low Software "there is no job {0}",
+        "The job ended and its time before removal has passed, or its identifier is misspelt.",
+        ["Look it up in the history with `kvmms job show`."];
+    4 DeviceNotFound NotFound Medium Software "machine {0} has no device or resource {1}",
+        "The resource was removed, or its identifier is misspelt.", ["Show the machine with `kvmms vm show`."];
+    5 DiskNotFound InvalidParameter Medium Software "machine {0} has no disk {1}",
+        "The disk was detached, or its identifier is misspelt.", ["List the disks with `kvmms disk list`."];
+    6 InvalidValue InvalidParameter Medium Software "{0} cannot be {1}: {2}",
+        "A parameter has a value that is not allowed.", ["Correct the value and call again."];
+    7 MissingValue InvalidParameter Medium Software "{0} is required",
+        "A required parameter is missing or null.", ["Give the parameter and call again."];
+    8 WrongType IncorrectType Medium Software "{0} is not usable: {1}",
+        "A parameter is of another class or type than the method takes.", ["Give the class or type the method's page names."];
+    9 NotServed NotSupported Medium Unsupported "{0} is not supported by this version of kvmms",
+        "The class, method or option exists in the schema but is not served yet.",
+        ["See the table in the README for what is served.", "Use the alternative named there, if any."];
+    10 NameTaken InvalidParameter Medium Software "{0} {1} exists already",
+        "An object with this identifier or path was there before.", ["Choose another, or delete the other one."];
+    11 AccessDenied AccessDenied Medium Security "{0} may not {1}",
+        "The role of the user does not include this operation.", ["Use an account with the role named, or ask an administrator."];
+    12 GroupNotFound NotFound Medium Software "there is no collection {0}",
+        "The collection was deleted, or its identifier is misspelt.", ["List the collections with `kvmms group list`."];
+    // 20..: states and conflicts
+    20 WrongVmState InvalidState Medium Software "machine {0} is {1}; {2} needs it to be {3}",
+        "The machine is in a state that does not allow the operation.", ["Bring the machine into that state and call again."];
+    21 AlreadyInState InvalidState Low Software "machine {0} is {1} already",
+        "The machine is in the state that was asked for.", ["Nothing needs to be done."];
+    22 VmBusy InUse Medium Software "machine {0} is in use by {1}",
+        "Another operation that excludes this one is running on the machine.", ["Wait for the other job, or cancel it with `kvmms job cancel`."];
+    23 JobFinal InvalidState Low Software "job {0} has ended ({1}) and cannot change any more",
+        "The job reached its final state before the request came.", ["Nothing needs to be done."];
+    24 JobNotCancellable InvalidState Medium Software "job {0} cannot be cancelled any more",
+        "The job has passed the step after which it only goes forward.", ["Wait for it to end."];
+    25 JobTransition NotSupported Medium Software "job {0} cannot be {1}",
+        "Only exports can be suspended and started again.", ["Wait for the job, or terminate it."];
+    26 JobBadRequest InvalidParameter Medium Software "{0} is not a state a job can be asked for",
+        "RequestedState takes 2 (start), 3 (suspend), 4 (terminate) or 5 (kill).", ["Use one of these."];
+    27 TimeoutNotServed NotSupported Low Unsupported "a timeout for this transition is not supported",
+        "TimeoutPeriod was neither null nor zero.", ["Leave TimeoutPeriod out."];
+    28 HotPlugRefused InvalidState Medium Software "{0} cannot be changed while machine {1} is running",
+        "This kind of device cannot be added, changed or removed while the machine runs.", ["Stop the machine, or use a SCSI controller."];
+    // 40..: machines
+    40 StartFailed Failed High Software "machine {0} could not be started",
+        "QEMU ended before the guest ran.", ["Read the causes below and the machine's log.", "Check the disks and their permissions."];
+    41 ProcessEnded Failed High Software "the process of machine {0} ended unexpectedly",
+        "QEMU was killed or crashed.", ["Start the machine again: its disks and points are intact.", "Read the machine's log."];
+    42 ShutdownTimeout Timeout Medium Software "the guest of machine {0} did not shut down within {1} s",
+        "The guest ignores the power button and runs no agent.", ["Shut the guest down from within, or stop the machine hard with `kvmms vm stop`."];
+    43 SaveFailed Failed High Software "the state of machine {0} could not be saved",
+        "QEMU could not write the state, often for lack of space.", ["Read the causes below.", "Make room, then save again. The machine went on running."];
+    44 RestoreFailed Failed High Software "the saved state of machine {0} could not be restored",
+        "The state file is damaged or was made by a QEMU this one cannot read.", ["Read the causes below.", "Discard the saved state by stopping the machine, then start it."];
+    45 NoFirmware NotAvailable Medium Resource "generation 2 machines need UEFI firmware, which is not installed",
+        "No OVMF image was found on this host.", ["Install the package `ovmf`, or use generation 1."];
+    46 Hypervisor NotAvailable High Resource "QEMU is not usable on this host",
+        "The QEMU system emulator is missing or broken.", ["Install the package `qemu-system-x86`.", "Run `kvmms host show`."];
+    47 HostInterrupted Failed Medium Software "{0} was interrupted by a restart of the service",
+        "The service ended while the job was running, and this kind of job cannot go on.", ["Start the operation again."];
+    48 Cancelled Cancelled Low Software "the operation was {0} by {1}",
+        "A client asked for it.", ["Start the operation again when it is wanted."];
+    49 Internal Failed High Software "an internal error occurred: {0}",
+        "A defect of kvmms.", ["Report it with the service's log of this time."];
+    // 60..: images and files
+    60 ImageMissing FileNotFound Medium Resource "{0} does not exist",
+        "The file was moved or deleted, or its path is misspelt.", ["Check the path on the host that runs kvmmsd."];
+    61 PathNotUsable InvalidParameter Medium Software "{0} is not a usable path: {1}",
+        "Paths are absolute paths of the Linux host.", ["Give an absolute path such as /var/lib/images/a.qcow2."];
+    62 ImageUnreadable Failed High Resource "{0} is not a usable disk image",
+        "The file is damaged, encrypted, or of a format that is not served.", ["Check it with `qemu-img check`."];
+    63 ImageInUse InUse Medium Resource "{0} is attached to machine {1}",
+        "An image can be attached to one machine only.", ["Detach it there first, or make a copy."];
+    64 ImageCreate Failed Medium Resource "{0} could not be created",
+        "The image tool reported an error.", ["Read the causes below."];
+    65 ImageResize Failed Medium Resource "{0} could not be resized",
+        "The image tool or QEMU reported an error.", ["Read the causes below."];
+    66 ShrinkRefused InvalidParameter Medium Software "{0} has {1} bytes and cannot shrink to {2}",
+        "Shrinking would cut off data.", ["Choose a size not below the present one."];
+    67 DiskHasPoints InvalidState Medium Software "{0} carries layers of reference points",
+        "The base file alone is not the whole disk while points exist.", ["Delete the points first with `kvmms point delete`."];
+    68 NoSpace OutOfResources High Resource "there is no space left for {0}",
+        "The file system is full.", ["Make room or choose another directory, then start the operation again."];
+    69 FileDenied AccessDenied Medium Security "the service may not {0} {1}",
+        "The file's owner or mode does not let the service do this.", ["Change the permissions, or choose another place."];
+    70 ImageTampered Failed Fatal Resource "{0} was changed by something other than kvmms since {1}",
+        "The file was written, replaced or restored behind the service's back.", ["Find out what wrote to it.", "Take a new point and export it in full."];
+    71 LayerMissing Failed Fatal Resource "layer {0} of disk {1} is missing",
+        "A file beside the disk image was deleted or moved.", ["Put the file back, or restore the disk from an export."];
+    72 ChainTooLong InvalidState Medium Software "disk {0} has {1} layers, {2} are allowed",
+        "Too many points keep their data.", ["Remove the data of points that are no longer needed with `kvmms point remove-data`."];
+    // 80..: reference points
+    80 PointFailed Failed High Software "reference point {0} of machine {1} could not be created",
+        "Read the causes below; the machine runs on as before.", ["Remove the cause and call again."];
+    81 AgentAbsent InvalidState Medium Software "the guest agent of machine {0} does not answer",
+        "No agent is installed or running in the guest.", ["Install and start qemu-guest-agent in the guest.", "Or ask for a crash-consistent point (ConsistencyLevel 2)."];
+    82 FreezeFailed Failed Medium Software "the file systems of machine {0} could not be frozen",
+        "The guest agent refused or did not finish in time.", ["Read the causes below.", "Or ask for a crash-consistent point (ConsistencyLevel 2)."];
+    83 NoDisks InvalidState Medium Software "machine {0} has no disk to take a point of",
+        "The machine has no hard disk, or only read-only ones.", ["Attach a disk first."];
+    84 NoAssociatedData InvalidState Medium Software "reference point {0} no longer holds its data",
+        "Its data was removed, or its hold ended after the first export.", ["Take a new point and export that one.", "As a base of a later point it is still good."];
+    85 BaseNotOlder InvalidState Medium Software "reference point {0} is not older than {1}",
+        "A differential export goes from an older point to a newer one.", ["Swap the two, or leave the base out for a full export."];
+    86 BaseOfOtherVm InvalidState Medium Software "reference point {0} belongs to machine {1}, not to {2}",
+        "Base and point must be of one machine.", ["Choose a base of the same machine."];
+    87 BaseWithoutDisk InvalidState Medium Software "base point {0} does not know disk {1}",
+        "The disk was attached or replaced after the base point was taken.", ["Leave the base out for a full export, or leave this disk out."];
+    88 PointBusy InUse Medium Software "reference point {0} is in use by job {1}",
+        "A running export reads the point.", ["Wait for the job, or cancel it."];
+    89 LimitIdUnknown InvalidParameter Medium Software "{0} is not a change tracking identifier of {1}",
+        "The point was deleted, or the identifier belongs to another disk.", ["Make a full copy, and take a new point to start from."];
+    90 RangeOutside InvalidParameter Medium Software "offset {0} lies outside of a disk of {1} bytes",
+        "The range asked for begins at or after the end of the disk.", ["Ask for offsets below the size of the disk."];
+    91 PointIncomplete InvalidState High Software "reference point {0} was not completed",
+        "The service ended while the point was being created.", ["Delete it and take a new one."];
+    92 TrackingLost Failed High Software "the changes of disk {0} since point {1} are not known any more",
+        "A change map or a layer is damaged or missing.", ["Take a new point and export it in full."];
+    93 CommitFailed Failed High Resource "the data of reference point {0} could not be merged into the layer beneath",
+        "Writing into the layer beneath failed; nothing is lost, the chain stays as it was.", ["Read the causes below.", "Make room, then call RemoveAssociatedData again."];
+    94 DigestMismatch Failed Fatal Resource "{0} differs from its manifest at byte {1}",
+        "The file was changed or damaged after the export.", ["Export the point again, or use another copy."];
+    // 110..: exports and imports
+    110 ExportFailed Failed High Software "reference point {0} could not be exported to {1}",
+        "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
+    111 ExportExists InvalidState Medium Software "{0} already holds an export of reference point {1}",
+        "The point was exported to this directory before, or another job is doing it.", ["Choose another directory, or remove the old export."];
+    112 ExportDirectory Failed Medium Resource "the directory {0} cannot be used for an export",
+        "It cannot be created or written.", ["Check the path and its permissions."];
+    113 ManifestUnusable Failed High Resource "{0} holds no complete export",
+        "The manifest is missing or damaged: the export was not finished, or files were changed.", ["Export again."];
+    114 ImportFailed Failed High Software "the export in {0} could not be imported",
+        "Read the causes below; no machine was created.", ["Remove the cause and import again."];
+    115 ChainIncomplete Failed High Resource "the base export of {0} is not where its manifest says: {1}",
+        "A differential export needs the exports it builds on.", ["Put the base export beside it, in the place the manifest names."];
+    116 VerifyFailed Failed Fatal Resource "the export in {0} is not what its manifest says",
+        "A file was changed or damaged after the export.", ["Export the point again, or use another copy."];
+    // 140..: what lies beneath
+    140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
+        "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];
+    141 QemuGone NotAvailable High Software "the QEMU process is gone: {0}",
+        "QEMU was killed or crashed.", ["Start the machine again."];
+    142 Deadline Timeout Medium Software "no answer to {0} within {1}",
+        "The process is stopped, overloaded, or waits for storage.", ["Check the host's load and storage."];
+    143 Os Failed Medium Resource "{0}: {1} (os error {2})",
+        "The operating system refused the call.", ["Remove the cause it names."];
+    144 Tool Failed Medium Resource "{0} failed: {1}",
+        "The tool's own message tells the cause.", ["Remove the cause it names."];
+    145 Block Failed Medium Resource "{0}",
+        "The block data plane reported it.", ["Read the causes below."];
+    146 Driver Failed Medium Software "{0}",
+        "The machine driver reported it.", ["Read the causes below."];
+    147 Store Failed Fatal Resource "the state store failed: {0}",
+        "The service could not make a change durable, so it was not made.", ["Check the file system of the state directory."];
+    148 AgentRefused Failed Medium Software "the guest agent refused {0}: {1}",
+        "The agent's own message tells the cause.", ["Look into the guest."];
+}
+
+impl From<Message> for u16 {
+    fn from(message: Message) -> u16 {
+        message.entry().number
+    }
+}
+
+impl TryFrom<u16> for Message {
+    type Error = String;
+
+    fn try_from(number: u16) -> Result<Self, String> {
+        let found = Message::ALL
+            .iter()
+            .copied()
+            .find(|m| m.entry().number == number);
+        found.ok_or_else(|| format!("the error catalogue has no number {number}"))
+    }
+}
+
+impl Message {
+    /// The identifier shown to users and kept stable: `KVMMS-0042`.
+    pub fn id(self) -> String {
+        format!("KVMMS-{:04}", self.entry().number)
+    }
+
+    /// The failure with that identifier (`KVMMS-0042`, `42`).
+    pub fn by_id(id: &str) -> Option<Message> {
+        let digits = id.trim().to_ascii_uppercase();
+        let digits = digits.strip_prefix("KVMMS-").unwrap_or(&digits);
+        digits.parse::<u16>().ok()?.try_into().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique_and_ascending_and_every_entry_is_filled() {
+        let numbers: Vec<u16> = Message::ALL.iter().map(|m| m.entry().number).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+        for message in Message::ALL {
+            let entry = message.entry();
+            assert!(!entry.remedy.is_empty(), "{message:?} has no remedy");
+            assert!(entry.cause.ends_with('.'), "{message:?}");
+            assert!(!entry.text.ends_with('.'), "{message:?}");
+            assert_eq!(Message::by_id(&message.id()), Some(*message));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Failures as the domain passes them on: an entry of the catalogue, its arguments, what it is about, and the
+//! causes beneath, down to the QMP or operating system error.
+
+mod catalogue;
+mod convert;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use catalogue::{Area, Entry, Kind, Message, Severity};
+
+use crate::Element;
+
+/// A failure with its causes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The catalogue entry.
+    pub message: Message,
+    /// What stands for `{0}`, `{1}`, … in its text.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    /// The object it is about.
+    #[serde(default)]
+    pub element: Option<Element>,
+    /// What lies beneath, each with its own causes.
+    #[serde(default)]
+    pub causes: Vec<Fault>,
+}
+
+/// What every fallible function of the domain returns.
+pub type Result<T, E = Fault> = std::result::Result<T, E>;
+
+impl Fault {
+    /// A failure with arguments.
+    pub fn new<I>(message: Message, arguments: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: ToString,
+    {
+        let arguments = arguments.into_iter().map(|a| a.to_string()).collect();
+        Fault {
+            message,
+            arguments,
+            element: None,
+            causes: Vec::new(),
+        }
+    }
+
+    /// This failure, about `element`.
+    pub fn about(mut self, element: impl Into<Element>) -> Self {
+        self.element = Some(element.into());
+        self
+    }
+
+    /// This failure, caused by `cause`.
+    pub fn caused_by(mut self, cause: impl Into<Fault>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// The kind of the failure.
+    pub fn kind(&self) -> Kind {
+        self.message.entry().kind
+    }
+
+    /// Whether this failure or a cause of it is `message`.
+    pub fn has(&self, message: Message) -> bool {
+        self.message == message || self.causes.iter().any(|c| c.has(message))
+    }
+
+    /// This failure and all beneath it, each before its causes.
+    pub fn chain(&self) -> Vec<&Fault> {
+        let mut out = vec![self];
+        for cause in &self.causes {
+            out.extend(cause.chain());
+        }
+        out
+    }
+
+    /// The text with its arguments filled in.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let mut rest = self.message.entry().text;
+        while let Some((before, after)) = rest.split_once('{') {
+            out.push_str(before);
+            let Some((index, after)) = after.split_once('}') else {
+                break;
+            };
+            let argument = index
+                .parse()
+                .ok()
+                .and_then(|i: usize| self.arguments.get(i));
+            out.push_str(argument.map_or("?", String::as_str));
+            rest = after;
+        }
+        out + rest
+    }
+
+    /// An operating system error on a file, told apart by what users can do about it.
+    pub fn io(action: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let shown = path.display();
+        let os = Fault::new(
+            Message::Os,
+            [
+                format!("{action} {shown}"),
+                error.kind().to_string(),
+                error
+                    .raw_os_error()
+                    .map_or_else(|| "none".to_owned(), |code| code.to_string()),
+            ],
+        );
+        match error.kind() {
+            Io::NotFound => Fault::new(Message::ImageMissing, [shown]).caused_by(os),
+            Io::PermissionDenied | Io::ReadOnlyFilesystem => {
+                Fault::new(Message::FileDenied, [action.to_owned(), shown.to_string()])
+                    .caused_by(os)
+            }
+            Io::StorageFull | Io::QuotaExceeded => {
+                Fault::new(Message::NoSpace, [shown]).caused_by(os)
+            }
+            _ => os,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.causes
+            .first()
+            .map(|c| c as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// Shorthand: a failure with its arguments.
+#[macro_export]
+macro_rules! fault {
+    ($message:ident $(, $argument:expr)* $(,)?) => {
+        $crate::Fault::new($crate::Message::$message, [$($argument.to_string()),*] as [String; $crate::count!($($argument),*)])
+    };
+}
+
+/// Counts its arguments.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! count {
+    () => { 0 };
+    ($head:expr $(, $tail:expr)*) => { 1 + $crate::count!($($tail),*) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_shows_its_arguments_and_survives_missing_ones() {
+        assert_eq!(
+            fault!(JobFinal, "J", "completed").text(),
+            "job J has ended (completed) and cannot change any more"
+        );
+        assert_eq!(fault!(VmNotFound).text(), "there is no virtual machine ?");
+    }
+
+    #[test]
+    fn a_chain_lists_each_failure_before_its_causes() {
+        let fault = fault!(ExportFailed, "P", "/x")
+            .caused_by(fault!(NoSpace, "/x").caused_by(fault!(Os, "write /x", "full", 28)));
+        let numbers: Vec<u16> = fault.chain().iter().map(|f| f.message.into()).collect();
+        assert_eq!(numbers, [110, 68, 143]);
+        assert!(fault.has(Message::Os));
+        let stored = serde_json::to_string(&fault).expect("json");
+        assert_eq!(
+            serde_json::from_str::<Fault>(&stored).expect("fault"),
+            fault
+        );
+    }
+}

@@ -1,0 +1,316 @@
+//! Disk images as such: making, resizing, converting, checking, describing them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hypervisor::image::ConvertOptions;
+use hypervisor::{ImageFormat, NewImage};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::job::{ImageSpec, JobContext, Task};
+use crate::vm::{Asked, Disk, Vm, spec};
+use crate::{Effect, Element, Fault, Result, Vmms, fault};
+
+/// The largest disk: 64 TiB, as VHDX has it.
+const MAX_SIZE: u64 = 64 << 40;
+
+/// What an image is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    /// The file.
+    pub path: PathBuf,
+    /// Its true format.
+    pub format: String,
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// Bytes taken on the host, layers not counted.
+    pub file_size: u64,
+    /// Whether all space is taken.
+    pub fixed: bool,
+    /// The image it differs from.
+    pub parent: Option<PathBuf>,
+    /// Cluster or block size in bytes.
+    pub block_size: Option<u64>,
+    /// The machine it is attached to.
+    pub attached_to: Option<Uuid>,
+    /// An identifier that stays with the file: of the disk where attached, else made of the path.
+    pub id: Uuid,
+    /// When the file was made.
+    pub created: Option<SystemTime>,
+}
+
+/// What the task noted: that the file is its own.
+#[derive(Serialize, Deserialize)]
+struct Mine {
+    created: bool,
+}
+
+fn attached(vmms: &Vmms, path: &Path) -> Option<(Arc<Vm>, Disk)> {
+    vmms.db.all::<Vm>().into_iter().find_map(|vm| {
+        let disk = vm.disks().find(|(_, d)| d.path == path).map(|(_, d)| d.clone())?;
+        Some((vm, disk))
+    })
+}
+
+/// Describes an image, attached or not.
+pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
+    let metadata = std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
+    let info = vmms.images.info(path, true).await;
+    let info = info.map_err(|e| fault!(ImageUnreadable, path.display()).caused_by(e))?;
+    let owner = attached(vmms, path);
+    let mut size = info.virtual_size;
+    if let Some((_, disk)) = &owner {
+        if let Some(active) = disk.layers.nodes.get(&disk.layers.active) {
+            size = size.max(active.size);
+        }
+    }
+    let parent = info.backing.as_ref().map(|b| path.parent().map_or_else(|| PathBuf::from(b), |d| d.join(b)));
+    Ok(Image {
+        path: path.to_owned(),
+        fixed: info.format == "raw" || info.actual_size >= info.virtual_size,
+        format: info.format,
+        size,
+        file_size: info.actual_size.max(metadata.len().min(info.actual_size)),
+        parent,
+        block_size: info.cluster_size,
+        attached_to: owner.as_ref().map(|(vm, _)| vm.id),
+        id: owner.map_or_else(
+            || Uuid::new_v5(&Uuid::NAMESPACE_URL, path.as_os_str().as_encoded_bytes()),
+            |(_, disk)| disk.uid,
+        ),
+        created: metadata.created().or_else(|_| metadata.modified()).ok(),
+    })
+}
+
+fn check_size(size: u64) -> Result<()> {
+    if size == 0 || size % 512 != 0 || size > MAX_SIZE {
+        return Err(fault!(
+            InvalidValue,
+            "MaxInternalSize",
+            format!("{size} bytes"),
+            "a disk has a multiple of 512 bytes, at most 64 TiB"
+        ));
+    }
+    Ok(())
+}
+
+fn check_new(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Err(fault!(NameTaken, "file", path.display()));
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let metadata = std::fs::metadata(dir).map_err(|e| Fault::io("open", dir, &e))?;
+    if !metadata.is_dir() {
+        return Err(fault!(PathNotUsable, path.display(), "its parent is not a directory"));
+    }
+    Ok(())
+}
+
+fn submission(asked: &Asked, path: &Path) -> crate::job::Submission {
+    asked.submission(vec![(Element::Image(path.to_owned()), Effect::ExclusiveUse)])
+}
+
+/// Starts the job that makes an image.
+pub async fn create(vmms: &Arc<Vmms>, image: ImageSpec, asked: &Asked) -> Result<Uuid> {
+    match (image.size, &image.parent) {
+        (Some(size), _) => check_size(size)?,
+        (None, Some(_)) => {}
+        (None, None) => return Err(fault!(MissingValue, "MaxInternalSize")),
+    }
+    if image.parent.is_some() && image.format != ImageFormat::Qcow2 {
+        return Err(fault!(NotServed, format!("a differencing image in format {}", image.format)));
+    }
+    check_new(&image.path)?;
+    if let Some(parent) = &image.parent {
+        std::fs::metadata(parent).map_err(|e| Fault::io("open", parent, &e))?;
+    }
+    let path = image.path.clone();
+    vmms.submit(Task::CreateImage(image), submission(asked, &path)).await
+}
+
+fn new_image(image: &ImageSpec, path: PathBuf, backing: Option<ImageFormat>) -> NewImage {
+    let mut new = NewImage::new(path, image.format, image.size.unwrap_or_default());
+    new.size = image.size;
+    new.fixed = image.fixed;
+    new.backing = image
+        .parent
+        .as_ref()
+        .zip(backing)
+        .map(|(parent, format)| (parent.display().to_string(), format));
+    new
+}
+
+/// The name a file has until it is finished.
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
+/// Gives a finished file its name, durably, and never over another file.
+fn publish(from: &Path, to: &Path) -> Result<()> {
+    let file = std::fs::File::open(from).map_err(|e| Fault::io("open", from, &e))?;
+    file.sync_all().map_err(|e| Fault::io("sync", from, &e))?;
+    std::fs::hard_link(from, to).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => fault!(NameTaken, "file", to.display()),
+        _ => Fault::io("create", to, &e),
+    })?;
+    std::fs::remove_file(from).map_err(|e| Fault::io("remove", from, &e))?;
+    let dir = to.parent().unwrap_or(Path::new("/"));
+    let dir_file = std::fs::File::open(dir).map_err(|e| Fault::io("open", dir, &e))?;
+    dir_file.sync_all().map_err(|e| Fault::io("sync", dir, &e))
+}
+
+pub(crate) async fn run_create(vmms: &Arc<Vmms>, ctx: &JobContext, image: &ImageSpec) -> Result<()> {
+    let failed = |e: Fault| fault!(ImageCreate, image.path.display()).caused_by(e);
+    check_new(&image.path)?;
+    let backing = match &image.parent {
+        Some(parent) => {
+            let info = vmms.images.info(parent, true).await.map_err(|e| failed(e.into()))?;
+            ImageFormat::from_driver(&info.format)
+        }
+        None => None,
+    };
+    let temporary = partial(&image.path);
+    ctx.note(&Mine { created: true }).await?;
+    let _ = std::fs::remove_file(&temporary);
+    let made = vmms.images.create(&new_image(image, temporary.clone(), backing)).await;
+    made.map_err(|e| failed(e.into()))?;
+    ctx.no_return().await?;
+    publish(&temporary, &image.path).map_err(failed)
+}
+
+pub(crate) fn undo_create(ctx: &JobContext, path: &Path) -> Result<()> {
+    if ctx.notes::<Mine>().is_some_and(|m| m.created) {
+        let temporary = partial(path);
+        match std::fs::remove_file(&temporary) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Fault::io("remove", &temporary, &e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Starts the job that resizes an image.
+pub async fn resize(vmms: &Arc<Vmms>, path: &Path, size: u64, asked: &Asked) -> Result<Uuid> {
+    check_size(size)?;
+    let image = describe(vmms, path).await?;
+    if size < image.size {
+        return Err(fault!(ShrinkRefused, path.display(), image.size, size));
+    }
+    let task = Task::ResizeImage { path: path.to_owned(), size };
+    let mut submission = submission(asked, path);
+    if let Some(vm) = image.attached_to {
+        submission.affected.push((Element::Vm(vm), Effect::Other));
+    }
+    vmms.submit(task, submission).await
+}
+
+pub(crate) async fn run_resize(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path, size: u64) -> Result<()> {
+    let failed = |e: Fault| fault!(ImageResize, path.display()).caused_by(e);
+    let Some((vm, _)) = attached(vmms, path) else {
+        let info = vmms.images.info(path, false).await.map_err(|e| failed(e.into()))?;
+        let format = ImageFormat::from_driver(&info.format)
+            .ok_or_else(|| fault!(NotServed, format!("resizing format {}", info.format)))?;
+        ctx.no_return().await?;
+        return vmms.images.resize(path, format, size, false).await.map_err(|e| failed(e.into()));
+    };
+    let _lock = vmms.lock(vm.id).await;
+    let vm = vmms.db.get::<Vm>(vm.id)?;
+    let Some(disk) = vm.disks().find(|(_, d)| d.path == path).map(|(_, d)| d) else {
+        return Err(failed(fault!(DiskNotFound, vm.name, path.display())));
+    };
+    if vm.power == crate::vm::Power::Saved {
+        return Err(fault!(WrongVmState, vm.name, "saved", "resizing a disk", "off, running or paused").about(Element::Vm(vm.id)));
+    }
+    ctx.no_return().await?;
+    match vmms.machine(vm.id) {
+        Some(machine) => machine.resize(&spec::drive_id(disk), size).await.map_err(|e| failed(e.into()))?,
+        None => {
+            let active = disk.layers.active_chain();
+            let top = active.last().ok_or_else(|| fault!(LayerMissing, "active", path.display()))?;
+            vmms.images.resize(&top.path, top.format, size, false).await.map_err(|e| failed(e.into()))?;
+        }
+    }
+    let uid = disk.uid;
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm.id)?.disk_mut(uid) {
+                let active = disk.layers.active;
+                if let Some(node) = disk.layers.nodes.get_mut(&active) {
+                    node.size = size;
+                }
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Starts the job that copies an image into another format.
+pub async fn convert(vmms: &Arc<Vmms>, source: &Path, target: ImageSpec, asked: &Asked) -> Result<Uuid> {
+    if let Some((vm, _)) = attached(vmms, source) {
+        return Err(fault!(ImageInUse, source.display(), vm.name).about(Element::Vm(vm.id)));
+    }
+    std::fs::metadata(source).map_err(|e| Fault::io("open", source, &e))?;
+    check_new(&target.path)?;
+    let path = target.path.clone();
+    let task = Task::ConvertImage { source: source.to_owned(), target };
+    vmms.submit(task, submission(asked, &path)).await
+}
+
+pub(crate) async fn run_convert(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    source: &Path,
+    target: &ImageSpec,
+) -> Result<()> {
+    let failed = |e: Fault| fault!(ImageCreate, target.path.display()).caused_by(e);
+    let info = vmms.images.info(source, false).await.map_err(|e| failed(e.into()))?;
+    let format = ImageFormat::from_driver(&info.format)
+        .ok_or_else(|| fault!(NotServed, format!("the image format {}", info.format)))?;
+    let temporary = partial(&target.path);
+    ctx.note(&Mine { created: true }).await?;
+    let _ = std::fs::remove_file(&temporary);
+    let options = ConvertOptions { fixed: target.fixed, ..ConvertOptions::default() };
+    tokio::select! {
+        done = vmms.images.convert((source, format), (&temporary, target.format), &options) => {
+            done.map_err(|e| failed(e.into()))?;
+        }
+        stop = ctx.stop_asked() => return Err(stop),
+    }
+    ctx.no_return().await?;
+    publish(&temporary, &target.path).map_err(failed)
+}
+
+/// Starts the job that checks an image.
+pub async fn validate(vmms: &Arc<Vmms>, path: &Path, asked: &Asked) -> Result<Uuid> {
+    std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
+    vmms.submit(Task::ValidateImage { path: path.to_owned() }, submission(asked, path)).await
+}
+
+pub(crate) async fn run_validate(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path) -> Result<()> {
+    let unreadable = |e: Fault| fault!(ImageUnreadable, path.display()).caused_by(e);
+    let mut at = path.to_owned();
+    for _ in 0..vmms.options.max_layers {
+        let info = vmms.images.info(&at, true).await.map_err(|e| unreadable(e.into()))?;
+        let owner = attached(vmms, &at);
+        let checkable = matches!(info.format.as_str(), "qcow2" | "vhdx" | "vmdk");
+        // A running machine's image is written meanwhile: its own process keeps it consistent.
+        if checkable && owner.is_none_or(|(vm, _)| vmms.machine(vm.id).is_none()) {
+            let report = vmms.images.check(&at).await.map_err(|e| unreadable(e.into()))?;
+            if report.corruptions > 0 || report.check_errors > 0 {
+                let text = format!("{} damaged clusters, {} check errors", report.corruptions, report.check_errors);
+                return Err(unreadable(fault!(Block, text)));
+            }
+        }
+        ctx.checkpoint().await?;
+        let Some(backing) = info.backing else { return Ok(()) };
+        at = at.parent().map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
+        std::fs::metadata(&at).map_err(|e| unreadable(Fault::io("open", &at, &e)))?;
+    }
+    Err(fault!(ChainTooLong, path.display(), vmms.options.max_layers + 1, vmms.options.max_layers))
+}

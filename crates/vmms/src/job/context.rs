@@ -1,0 +1,114 @@
+//! What a task sees of the job it runs in.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::live::{Live, Wish};
+use super::{Job, Output, Stop};
+use crate::{Effect, Element, Fault, Result, Vmms, fault};
+
+/// The job a task runs in: its switches, its progress, and the record that survives.
+#[derive(Clone)]
+pub struct JobContext {
+    pub(super) vmms: Arc<Vmms>,
+    pub(super) live: Arc<Live>,
+}
+
+impl JobContext {
+    /// The job's identifier.
+    pub fn job(&self) -> Uuid {
+        self.live.id
+    }
+
+    /// Between two steps: waits while the job is suspended; fails once it was asked to end.
+    pub async fn checkpoint(&self) -> Result<()> {
+        let mut wish = self.live.wish.subscribe();
+        let wanted = wish.wait_for(|w| *w != Wish::Suspend).await.map(|w| *w);
+        match wanted {
+            Ok(Wish::Stop(stop)) => Err(self.stopped(stop)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the job is asked to end; for use beside long waits.
+    pub async fn stop_asked(&self) -> Fault {
+        let mut wish = self.live.wish.subscribe();
+        let wanted = wish.wait_for(|w| matches!(w, Wish::Stop(_))).await.map(|w| *w);
+        match wanted {
+            Ok(Wish::Stop(stop)) => self.stopped(stop),
+            _ => self.stopped(Stop::Terminate),
+        }
+    }
+
+    fn stopped(&self, stop: Stop) -> Fault {
+        let word = match stop {
+            Stop::Terminate => "terminated",
+            Stop::Kill => "killed",
+        };
+        fault!(Cancelled, word, "a client").about(Element::Job(self.live.id))
+    }
+
+    /// The switch for work on blocking threads; the engine suspends, resumes and cancels it.
+    pub fn cancel_flag(&self) -> disk::CancelFlag {
+        self.live.flag.clone()
+    }
+
+    /// Tells how much is done. Cheap; never goes backwards.
+    pub fn progress(&self, done: u64, total: u64) {
+        self.live.progress(done, total);
+    }
+
+    /// What the task noted before, if it fits `T`.
+    pub fn notes<T: DeserializeOwned>(&self) -> Option<T> {
+        let job = self.vmms.db.get::<Job>(self.live.id).ok()?;
+        serde_json::from_value(job.notes.clone()).ok()
+    }
+
+    /// Replaces the notes, durably.
+    pub async fn note(&self, notes: &impl Serialize) -> Result<()> {
+        let notes = serde_json::to_value(notes).map_err(|e| fault!(Internal, e))?;
+        self.change(|job| job.notes = notes).await
+    }
+
+    /// Adds an element the job affects; one that is there takes the new effect.
+    pub async fn affect(&self, element: Element, effect: Effect) -> Result<()> {
+        self.change(|job| {
+            job.affected.retain(|(e, _)| *e != element);
+            job.affected.push((element, effect));
+        })
+        .await
+    }
+
+    /// Changes what the job produced, durably.
+    pub async fn output(&self, change: impl FnOnce(&mut Output) + Send) -> Result<()> {
+        self.change(|job| change(&mut job.output)).await
+    }
+
+    /// Adds a warning: it does not fail the job, GetErrorEx shows it.
+    pub async fn warn(&self, warning: Fault) -> Result<()> {
+        self.change(|job| job.faults.push(warning)).await
+    }
+
+    /// From now on the job only goes forward: clients cannot stop it. Fails when one already did.
+    pub async fn no_return(&self) -> Result<()> {
+        self.checkpoint().await?;
+        self.change(|job| {
+            job.cancellable = false;
+            job.suspendable = false;
+        })
+        .await
+    }
+
+    async fn change(&self, change: impl FnOnce(&mut Job) + Send) -> Result<()> {
+        self.vmms
+            .db
+            .change(|draft| {
+                change(draft.get_mut::<Job>(self.live.id)?);
+                Ok(())
+            })
+            .await
+    }
+}

@@ -1,0 +1,75 @@
+//! A running job in memory: its progress and the switches by which clients stop it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use disk::CancelFlag;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{Job, Stop};
+
+/// What a client wants of a running job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Run,
+    Suspend,
+    Stop(Stop),
+}
+
+/// The part of a job that changes too often to be stored.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) id: Uuid,
+    pub(super) flag: CancelFlag,
+    pub(super) wish: watch::Sender<Wish>,
+    /// Ticks when the job has reached its final state.
+    pub(super) ended: watch::Sender<bool>,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Live {
+    pub(super) fn new(job: &Job) -> Self {
+        Live {
+            id: job.id,
+            flag: CancelFlag::new(),
+            wish: watch::Sender::new(Wish::Run),
+            ended: watch::Sender::new(false),
+            done: AtomicU64::new(job.done),
+            total: AtomicU64::new(job.total),
+        }
+    }
+
+    pub(super) fn progress(&self, done: u64, total: u64) {
+        self.total.fetch_max(total, Ordering::Relaxed);
+        self.done.fetch_max(done, Ordering::Relaxed);
+    }
+
+    /// Puts the progress into a copy of the record. Below 100 until the job has ended.
+    pub(super) fn show(&self, job: &mut Job) {
+        job.total = self.total.load(Ordering::Relaxed).max(job.total);
+        job.done = self.done.load(Ordering::Relaxed).max(job.done).min(job.total);
+        if !job.state.is_final() {
+            let share = u128::from(job.done) * 100 / u128::from(job.total.max(1));
+            let percent = u8::try_from(share.min(99)).unwrap_or(99);
+            job.percent = job.percent.max(percent);
+        }
+    }
+
+    /// How it was asked to end.
+    pub(super) fn stop(&self) -> Option<Stop> {
+        match *self.wish.borrow() {
+            Wish::Stop(stop) => Some(stop),
+            Wish::Run | Wish::Suspend => None,
+        }
+    }
+
+    pub(super) fn wish(&self, wish: Wish) {
+        match wish {
+            Wish::Run => self.flag.resume(),
+            Wish::Suspend => self.flag.suspend(),
+            Wish::Stop(_) => self.flag.cancel(),
+        }
+        self.wish.send_replace(wish);
+    }
+}

@@ -1,0 +1,147 @@
+//! The service of one host: its records, its machines, its options.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use hypervisor::{Hypervisor, ImageTool, Machine};
+use store::Store;
+use tokio::sync::OwnedMutexGuard;
+use uuid::Uuid;
+
+use crate::db::Db;
+use crate::job::Engine;
+use crate::vm::Runtime;
+use crate::{Result, point, vm};
+
+/// Directories of the service.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    /// What must survive: store, maps, point configurations, saved states.
+    pub state: PathBuf,
+    /// Sockets and pid files; empty after a reboot.
+    pub run: PathBuf,
+}
+
+/// What can be configured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long an RCT point keeps its content for its first export; zero: not at all.
+    pub hold_time: Duration,
+    /// How far the layers above a held point may grow, in bytes.
+    pub hold_bytes: u64,
+    /// Most layers of one disk.
+    pub max_layers: usize,
+    /// How long a job stays visible after its end.
+    pub job_keep: Duration,
+    /// Threads that read and hash during an export.
+    pub export_threads: usize,
+    /// How long the guest agent may take to answer or to freeze.
+    pub agent_deadline: Duration,
+    /// How long a guest may take to shut down before the job fails.
+    pub shutdown_deadline: Duration,
+    /// KVM or emulation.
+    pub acceleration: hypervisor::Acceleration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            hold_time: Duration::from_secs(24 * 3600),
+            hold_bytes: 64 << 30,
+            max_layers: 64,
+            job_keep: Duration::from_secs(300),
+            export_threads: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)),
+            agent_deadline: Duration::from_secs(10),
+            shutdown_deadline: Duration::from_secs(180),
+            acceleration: hypervisor::Acceleration::Auto,
+        }
+    }
+}
+
+/// The service.
+pub struct Vmms {
+    /// The records.
+    pub db: Db,
+    /// What makes machines.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// The tool for images of machines that do not run.
+    pub images: ImageTool,
+    /// Directories.
+    pub dirs: Dirs,
+    /// Options.
+    pub options: Options,
+    /// The host's name.
+    pub host: String,
+    /// When the service started.
+    pub started: SystemTime,
+    pub(crate) engine: Engine,
+    pub(crate) points: point::Memory,
+    runtimes: Mutex<HashMap<Uuid, Arc<Runtime>>>,
+}
+
+impl Vmms {
+    /// The service over a store: reattaches machines that still run, brings points and layers in order, then goes on with
+    /// jobs.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        hypervisor: Arc<dyn Hypervisor>,
+        images: ImageTool,
+        dirs: Dirs,
+        options: Options,
+        host: String,
+    ) -> Result<Arc<Self>> {
+        for dir in [&dirs.state, &dirs.run] {
+            std::fs::create_dir_all(dir).map_err(|e| crate::Fault::io("create", dir, &e))?;
+        }
+        let vmms = Arc::new(Vmms {
+            db: Db::open(store).await?,
+            hypervisor,
+            images,
+            dirs,
+            options,
+            host,
+            started: SystemTime::now(),
+            engine: Engine::default(),
+            points: point::Memory::default(),
+            runtimes: Mutex::default(),
+        });
+        vm::reattach(&vmms).await;
+        point::recover(&vmms).await?;
+        vmms.recover_jobs();
+        vm::autostart(&vmms).await;
+        Ok(vmms)
+    }
+
+    /// Work that comes round: called every few seconds by the service's main loop.
+    pub async fn tick(self: &Arc<Self>) {
+        self.forget_old_jobs(SystemTime::now());
+        point::sweep(self).await;
+    }
+
+    /// What is known of a machine's process; made when first asked for.
+    pub(crate) fn runtime(&self, vm: Uuid) -> Arc<Runtime> {
+        let mut runtimes = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(runtimes.entry(vm).or_default())
+    }
+
+    pub(crate) fn drop_runtime(&self, vm: Uuid) {
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm);
+    }
+
+    /// The running process of a machine; `None` when it is off or saved.
+    pub fn machine(&self, vm: Uuid) -> Option<Arc<dyn Machine>> {
+        self.runtime(vm).machine()
+    }
+
+    /// The state of a machine as clients see it.
+    pub fn state_of(&self, vm: &vm::Vm) -> vm::VmState {
+        self.runtime(vm.id).state(vm)
+    }
+
+    /// The machine's lock: held while its process, files or layers are touched, never during a long copy.
+    pub async fn lock(&self, vm: Uuid) -> OwnedMutexGuard<()> {
+        self.runtime(vm).lock().await
+    }
+}

@@ -1,0 +1,385 @@
+//! Bringing a machine from one state into another, and noticing when it changes by itself.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hypervisor::{Launch, Machine};
+use uuid::Uuid;
+
+use super::{Power, Vm, VmState, spec};
+use crate::job::{JobContext, StateChange, Submission, Task};
+use crate::{Effect, Element, Fault, Message, Result, Vmms, fault, guid};
+
+/// How long QEMU may take to flush its images when the power goes off.
+const QUIT: Duration = Duration::from_secs(20);
+
+/// Who asks for something, for the job's record.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// The user.
+    pub owner: String,
+    /// The user's key for idempotent retries.
+    pub request_key: Option<String>,
+}
+
+impl Asked {
+    /// The submission of a job that affects these elements.
+    pub fn submission(&self, affected: Vec<(Element, Effect)>) -> Submission {
+        Submission {
+            owner: self.owner.clone(),
+            affected,
+            request_key: self.request_key.clone(),
+            output: crate::job::Output::default(),
+        }
+    }
+}
+
+/// Whether a machine in `state` can be asked for `to`; otherwise why not.
+pub fn admit(vm: &Vm, state: VmState, to: StateChange) -> Result<()> {
+    let name = &vm.name;
+    let wrong = |needs: &str| {
+        let what = format!("{to:?}").to_lowercase();
+        Err(fault!(WrongVmState, name, state.word(), what, needs).about(Element::Vm(vm.id)))
+    };
+    if vm.planned {
+        return Err(fault!(WrongVmState, name, "planned", "starting", "realized").about(Element::Vm(vm.id)));
+    }
+    let already = || Err(fault!(AlreadyInState, name, state.word()).about(Element::Vm(vm.id)));
+    match (to, state) {
+        (StateChange::Start, VmState::Off | VmState::Saved | VmState::Paused) => Ok(()),
+        (StateChange::Start, VmState::Running) => already(),
+        (StateChange::Start, _) => wrong("off, saved or paused"),
+        (StateChange::Stop, VmState::Off) => already(),
+        (StateChange::Stop, VmState::Running | VmState::Paused | VmState::Saved | VmState::ShuttingDown) => Ok(()),
+        (StateChange::Stop, _) => wrong("running, paused or saved"),
+        (StateChange::Shutdown, VmState::Running) => Ok(()),
+        (StateChange::Shutdown, VmState::Off) => already(),
+        (StateChange::Pause, VmState::Running) => Ok(()),
+        (StateChange::Pause, VmState::Paused) => already(),
+        (StateChange::Save, VmState::Running | VmState::Paused) => Ok(()),
+        (StateChange::Save, VmState::Saved) => already(),
+        (StateChange::Save, _) => wrong("running or paused"),
+        (StateChange::Shutdown | StateChange::Pause | StateChange::Reboot | StateChange::Reset, _) => {
+            if state == VmState::Running { Ok(()) } else { wrong("running") }
+        }
+    }
+}
+
+/// Starts a job that brings a machine into another state.
+pub async fn request_state(vmms: &Arc<Vmms>, vm: Uuid, to: StateChange, asked: &Asked) -> Result<Uuid> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    admit(&record, vmms.runtime(vm).state(&record), to)?;
+    let affected = vec![(Element::Vm(vm), Effect::ExclusiveUse)];
+    vmms.submit(Task::ChangeState { vm, to }, asked.submission(affected)).await
+}
+
+/// Shows a transition for as long as it lives.
+struct Transition<'a> {
+    runtime: &'a super::Runtime,
+}
+
+impl<'a> Transition<'a> {
+    fn show(runtime: &'a super::Runtime, state: VmState) -> Self {
+        runtime.set_transition(Some(state));
+        Transition { runtime }
+    }
+}
+
+impl Drop for Transition<'_> {
+    fn drop(&mut self) {
+        self.runtime.set_transition(None);
+    }
+}
+
+/// Runs a state change as a job.
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, to: StateChange) -> Result<()> {
+    let runtime = vmms.runtime(vm);
+    match to {
+        StateChange::Start => {
+            let _lock = vmms.lock(vm).await;
+            start(vmms, vm).await
+        }
+        StateChange::Stop => {
+            let _lock = vmms.lock(vm).await;
+            stop(vmms, vm).await
+        }
+        StateChange::Pause => {
+            let _lock = vmms.lock(vm).await;
+            let _shown = Transition::show(&runtime, VmState::Pausing);
+            running(vmms, vm)?.pause().await?;
+            set_power(vmms, vm, Power::Paused).await
+        }
+        StateChange::Reset => {
+            let _lock = vmms.lock(vm).await;
+            Ok(running(vmms, vm)?.reset().await?)
+        }
+        StateChange::Save => {
+            let _lock = vmms.lock(vm).await;
+            save(vmms, vm).await
+        }
+        StateChange::Shutdown => shut_down(vmms, ctx, vm).await,
+        StateChange::Reboot => {
+            shut_down(vmms, ctx, vm).await?;
+            let _lock = vmms.lock(vm).await;
+            start(vmms, vm).await
+        }
+    }
+}
+
+fn running(vmms: &Vmms, vm: Uuid) -> Result<Arc<dyn Machine>> {
+    vmms.machine(vm).ok_or_else(|| fault!(ProcessEnded, guid(vm)).about(Element::Vm(vm)))
+}
+
+/// Changes the durable power state.
+async fn set_power(vmms: &Vmms, vm: Uuid, power: Power) -> Result<()> {
+    vmms.db
+        .change(|draft| {
+            let record = draft.get_mut::<Vm>(vm)?;
+            if record.power != power {
+                record.power = power;
+                record.power_changed = SystemTime::now();
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Starts, restores or resumes. The caller holds the machine's lock.
+pub(crate) async fn start(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let runtime = vmms.runtime(vm);
+    if let Some(machine) = runtime.machine() {
+        let _shown = Transition::show(&runtime, VmState::Resuming);
+        machine.resume().await?;
+        return set_power(vmms, vm, Power::Running).await;
+    }
+    // Nobody may write to the layers QEMU is about to open, and what a crash left half done is decided first.
+    let _quiet = crate::point::quiet(vmms, vm).await;
+    crate::point::settle(vmms, vm).await?;
+    let record = vmms.db.get::<Vm>(vm)?;
+    let restore = record.saved_state.clone().filter(|_| record.power == Power::Saved);
+    let _shown = Transition::show(&runtime, VmState::Starting);
+    let failed = |error: Fault| {
+        let message = if restore.is_some() { Message::RestoreFailed } else { Message::StartFailed };
+        Fault::new(message, [&record.name]).about(Element::Vm(vm)).caused_by(error)
+    };
+    let machine = launch(vmms, &record, restore.clone()).await.map_err(failed)?;
+    watch_exit(vmms, vm, Arc::clone(&machine));
+    runtime.set_machine(Some(Arc::clone(&machine)));
+    // Durable before the guest runs: a service that dies now finds the process again.
+    set_power(vmms, vm, Power::Running).await?;
+    if let Err(error) = machine.resume().await {
+        let _ = machine.quit(QUIT).await;
+        return Err(failed(error.into()));
+    }
+    if let Some(file) = restore {
+        vmms.db
+            .change(|draft| {
+                draft.get_mut::<Vm>(vm)?.saved_state = None;
+                Ok(())
+            })
+            .await?;
+        remove_file(&file);
+    }
+    Ok(())
+}
+
+async fn launch(
+    vmms: &Arc<Vmms>,
+    record: &Vm,
+    restore: Option<std::path::PathBuf>,
+) -> Result<Arc<dyn Machine>> {
+    let dir = spec::state_dir(&vmms.dirs, record.id);
+    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    let mut config = spec::machine_config(record, &vmms.dirs, &vmms.options)?;
+    for drive in &config.drives {
+        for layer in &drive.chain {
+            std::fs::metadata(&layer.path).map_err(|e| Fault::io("open", &layer.path, &e))?;
+        }
+    }
+    if config.machine_type.is_none() {
+        let features = vmms.hypervisor.features().await.map_err(|e| fault!(Hypervisor).caused_by(e))?;
+        let picked = features.machine_type(&config)?;
+        config.machine_type = Some(picked.clone());
+        vmms.db
+            .change(|draft| {
+                draft.get_mut::<Vm>(record.id)?.machine_type = Some(picked);
+                Ok(())
+            })
+            .await?;
+    }
+    let how = restore.map_or(Launch::Fresh, Launch::Restore);
+    Ok(vmms.hypervisor.launch(&config, how).await?)
+}
+
+/// Switches off; from saved: discards the saved state. The caller holds the machine's lock.
+pub(crate) async fn stop(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let runtime = vmms.runtime(vm);
+    let _shown = Transition::show(&runtime, VmState::Stopping);
+    if let Some(machine) = runtime.machine() {
+        machine.quit(QUIT).await?;
+        runtime.clear_machine(&machine);
+    }
+    let record = vmms.db.get::<Vm>(vm)?;
+    vmms.db
+        .change(|draft| {
+            let vm = draft.get_mut::<Vm>(vm)?;
+            vm.saved_state = None;
+            vm.power = Power::Off;
+            vm.power_changed = SystemTime::now();
+            Ok(())
+        })
+        .await?;
+    if let Some(file) = &record.saved_state {
+        remove_file(file);
+    }
+    Ok(())
+}
+
+fn remove_file(path: &std::path::Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a file that is no longer needed stays");
+        }
+        _ => {}
+    }
+}
+
+async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let runtime = vmms.runtime(vm);
+    // QEMU cannot hand over images that a job of its own works on.
+    let _quiet = crate::point::quiet(vmms, vm).await;
+    crate::point::settle(vmms, vm).await?;
+    let record = vmms.db.get::<Vm>(vm)?;
+    let machine = running(vmms, vm)?;
+    let _shown = Transition::show(&runtime, VmState::Saving);
+    let path = spec::state_dir(&vmms.dirs, vm).join("saved.vmstate");
+    let failed = |error: Fault| {
+        fault!(SaveFailed, record.name).about(Element::Vm(vm)).caused_by(error)
+    };
+    // The record names the file first: should the service die after QEMU has ended, the state is found.
+    vmms.db
+        .change(|draft| {
+            draft.get_mut::<Vm>(vm)?.saved_state = Some(path.clone());
+            Ok(())
+        })
+        .await?;
+    if let Err(error) = machine.save_state(&path).await {
+        if record.power == Power::Running {
+            if let Err(error) = machine.resume().await {
+                tracing::warn!(vm = %guid(vm), %error, "the guest could not be continued after a failed save");
+            }
+        }
+        vmms.db
+            .change(|draft| {
+                draft.get_mut::<Vm>(vm)?.saved_state = None;
+                Ok(())
+            })
+            .await?;
+        return Err(failed(error.into()));
+    }
+    runtime.clear_machine(&machine);
+    set_power(vmms, vm, Power::Saved).await
+}
+
+/// Asks the guest to shut down, by its agent or the power button, and waits until it did.
+async fn shut_down(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
+    let runtime = vmms.runtime(vm);
+    let machine = running(vmms, vm)?;
+    let _shown = Transition::show(&runtime, VmState::ShuttingDown);
+    let agent = machine.guest_shutdown(Duration::from_secs(3)).await;
+    if agent.is_err() {
+        machine.powerdown().await?;
+    }
+    let deadline = vmms.options.shutdown_deadline;
+    tokio::select! {
+        _ = machine.exited() => {}
+        stop = ctx.stop_asked() => return Err(stop),
+        () = tokio::time::sleep(deadline) => {
+            let record = vmms.db.get::<Vm>(vm)?;
+            return Err(fault!(ShutdownTimeout, record.name, deadline.as_secs()).about(Element::Vm(vm)));
+        }
+    }
+    runtime.clear_machine(&machine);
+    set_power(vmms, vm, Power::Off).await
+}
+
+/// Notices the end of a process that nobody asked for.
+fn watch_exit(vmms: &Arc<Vmms>, vm: Uuid, machine: Arc<dyn Machine>) {
+    let vmms = Arc::downgrade(vmms);
+    tokio::spawn(async move {
+        let exit = machine.exited().await;
+        let Some(vmms) = vmms.upgrade() else { return };
+        // Whoever ended it on purpose holds the lock and has cleared the machine before letting go.
+        let runtime = vmms.runtime(vm);
+        let _lock = runtime.lock().await;
+        if runtime.clear_machine(&machine) {
+            tracing::warn!(vm = %guid(vm), ?exit, "the machine's process ended");
+            if let Err(error) = set_power(&vmms, vm, Power::Off).await {
+                tracing::error!(vm = %guid(vm), %error, "the end of a machine could not be stored");
+            }
+        }
+    });
+}
+
+/// At the start of the service: finds the processes that still run.
+pub(crate) async fn reattach(vmms: &Arc<Vmms>) {
+    for record in vmms.db.all::<Vm>() {
+        if !matches!(record.power, Power::Running | Power::Paused) {
+            continue;
+        }
+        let found = match spec::machine_config(&record, &vmms.dirs, &vmms.options) {
+            Ok(config) => vmms.hypervisor.reattach(&config).await.map_err(Fault::from),
+            Err(error) => Err(error),
+        };
+        let power = match found {
+            Ok(Some(machine)) => {
+                watch_exit(vmms, record.id, Arc::clone(&machine));
+                let paused = matches!(machine.status().await, Ok(hypervisor::MachineStatus::Paused));
+                vmms.runtime(record.id).set_machine(Some(machine));
+                if paused { Power::Paused } else { Power::Running }
+            }
+            Ok(None) => {
+                let saved = record.saved_state.as_ref().is_some_and(|f| f.exists());
+                if saved { Power::Saved } else { Power::Off }
+            }
+            Err(error) => {
+                tracing::error!(vm = %guid(record.id), %error, "a running machine could not be reattached");
+                continue;
+            }
+        };
+        if let Err(error) = set_power(vmms, record.id, power).await {
+            tracing::error!(vm = %guid(record.id), %error, "the state of a machine could not be stored");
+        }
+    }
+}
+
+/// At the start of the service: starts the machines that ask for it.
+pub(crate) async fn autostart(vmms: &Arc<Vmms>) {
+    for record in vmms.db.all::<Vm>() {
+        if record.settings.automatic_startup_action == 4 && record.power == Power::Off && !record.planned {
+            let started = request_state(vmms, record.id, StateChange::Start, &Asked::default()).await;
+            if let Err(error) = started {
+                tracing::error!(vm = %guid(record.id), %error, "automatic start failed");
+            }
+        }
+    }
+}
+
+/// Undoes a state change that did not end: nothing is left half done but a process nobody knows.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let _lock = vmms.lock(vm).await;
+    let Ok(record) = vmms.db.get::<Vm>(vm) else {
+        return Ok(());
+    };
+    if vmms.machine(vm).is_some() {
+        return Ok(());
+    }
+    let config = spec::machine_config(&record, &vmms.dirs, &vmms.options)?;
+    if let Some(machine) = vmms.hypervisor.reattach(&config).await? {
+        machine.quit(QUIT).await?;
+    }
+    if matches!(record.power, Power::Running | Power::Paused) {
+        set_power(vmms, vm, Power::Off).await?;
+    }
+    Ok(())
+}

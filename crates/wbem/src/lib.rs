@@ -6,6 +6,8 @@ mod cimxml;
 pub mod client;
 mod contexts;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod operation;
 pub mod server;
 pub mod tls;

@@ -149,3 +149,19 @@ pub(super) fn unreadable(name: &str, error: &dyn std::error::Error) -> Error {
         crate::wsman::envelope::chain(error)
     ))
 }
+
+/// Reads each parameter as everything it might be.
+pub(super) fn probe(at: &Element) {
+    let names: Vec<&str> = at.children.iter().filter_map(|c| c.attr("NAME")).collect();
+    let Ok(parameters) = Parameters::read(at, &names) else {
+        return;
+    };
+    for name in names {
+        let _ = parameters.flag(name, true);
+        let _ = parameters.number(name);
+        let _ = parameters.names(name);
+        let _ = parameters.class(name);
+        let _ = parameters.instance_name(name);
+        let _ = parameters.instance(name);
+    }
+}

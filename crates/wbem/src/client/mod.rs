@@ -394,3 +394,20 @@ impl Enumeration<'_> {
         Ok(found)
     }
 }
+
+/// Reads bytes as every kind of answer.
+pub(crate) fn probe(bytes: &[u8]) {
+    let _ = answer::identity(bytes);
+    let Ok(answer) = Answer::read(bytes) else {
+        return;
+    };
+    for at in &answer.body.children {
+        let _ = answer::context(at);
+        let _ = answer::invoked(at, None);
+        let _ = cim::cimxml::class(at);
+        for inner in &at.children {
+            let _ = instance::read_properties(inner, "X");
+            let _ = crate::wsman::epr::read(inner);
+        }
+    }
+}

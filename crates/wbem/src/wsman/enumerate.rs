@@ -365,6 +365,18 @@ fn association(filter: &Element) -> Result<Operation, Fault> {
     })
 }
 
+/// Reads what an Enumerate may hold.
+pub(super) fn probe(body: &Element) {
+    let _ = max_elements(body);
+    for filter in body.children_named(ns::WSMAN, "Filter") {
+        let _ = association(filter);
+        let _ = cim::wql::parse(&filter.text);
+        let _ = filter
+            .child(ns::WSMAN, "SelectorSet")
+            .map(envelope::selectors);
+    }
+}
+
 fn context_id(body: &Element) -> Result<&str, Fault> {
     body.child(ns::ENUMERATION, "EnumerationContext")
         .map(Element::text)

@@ -115,6 +115,11 @@ impl<'a> Fragment<'a> {
     }
 }
 
+/// Reads a fragment path.
+pub(super) fn probe(fragment: &str) {
+    let _ = Fragment::parse(fragment);
+}
+
 /// The instance in the body.
 fn body_instance(call: &Call<'_>, subject: &Subject) -> Result<Instance, Fault> {
     let body =

@@ -10,7 +10,7 @@ from pypsrp.exceptions import AuthenticationError
 from harness.host import U16, Host
 from harness.model import NAMESPACE, ApiFault, Ref
 from harness.service import PASSWORD, USER
-from harness.wsman import WMI, N, local
+from harness.wsman import WMI, N, local, unwrap
 
 NAMES = [f"many-{n}" for n in range(5)]
 
@@ -110,14 +110,14 @@ def test_a_pull_without_a_number_gives_one_item(wsman, five):
     request = ET.Element("{%s}Enumerate" % N["n"])
     uri = WMI + "Msvm_ComputerSystem"
     answer = wsman.wsman.enumerate(uri, resource=request)
-    answer = answer[0] if local(answer) == "Body" else answer
+    answer = unwrap(answer)
     seen = 0
     context = answer.find("n:EnumerationContext", N)
     while context is not None and context.text:
         pull = ET.Element("{%s}Pull" % N["n"])
         ET.SubElement(pull, "{%s}EnumerationContext" % N["n"]).text = context.text
         answer = wsman.wsman.pull(uri, resource=pull)
-        answer = answer[0] if local(answer) == "Body" else answer
+        answer = unwrap(answer)
         items = answer.find("n:Items", N)
         assert items is not None and len(items) <= 1
         seen += len(items)

@@ -79,6 +79,13 @@ def read_instance(element, ref=None):
     return Obj(local(element), read_members(element), ref)
 
 
+def unwrap(answer):
+    """The one element in the body: pypsrp gives the envelope after some operations and the body's content after others."""
+    if local(answer) == "Envelope":
+        answer = answer.find("s:Body", N)
+    return answer[0] if local(answer) == "Body" else answer
+
+
 def add_value(body, name, uri, value):
     if value is None:
         return
@@ -110,7 +117,7 @@ class WsMan:
 
     def get(self, ref):
         body = self._call(self.wsman.get, WMI + ref.class_name, selector_set=selectors(ref))
-        return read_instance(body[0] if local(body) == "Body" else body, ref)
+        return read_instance(unwrap(body), ref)
 
     def enumerate(self, uri, wql=None, mode="EnumerateObjectAndEPR", optimize=True, most=50, extra=None):
         """All items, in the given mode. Yields the raw elements."""
@@ -125,7 +132,7 @@ class WsMan:
         if extra is not None:
             request.append(extra)
         answer = self._call(self.wsman.enumerate, uri, resource=request)
-        answer = answer[0] if local(answer) == "Body" else answer
+        answer = unwrap(answer)
         context = answer.find("n:EnumerationContext", N)
         yield from (i for items in answer.findall("w:Items", N) for i in items)
         done = answer.find("w:EndOfSequence", N) is not None
@@ -136,7 +143,7 @@ class WsMan:
             if optimize:
                 ET.SubElement(pull, q("n", "MaxElements")).text = str(most)
             answer = self._call(self.wsman.pull, uri, resource=pull)
-            answer = answer[0] if local(answer) == "Body" else answer
+            answer = unwrap(answer)
             yield from (i for items in answer.findall("n:Items", N) for i in items)
             context = answer.find("n:EnumerationContext", N)
             done = answer.find("n:EndOfSequence", N) is not None
@@ -175,7 +182,7 @@ class WsMan:
         for name, value in params.items():
             add_value(request, name, uri, value)
         answer = self._call(self.wsman.invoke, f"{uri}/{method}", uri, request, selector_set=selectors(ref))
-        output = answer[0] if local(answer) == "Body" else answer
+        output = unwrap(answer)
         assert local(output) == f"{method}_OUTPUT", ET.tostring(output)
         out = read_members(output)
         return Result(out.pop("ReturnValue"), out)
@@ -194,4 +201,4 @@ class WsMan:
         self.wsman.close()
 
 
-__all__ = ["WMI", "WQL", "WsMan", "WSManAction", "N", "q", "local"]
+__all__ = ["WMI", "WQL", "WsMan", "WSManAction", "N", "q", "local", "unwrap"]

@@ -5,8 +5,8 @@
 //! owner, so they need no memory), and last the header. Until the header stands the file is no image, and until the rename it has
 //! no name. Memory: one L2 table and the L1 table (8 bytes per 512 MiB of disk).
 //!
-//! Data may be written by several threads at once ([`Qcow2Writer::reserve`], [`Qcow2Writer::write`] take `&self`); the mapping is
-//! set by one, in ascending order.
+//! Data may be written by several threads at once ([`DataArea`]); the mapping is
+//! set by one ([`Mapping`]), in ascending order.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -39,7 +39,7 @@ pub struct Backing {
 /// What a block of the new image holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockState {
-    /// The content of this cluster, which [`Qcow2Writer::reserve`] handed out.
+    /// The content of this cluster, which [`DataArea::reserve`] handed out.
     Data(u64),
     /// Zeros, whatever the backing image holds there.
     Zero,

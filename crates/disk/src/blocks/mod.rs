@@ -5,7 +5,7 @@
 //! base first, and gives the list of the whole disk.
 //!
 //! Little-endian: magic `KVMMSBLK`, u32 version (1), u32 block size, u64 disk size, u64 length of the change map that follows (0: a
-//! full export; else [`ChangeMap::encode`]), then runs: a tag byte, u64 first block, u64 number of blocks, and for tag 1 that many
+//! full export; else [`crate::ChangeMap::encode`]), then runs: a tag byte, u64 first block, u64 number of blocks, and for tag 1 that many
 //! hashes of 32 bytes (tag 2 are zeros); tag 0 ends the list, followed by u64 blocks listed and the BLAKE3 hash of all before it.
 
 mod compare;

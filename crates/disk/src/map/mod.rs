@@ -1,7 +1,7 @@
 //! Change maps: which bytes of a disk differ between two instants.
 //!
 //! A [`ChangeMap`] is a sorted list of half-open byte ranges that neither touch nor overlap, so two maps with the same
-//! bytes are equal. It is a plain value; [`file`](self) form: magic, version, disk size, ranges, BLAKE3 trailer.
+//! bytes are equal. It is a plain value; its file form is: magic, version, disk size, ranges, BLAKE3 trailer.
 
 mod file;
 

@@ -1,7 +1,7 @@
 //! Reading a disk that is not frozen through an NBD server (QEMU's own), and asking it what is allocated where.
 //!
 //! Facts: the NBD protocol document (`doc/proto.md` of the NetworkBlockDevice project). Spoken: fixed newstyle handshake, `INFO`/`GO`,
-//! structured replies, meta contexts, block status, reads with several requests in flight. [`wire`](self) turns bytes into values
+//! structured replies, meta contexts, block status, reads with several requests in flight. `wire` turns bytes into values
 //! and back without any I/O; [`NbdClient`] is one blocking connection; [`NbdSource`] a pool of them behind [`crate::Source`].
 //!
 //! A server is not trusted: lengths are bounded before memory is taken, each byte asked for must arrive exactly once, and
@@ -10,10 +10,12 @@
 pub(crate) mod client;
 mod handshake;
 mod source;
+mod status;
 mod wire;
 
-pub use client::{NbdClient, StatusExtent};
+pub use client::NbdClient;
 pub use source::NbdSource;
+pub use status::StatusExtent;
 
 use std::fmt;
 use std::io;

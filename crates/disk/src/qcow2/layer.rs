@@ -2,103 +2,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ReadAt;
 use super::header::{FormatError, Header};
-use super::table::{Entry, OFFSET_MASK, Piece};
+use super::walk::{Extent, ExtentKind, SliceBytes, Walk};
 use crate::error::{Error, Result};
 use crate::map::ChangeMap;
 
 /// Bytes of an L2 table that are read and kept at a time.
-const SLICE: u64 = 8 << 10;
+pub(super) const SLICE: u64 = 8 << 10;
 /// Slices kept per layer: with [`SLICE`] 128 KiB, so that a chain of 64 layers stays at 8 MiB.
 const SLICES_KEPT: usize = 16;
-
-/// Positioned reads; files, and byte slices in fuzzing.
-pub(crate) trait ReadAt: Send + Sync {
-    /// Reads exactly `buf.len()` bytes.
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Size in bytes.
-    fn size(&self) -> io::Result<u64>;
-}
-
-impl ReadAt for File {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, buf, offset)
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        // Unlike the metadata, this also tells the size of a block device.
-        Ok(rustix::fs::seek(self, rustix::fs::SeekFrom::End(0))?)
-    }
-}
-
-impl ReadAt for Vec<u8> {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let at = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        let end = at
-            .checked_add(buf.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(self.get(at..end).ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.len() as u64)
-    }
-}
-
-/// What a layer says about some of its bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExtentKind {
-    /// Stored plainly at this offset of the image (or of its external data file), in bytes.
-    Data {
-        /// Offset in the file, in bytes.
-        host_offset: u64,
-    },
-    /// This layer says: zeros, whatever lies beneath.
-    Zero,
-    /// Packed; the extent lies inside one cluster.
-    Compressed {
-        /// Offset of the packed bytes in the file.
-        host_offset: u64,
-        /// Number of packed bytes (an upper bound: it is stored in sectors).
-        stored: u32,
-    },
-    /// This layer says nothing: what lies beneath shows through.
-    Unallocated,
-}
-
-/// A run of bytes with one meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Length in bytes, at least 1.
-    pub len: u64,
-    /// The meaning.
-    pub kind: ExtentKind,
-}
-
-impl Extent {
-    /// Appends `next`, when it goes on where this one ends. True when it did.
-    fn absorb(&mut self, next: Extent) -> bool {
-        let goes_on = match (self.kind, next.kind) {
-            (ExtentKind::Data { host_offset: a }, ExtentKind::Data { host_offset: b }) => {
-                a.checked_add(self.len) == Some(b)
-            }
-            (ExtentKind::Zero, ExtentKind::Zero)
-            | (ExtentKind::Unallocated, ExtentKind::Unallocated) => true,
-            _ => false,
-        };
-        if goes_on {
-            self.len += next.len;
-        }
-        goes_on
-    }
-}
-
-type SliceBytes = Arc<[u8]>;
 
 /// One qcow2 file, opened for reading. Shared freely between threads.
 ///
@@ -106,11 +22,11 @@ type SliceBytes = Arc<[u8]>;
 pub struct Qcow2Layer {
     path: PathBuf,
     data_path: PathBuf,
-    header: Header,
+    pub(super) header: Header,
     file: Box<dyn ReadAt>,
-    data: Option<Box<dyn ReadAt>>,
-    data_len: u64,
-    l1: Vec<u64>,
+    pub(super) data: Option<Box<dyn ReadAt>>,
+    pub(super) data_len: u64,
+    pub(super) l1: Vec<u64>,
     slices: Mutex<Vec<(u64, SliceBytes)>>,
 }
 
@@ -253,7 +169,7 @@ impl Qcow2Layer {
         self.header.dirty
     }
 
-    fn bad(&self, source: FormatError) -> Error {
+    pub(super) fn bad(&self, source: FormatError) -> Error {
         Error::Qcow2 {
             path: self.path.clone(),
             source,
@@ -282,12 +198,7 @@ impl Qcow2Layer {
             });
         }
         let end = offset.saturating_add(limit.max(1)).min(size);
-        let mut walk = Walk {
-            layer: self,
-            at: offset,
-            end,
-            slice: None,
-        };
+        let mut walk = Walk::new(self, offset, end);
         let mut found = walk.step()?;
         while walk.at < end {
             if matches!(found.kind, ExtentKind::Compressed { .. }) || !found.absorb(walk.step()?) {
@@ -303,12 +214,7 @@ impl Qcow2Layer {
     /// [`Error::Io`] and [`Error::Qcow2`] from the tables.
     pub fn allocation(&self) -> Result<ChangeMap> {
         let size = self.virtual_size();
-        let mut walk = Walk {
-            layer: self,
-            at: 0,
-            end: size,
-            slice: None,
-        };
+        let mut walk = Walk::new(self, 0, size);
         let mut ranges = Vec::new();
         let mut open: Option<std::ops::Range<u64>> = None;
         while walk.at < size {
@@ -370,7 +276,7 @@ impl Qcow2Layer {
     }
 
     /// A slice of an L2 table, from the cache or the file.
-    fn slice(&self, offset: u64, len: u64) -> Result<SliceBytes> {
+    pub(super) fn slice(&self, offset: u64, len: u64) -> Result<SliceBytes> {
         let mut kept = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = kept.iter().position(|(at, _)| *at == offset) {
             let hit = kept.remove(index);
@@ -394,108 +300,5 @@ impl Qcow2Layer {
         }
         kept.push((offset, Arc::clone(&bytes)));
         Ok(bytes)
-    }
-}
-
-/// A walk over the tables; holds the slice it stands in, so that the cache is asked once per slice.
-struct Walk<'a> {
-    layer: &'a Qcow2Layer,
-    at: u64,
-    end: u64,
-    slice: Option<(u64, SliceBytes)>,
-}
-
-impl Walk<'_> {
-    /// The run at the current position (inside one cluster, or a whole missing L2 table), and moves behind it.
-    fn step(&mut self) -> Result<Extent> {
-        let header = &self.layer.header;
-        let entry_size: u64 = if header.extended_l2 { 16 } else { 8 };
-        let cluster_size = header.cluster_size();
-        let table_span = cluster_size * (cluster_size / entry_size);
-        let l1_index = self.at / table_span;
-        let cluster = self.at & !(cluster_size - 1);
-        let bad = |what| {
-            self.layer.bad(FormatError::Entry {
-                guest_offset: cluster,
-                what,
-            })
-        };
-
-        let l1_entry = usize::try_from(l1_index)
-            .ok()
-            .and_then(|i| self.layer.l1.get(i))
-            .copied();
-        let table = l1_entry.unwrap_or(0) & OFFSET_MASK;
-        if table == 0 {
-            let len = (l1_index + 1).saturating_mul(table_span).min(self.end) - self.at;
-            self.at += len;
-            return Ok(Extent {
-                len,
-                kind: ExtentKind::Unallocated,
-            });
-        }
-        if !table.is_multiple_of(cluster_size) {
-            return Err(bad("an L2 table that is not aligned to clusters"));
-        }
-        let in_table = (self.at % table_span) / cluster_size * entry_size;
-        let slice_len = SLICE.min(cluster_size);
-        let slice_at = table + in_table / slice_len * slice_len;
-        let bytes = match &self.slice {
-            Some((at, bytes)) if *at == slice_at => Arc::clone(bytes),
-            _ => {
-                let bytes = self.layer.slice(slice_at, slice_len)?;
-                self.slice = Some((slice_at, Arc::clone(&bytes)));
-                bytes
-            }
-        };
-        let at = (in_table % slice_len) as usize;
-        let word = |at: usize| -> Option<u64> {
-            Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-        };
-        let missing = || self.layer.bad(FormatError::Truncated("L2 table"));
-        let entry = Entry {
-            word: word(at).ok_or_else(missing)?,
-            bitmap: if header.extended_l2 {
-                word(at + 8).ok_or_else(missing)?
-            } else {
-                0
-            },
-        };
-        let (piece, run) = entry
-            .piece(header, cluster, self.at - cluster)
-            .map_err(|e| self.layer.bad(e))?;
-        let len = run.min(self.end - self.at);
-        let kind = match piece {
-            Piece::Unallocated => ExtentKind::Unallocated,
-            Piece::Zero => ExtentKind::Zero,
-            Piece::Data(host_offset) => {
-                // Only the last piece of a file may be cut short, and only inside its last unit.
-                let unit = if header.extended_l2 {
-                    cluster_size / 32
-                } else {
-                    cluster_size
-                };
-                let last = host_offset.saturating_add(len - 1) / unit * unit;
-                let knows_data = self.layer.data.is_some() || header.data_file.is_none();
-                if knows_data && last >= self.layer.data_len {
-                    return Err(bad("data beyond the end of the file"));
-                }
-                ExtentKind::Data { host_offset }
-            }
-            Piece::Compressed {
-                host_offset,
-                stored,
-            } => {
-                if host_offset >= self.layer.data_len {
-                    return Err(bad("packed data beyond the end of the file"));
-                }
-                ExtentKind::Compressed {
-                    host_offset,
-                    stored,
-                }
-            }
-        };
-        self.at += len;
-        Ok(Extent { len, kind })
     }
 }

@@ -5,15 +5,18 @@
 //! encryption, the corrupt mark, every incompatible feature not listed. All sizes and offsets of a file are checked before use, so
 //! a hostile file costs a bounded amount of memory and never reads outside itself.
 
+mod bytes;
 mod header;
 mod inflate;
 mod layer;
 mod table;
+mod walk;
 
 pub use header::{FormatError, Header};
-pub use layer::{Extent, ExtentKind, Qcow2Layer};
+pub use layer::Qcow2Layer;
+pub use walk::{Extent, ExtentKind};
 
+pub(crate) use bytes::ReadAt;
 pub(crate) use header::{EXT_BACKING_FORMAT, MAGIC};
 pub(crate) use inflate::inflate;
-pub(crate) use layer::ReadAt;
 pub(crate) use table::{COPIED, ZERO};

@@ -89,9 +89,9 @@ pub(super) fn inside(dir: &Path, file: &RelativePath) -> Result<PathBuf> {
 /// The files that make up one disk at the last point of a chain, base FIRST.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFiles {
-    /// The images, for [`Chain::open`].
+    /// The images, for [`crate::Chain::open`].
     pub layers: Vec<LayerSpec>,
-    /// The block lists, for [`Merged::open`] or the next export's base lists.
+    /// The block lists, for [`crate::blocks::Merged::open`] or the next export's base lists.
     pub lists: Vec<PathBuf>,
     /// Size of the disk in bytes.
     pub virtual_size: u64,

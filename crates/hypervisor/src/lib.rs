@@ -36,7 +36,6 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 
-mod fold;
 mod layers;
 
 pub use block::{

@@ -9,22 +9,20 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use super::layers::{self, drive_mut, drive_state, node_state};
 use super::script::{FakeClock, Script, locked};
 use crate::agent::{GuestInfo, GuestInterface};
 use crate::block::{
-    BlockState, CommitOutcome, CommitSpec, DriveState, ExportState, FreezeReport, JobControl,
-    NbdExport, NewOverlay, NodeState, PreparedLayers, Progress, Quiesced,
+    BlockState, CommitOutcome, CommitSpec, ExportState, FreezeReport, JobControl, NbdExport,
+    NewOverlay, NodeState, PreparedLayers, Quiesced,
 };
-use crate::config::{Controller, DriveConfig, ImageFormat, LayerFile, MachineConfig};
+use crate::config::{Controller, DriveConfig, LayerFile, MachineConfig};
 use crate::error::{Error, Result};
-use crate::image::{ImageTool, NewImage};
+use crate::image::ImageTool;
 use crate::machine::{Exit, Machine, MachineEvent, MachineStatus, SavedState};
 use crate::names;
 
 static NEXT_PID: AtomicI32 = AtomicI32::new(1_000_000);
-
-/// Size of a fake disk whose file is not there to ask.
-const DISK_BYTES: u64 = 64 << 20;
 
 /// A machine without a process.
 #[derive(Debug)]
@@ -33,17 +31,17 @@ pub struct FakeMachine {
     pid: i32,
     run_dir: std::path::PathBuf,
     script: Script,
-    clock: FakeClock,
-    images: Option<ImageTool>,
+    pub(super) clock: FakeClock,
+    pub(super) images: Option<ImageTool>,
     events: broadcast::Sender<MachineEvent>,
     exit: watch::Sender<Option<Exit>>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     status: MachineStatus,
-    block: BlockState,
+    pub(super) block: BlockState,
     agent: bool,
     frozen: bool,
     obeys_powerdown: bool,
@@ -187,32 +185,6 @@ impl FakeMachine {
             self.emit(event);
         }
     }
-}
-
-fn drive_state(drive: &DriveConfig) -> DriveState {
-    DriveState {
-        id: drive.id.clone(),
-        chain: drive.chain.iter().map(node_state).collect(),
-        tray_open: false,
-    }
-}
-
-fn node_state(layer: &LayerFile) -> NodeState {
-    NodeState {
-        node_name: layer.node_name.clone(),
-        path: Some(layer.path.clone()),
-        format: Some(layer.format),
-        size: DISK_BYTES,
-        read_only: false,
-    }
-}
-
-fn drive_mut<'a>(block: &'a mut BlockState, id: &str) -> Result<&'a mut DriveState> {
-    block
-        .drives
-        .iter_mut()
-        .find(|drive| drive.id == id)
-        .ok_or_else(|| Error::not_found(format!("drive `{id}`")))
 }
 
 #[async_trait]
@@ -364,72 +336,7 @@ impl Machine for FakeMachine {
             .map(|overlay| overlay.overlay_node.as_str())
             .collect();
         let after = self.enter("prepare_layers", &nodes.join(" ")).await?;
-        let mut prepared = PreparedLayers {
-            overlays: overlays.to_vec(),
-            ..PreparedLayers::default()
-        };
-        let mut marked = 0;
-        for overlay in overlays {
-            let block = locked(&self.state).block.clone();
-            let drive = block
-                .drive(&overlay.drive_id)
-                .ok_or_else(|| Error::not_found(format!("drive `{}`", overlay.drive_id)))?;
-            let depth = drive.chain.len();
-            if drive
-                .active()
-                .is_some_and(|node| node.node_name == overlay.overlay_node)
-            {
-                marked += 1;
-                let below = depth
-                    .checked_sub(2)
-                    .and_then(|below| drive.chain.get(below));
-                prepared
-                    .frozen
-                    .push(below.map(|node| node.node_name.clone()).unwrap_or_default());
-                continue;
-            }
-            let active = drive
-                .active()
-                .ok_or_else(|| Error::conflict(format!("drive `{}` has no medium", drive.id)))?;
-            prepared.frozen.push(active.node_name.clone());
-            if let (Some(images), Some(below)) = (&self.images, &active.path) {
-                let name = crate::layers::backing_name(overlay, below)?;
-                let format = active.format.unwrap_or(ImageFormat::Qcow2);
-                let size = overlay.size.unwrap_or(active.size);
-                images
-                    .create_or_reuse_overlay(&NewImage::overlay(
-                        &overlay.overlay_path,
-                        name,
-                        format,
-                        size,
-                    ))
-                    .await?;
-            }
-            let node = LayerFile::new(
-                &overlay.overlay_node,
-                &overlay.overlay_path,
-                ImageFormat::Qcow2,
-            );
-            let mut state = locked(&self.state);
-            if !state
-                .block
-                .loose_nodes
-                .iter()
-                .any(|loose| loose.node_name == overlay.overlay_node)
-            {
-                state.block.loose_nodes.push(NodeState {
-                    size: overlay.size.unwrap_or(active.size),
-                    ..node_state(&node)
-                });
-            }
-        }
-        prepared.already_marked = marked == overlays.len() && marked > 0;
-        if marked > 0 && !prepared.already_marked {
-            return Err(Error::conflict(
-                "only some of the layers are on top already",
-            ));
-        }
-        after.answer(prepared)
+        after.answer(layers::prepare(self, overlays).await?)
     }
 
     async fn quiesce(&self) -> Result<Quiesced> {
@@ -444,36 +351,7 @@ impl Machine for FakeMachine {
 
     async fn mark(&self, prepared: &PreparedLayers) -> Result<FreezeReport> {
         let after = self.enter("mark", "").await?;
-        let instant = self.clock.now();
-        {
-            let mut state = locked(&self.state);
-            let mut block = state.block.clone();
-            for overlay in prepared
-                .overlays
-                .iter()
-                .filter(|_| !prepared.already_marked)
-            {
-                let at = block
-                    .loose_nodes
-                    .iter()
-                    .position(|node| node.node_name == overlay.overlay_node);
-                let at = at
-                    .ok_or_else(|| Error::not_found(format!("layer `{}`", overlay.overlay_node)))?;
-                let node = block.loose_nodes.remove(at);
-                let drive = drive_mut(&mut block, &overlay.drive_id)?;
-                drive
-                    .chain
-                    .iter_mut()
-                    .for_each(|below| below.read_only = true);
-                drive.chain.push(node);
-            }
-            state.block = block;
-        }
-        after.answer(FreezeReport {
-            paused_for: Duration::ZERO,
-            instant,
-            already: prepared.already_marked,
-        })
+        after.answer(layers::mark(self, prepared)?)
     }
 
     async fn release(&self, quiesced: Quiesced) -> Result<()> {
@@ -486,22 +364,7 @@ impl Machine for FakeMachine {
 
     async fn discard_layers(&self, prepared: &PreparedLayers) -> Result<()> {
         let after = self.enter("discard_layers", "").await?;
-        for overlay in &prepared.overlays {
-            let loose = {
-                let mut state = locked(&self.state);
-                let before = state.block.loose_nodes.len();
-                state
-                    .block
-                    .loose_nodes
-                    .retain(|node| node.node_name != overlay.overlay_node);
-                before != state.block.loose_nodes.len()
-            };
-            if loose && self.images.is_some() {
-                std::fs::remove_file(&overlay.overlay_path)
-                    .map_err(|source| Error::io("remove", &overlay.overlay_path, source))?;
-            }
-        }
-        after.answer(())
+        after.answer(layers::discard(self, prepared)?)
     }
 
     async fn commit(&self, spec: &CommitSpec, control: &JobControl) -> Result<CommitOutcome> {
@@ -510,41 +373,7 @@ impl Machine for FakeMachine {
             spec.drive_id, spec.top_node, spec.base_node
         );
         let after = self.enter("commit", &detail).await?;
-        control.report(Progress {
-            done: 0,
-            total: DISK_BYTES,
-        });
-        if control.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        let outcome = {
-            let mut state = locked(&self.state);
-            let chain = &mut drive_mut(&mut state.block, &spec.drive_id)?.chain;
-            let place = |name: &str| chain.iter().position(|node| node.node_name == name);
-            let base = place(&spec.base_node)
-                .ok_or_else(|| Error::not_found(format!("layer `{}`", spec.base_node)))?;
-            match place(&spec.top_node) {
-                None => CommitOutcome::AlreadyDone,
-                Some(top) if top <= base => {
-                    return Err(Error::conflict(format!(
-                        "layer `{}` does not lie above `{}`",
-                        spec.top_node, spec.base_node
-                    )));
-                }
-                Some(top) => {
-                    chain.drain(base + 1..=top);
-                    if let Some(active) = chain.last_mut() {
-                        active.read_only = false;
-                    }
-                    CommitOutcome::Committed
-                }
-            }
-        };
-        control.report(Progress {
-            done: DISK_BYTES,
-            total: DISK_BYTES,
-        });
-        after.answer(outcome)
+        after.answer(layers::commit(self, spec, control).await?)
     }
 
     async fn reconcile(&self) -> Result<BlockState> {

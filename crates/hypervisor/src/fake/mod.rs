@@ -1,8 +1,9 @@
 //! A scripted machine for unit tests of the domain: keeps drives, layers and state like QEMU would, records every
 //! call, and fails or hangs where its [`Script`] says.
 //!
-//! With [`FakeHypervisor::with_images`] layers are real (empty) qcow2 files; without, only names.
+//! With [`FakeHypervisor::with_images`] layers are real qcow2 files that a test may write to; without, only names.
 
+mod layers;
 mod machine;
 mod script;
 #[cfg(test)]

@@ -3,17 +3,21 @@
 //! Every call is one process; arguments never pass through a shell, and a path can never be taken for an option.
 //! Reading commands look past locks (`-U`) only where the caller says so.
 
-use std::ffi::{OsStr, OsString};
+mod fold;
+mod run;
+#[cfg(test)]
+mod tests;
+mod types;
+
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::process::{Child, ChildStdout, Command};
 
+pub use self::types::{CheckReport, ConvertOptions, ImageInfo, NewImage};
+
+use self::run::{Args, Output, Running};
 use crate::config::{ImageFormat, path_text};
 use crate::error::{Error, Result};
-use crate::probe::find_program;
 use crate::qmp::codec::{flag, number, text};
 
 /// The image tool.
@@ -26,104 +30,6 @@ impl Default for ImageTool {
     fn default() -> Self {
         Self::new("qemu-img")
     }
-}
-
-/// What a new image is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewImage {
-    /// Where; must not exist yet.
-    pub path: PathBuf,
-    /// Format.
-    pub format: ImageFormat,
-    /// Virtual size in bytes; may be left out where there is a backing file.
-    pub size: Option<u64>,
-    /// All space allocated at once ("fixed").
-    pub fixed: bool,
-    /// Recorded backing file and its format. The name is recorded as given, so relative stays relative.
-    pub backing: Option<(String, ImageFormat)>,
-    /// qcow2 only: allocation in parts of a cluster, so that the change map is fine.
-    pub extended_l2: bool,
-}
-
-impl NewImage {
-    /// An empty dynamic image.
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>, format: ImageFormat, size: u64) -> Self {
-        Self {
-            path: path.into(),
-            format,
-            size: Some(size),
-            fixed: false,
-            backing: None,
-            extended_l2: false,
-        }
-    }
-
-    /// An empty layer that records `backing` beneath it.
-    #[must_use]
-    pub fn overlay(
-        path: impl Into<PathBuf>,
-        backing: impl Into<String>,
-        format: ImageFormat,
-        size: u64,
-    ) -> Self {
-        Self {
-            backing: Some((backing.into(), format)),
-            extended_l2: true,
-            ..Self::new(path, ImageFormat::Qcow2, size)
-        }
-    }
-}
-
-/// What an image is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageInfo {
-    /// Format.
-    pub format: String,
-    /// Virtual size in bytes.
-    pub virtual_size: u64,
-    /// Bytes allocated on the host.
-    pub actual_size: u64,
-    /// Recorded backing file, as recorded.
-    pub backing: Option<String>,
-    /// Recorded format of the backing file.
-    pub backing_format: Option<String>,
-    /// Cluster or block size in bytes.
-    pub cluster_size: Option<u64>,
-    /// The image was not closed properly.
-    pub dirty: bool,
-    /// QEMU found it corrupt.
-    pub corrupt: bool,
-    /// Encrypted.
-    pub encrypted: bool,
-    /// qcow2 with allocation in parts of a cluster.
-    pub extended_l2: bool,
-    /// Everything the tool said.
-    pub raw: Value,
-}
-
-/// What a check found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct CheckReport {
-    /// Damage: contents may be wrong.
-    pub corruptions: u64,
-    /// Space that is lost, harmless otherwise.
-    pub leaks: u64,
-    /// Errors of the check itself.
-    pub check_errors: u64,
-    /// Allocated clusters (qcow2).
-    pub allocated_clusters: u64,
-}
-
-/// How a conversion writes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ConvertOptions {
-    /// All space allocated at once.
-    pub fixed: bool,
-    /// Compressed clusters (qcow2).
-    pub compressed: bool,
-    /// Look past a lock on the source. Only right for a source that nobody writes.
-    pub share: bool,
 }
 
 impl ImageTool {
@@ -361,14 +267,14 @@ impl ImageTool {
     }
 
     /// Starts folding `top` and everything between into `base`, which must lie beneath it; `top` stays unchanged.
-    pub(crate) fn start_commit(&self, top: &Path, base: &Path) -> Result<Running> {
+    fn start_commit(&self, top: &Path, base: &Path) -> Result<Running> {
         let mut args = Args::new("commit");
         args.push("-p")
             .push("-d")
             .push("-f")
             .push(ImageFormat::Qcow2.as_str());
         args.push("-b").file(base)?.file(top)?;
-        self.start(args)
+        Running::start(&self.program, args)
     }
 
     /// Rewrites the recorded backing file in the header, touching nothing else. `None` makes it stand alone.
@@ -417,149 +323,8 @@ impl ImageTool {
     }
 
     async fn output(&self, args: Args) -> Result<Output> {
-        self.start(args)?.finish().await
+        Running::start(&self.program, args)?.finish().await
     }
-
-    fn start(&self, args: Args) -> Result<Running> {
-        let program = find_program(&self.program).ok_or_else(|| Error::Unsupported {
-            what: format!("{} is not installed", self.program.display()),
-            remedy: "install QEMU's image tools (Debian: apt-get install qemu-utils)".into(),
-        })?;
-        let child = Command::new(&program)
-            .args(&args.list)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|source| Error::Spawn {
-                program: program.clone(),
-                source,
-            })?;
-        Ok(Running {
-            program,
-            command: args.for_people(),
-            child,
-        })
-    }
-}
-
-/// A started tool; dropping it ends it.
-pub(crate) struct Running {
-    program: PathBuf,
-    command: String,
-    child: Child,
-}
-
-impl Running {
-    /// Its output so far unread.
-    pub(crate) fn stdout(&mut self) -> Option<&mut ChildStdout> {
-        self.child.stdout.as_mut()
-    }
-
-    pub(crate) async fn finish(self) -> Result<Output> {
-        let Self {
-            program,
-            command,
-            child,
-        } = self;
-        let output = child
-            .wait_with_output()
-            .await
-            .map_err(|source| Error::Spawn { program, source })?;
-        Ok(Output {
-            command,
-            code: output.status.code(),
-            status: output.status.to_string(),
-            stdout: output.stdout,
-            stderr: String::from_utf8_lossy(&output.stderr)
-                .trim_end()
-                .to_owned(),
-        })
-    }
-}
-
-/// What an ended tool left.
-pub(crate) struct Output {
-    command: String,
-    code: Option<i32>,
-    status: String,
-    stdout: Vec<u8>,
-    stderr: String,
-}
-
-impl Output {
-    fn into_error(self) -> Error {
-        Error::Image {
-            command: self.command,
-            status: self.status,
-            stderr: self.stderr,
-        }
-    }
-
-    pub(crate) fn successful(self) -> Result<Self> {
-        if self.code == Some(0) {
-            Ok(self)
-        } else {
-            Err(self.into_error())
-        }
-    }
-
-    fn json(self) -> Result<Value> {
-        serde_json::from_slice(&self.stdout).map_err(|error| Error::Image {
-            command: self.command,
-            status: self.status,
-            stderr: format!("its answer is not JSON: {error}"),
-        })
-    }
-}
-
-struct Args {
-    list: Vec<OsString>,
-}
-
-impl Args {
-    fn new(command: &str) -> Self {
-        Self {
-            list: vec![command.into()],
-        }
-    }
-
-    fn push(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
-        self.list.push(arg.as_ref().to_owned());
-        self
-    }
-
-    fn share(&mut self, share: bool) -> &mut Self {
-        if share { self.push("-U") } else { self }
-    }
-
-    fn file(&mut self, path: &Path) -> Result<&mut Self> {
-        let argument = file_argument(path)?;
-        Ok(self.push(argument))
-    }
-
-    fn for_people(&self) -> String {
-        let words = self
-            .list
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned());
-        std::iter::once("qemu-img".to_owned())
-            .chain(words)
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-}
-
-/// An absolute path can be taken neither for an option nor for a protocol (`nbd:…`), whatever its name contains.
-fn file_argument(path: &Path) -> Result<OsString> {
-    if path.is_absolute() {
-        return Ok(path.as_os_str().to_owned());
-    }
-    Err(Error::config(format!(
-        "{} is not an absolute path",
-        path.display()
-    )))
 }
 
 fn creation_options(format: ImageFormat, fixed: bool, extended_l2: bool) -> Vec<&'static str> {
@@ -578,145 +343,4 @@ fn creation_options(format: ImageFormat, fixed: bool, extended_l2: bool) -> Vec<
         options.push("extended_l2=on");
     }
     options
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn images_of_every_format_have_the_size_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let images = ImageTool::default();
-        let size = 3 * 1024 * 1024 + 512;
-        for format in [
-            ImageFormat::Qcow2,
-            ImageFormat::Raw,
-            ImageFormat::Vpc,
-            ImageFormat::Vhdx,
-        ] {
-            for fixed in [false, true] {
-                let path = dir.path().join(format!("{format}, fixed={fixed}"));
-                images
-                    .create(&NewImage {
-                        fixed,
-                        ..NewImage::new(&path, format, size)
-                    })
-                    .await
-                    .unwrap();
-                let info = images.info_as(&path, Some(format), false).await.unwrap();
-                assert_eq!(
-                    (info.format.as_str(), info.virtual_size),
-                    (format.as_str(), size)
-                );
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_failure_carries_what_the_tool_said() {
-        let error = ImageTool::default()
-            .info(Path::new("/no/such/image"), false)
-            .await
-            .unwrap_err();
-        let Error::Image {
-            command, stderr, ..
-        } = &error
-        else {
-            panic!("{error}")
-        };
-        assert!(command.starts_with("qemu-img info"), "{command}");
-        assert!(stderr.contains("No such file"), "{stderr}");
-        let error = ImageTool::new("/no/qemu-img")
-            .info(Path::new("/x"), false)
-            .await
-            .unwrap_err();
-        assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
-    }
-
-    #[tokio::test]
-    async fn no_file_is_ever_written_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("precious");
-        std::fs::write(&path, "precious").unwrap();
-        let images = ImageTool::default();
-        let new = NewImage::new(&path, ImageFormat::Qcow2, 1 << 20);
-        assert_eq!(
-            images.create(&new).await.unwrap_err().kind(),
-            crate::ErrorKind::Conflict
-        );
-        let overlay = images.create_or_reuse_overlay(&new).await.unwrap_err();
-        assert_eq!(overlay.kind(), crate::ErrorKind::Conflict);
-        let convert = images
-            .convert(
-                (&path, ImageFormat::Raw),
-                (&path, ImageFormat::Qcow2),
-                &ConvertOptions::default(),
-            )
-            .await
-            .unwrap_err();
-        assert_eq!(convert.kind(), crate::ErrorKind::Conflict);
-        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    }
-
-    #[tokio::test]
-    async fn growing_works_and_shrinking_must_be_allowed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        let images = ImageTool::default();
-        images
-            .create(&NewImage::new(&path, ImageFormat::Qcow2, 1 << 20))
-            .await
-            .unwrap();
-        images
-            .resize(&path, ImageFormat::Qcow2, 2 << 20, false)
-            .await
-            .unwrap();
-        assert!(
-            images
-                .resize(&path, ImageFormat::Qcow2, 1 << 20, false)
-                .await
-                .is_err()
-        );
-        images
-            .resize(&path, ImageFormat::Qcow2, 1 << 20, true)
-            .await
-            .unwrap();
-        assert_eq!(
-            images.info(&path, false).await.unwrap().virtual_size,
-            1 << 20
-        );
-    }
-
-    #[tokio::test]
-    async fn a_copy_stands_alone_and_compares_equal() {
-        let dir = tempfile::tempdir().unwrap();
-        let (base, layer, copy) = (
-            dir.path().join("base"),
-            dir.path().join("layer"),
-            dir.path().join("copy"),
-        );
-        std::fs::write(&base, vec![7_u8; 1 << 20]).unwrap();
-        let images = ImageTool::default();
-        images
-            .create(&NewImage::overlay(
-                &layer,
-                "base",
-                ImageFormat::Raw,
-                1 << 20,
-            ))
-            .await
-            .unwrap();
-        let (from, to) = (
-            (layer.as_path(), ImageFormat::Qcow2),
-            (copy.as_path(), ImageFormat::Vhdx),
-        );
-        images
-            .convert(from, to, &ConvertOptions::default())
-            .await
-            .unwrap();
-        assert!(images.same_contents(from, to, false).await.unwrap());
-        std::fs::write(&base, vec![8_u8; 1 << 20]).unwrap();
-        assert!(!images.same_contents(from, to, false).await.unwrap());
-    }
 }

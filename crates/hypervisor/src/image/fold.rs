@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use tokio::io::AsyncReadExt;
 
+use super::ImageTool;
+use super::run::{Output, Running};
 use crate::block::{CommitOutcome, JobControl, Progress};
 use crate::config::{ImageFormat, LayerFile};
 use crate::error::{Error, Result};
-use crate::image::{ImageTool, Output, Running};
 use crate::layers::relative_name;
 
 impl ImageTool {

@@ -16,7 +16,9 @@ use tokio::task::JoinError;
 use uuid::Uuid;
 
 use super::live::{Live, Wish};
-use super::{Job, JobContext, JobState, Output, Recovery, Stop, Task};
+use super::{Job, JobContext, JobState, Output, Recovery, Stop, Subject, Task, excludes};
+use crate::point::Point;
+use crate::vm::Vm;
 use crate::{Effect, Element, Fault, Kind, Message, Result, Vmms, fault, guid, work};
 
 /// The running jobs.
@@ -107,6 +109,7 @@ impl Vmms {
                         return Ok((earlier.id, false));
                     }
                 }
+                self.admit(&job.task)?;
                 draft.put(job.clone());
                 Ok((job.id, true))
             })
@@ -115,6 +118,28 @@ impl Vmms {
             self.launch(&job, false);
         }
         Ok(id)
+    }
+
+    /// Refuses a task that cannot run beside one that runs on the same machine.
+    fn admit(&self, task: &Task) -> Result<()> {
+        let Some(vm) = self.vm_of(task) else {
+            return Ok(());
+        };
+        let in_the_way = self.db.all::<Job>().into_iter().find(|j| {
+            !j.state.is_final() && self.vm_of(&j.task) == Some(vm) && excludes(&j.task, task)
+        });
+        let Some(job) = in_the_way else {
+            return Ok(());
+        };
+        let name = self.db.get::<Vm>(vm).map_or_else(|_| guid(vm), |vm| vm.name.clone());
+        Err(fault!(VmBusy, name, format!("job {} ({})", guid(job.id), job.title)).about(Element::Vm(vm)))
+    }
+
+    fn vm_of(&self, task: &Task) -> Option<Uuid> {
+        match task.subject()? {
+            Subject::Vm(vm) => Some(vm),
+            Subject::Point(point) => self.db.get::<Point>(point).ok().map(|p| p.vm),
+        }
     }
 
     fn launch(self: &Arc<Self>, job: &Job, undo_only: bool) {

@@ -154,6 +154,15 @@ pub struct Traits {
     pub title: &'static str,
 }
 
+/// What a task works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A machine.
+    Vm(Uuid),
+    /// A reference point, and with it its machine.
+    Point(Uuid),
+}
+
 /// What becomes of a job whose service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
@@ -164,6 +173,25 @@ pub enum Recovery {
 }
 
 impl Task {
+    /// The machine or the point whose machine it works on.
+    pub fn subject(&self) -> Option<Subject> {
+        match self {
+            Task::ChangeState { vm, .. }
+            | Task::DestroyVm { vm }
+            | Task::CreatePoint { vm, .. }
+            | Task::Tidy { vm }
+            | Task::Import { vm, .. } => Some(Subject::Vm(*vm)),
+            Task::DestroyPoint { point }
+            | Task::RemoveData { point }
+            | Task::ExportPoint { point, .. } => Some(Subject::Point(*point)),
+            Task::CreateImage(_)
+            | Task::ResizeImage { .. }
+            | Task::ConvertImage { .. }
+            | Task::ValidateImage { .. }
+            | Task::Verify { .. } => None,
+        }
+    }
+
     /// How this task behaves as a job.
     pub fn traits(&self) -> Traits {
         use Recovery::{Resume, Undo};

@@ -88,13 +88,18 @@ impl Bench {
         }
     }
 
-    /// The service ends as by `kill -9` and starts again; machines run on.
+    /// The service ends as by `kill -9` and starts again; machines run on. With running machines: in a new runtime, after the
+    /// old one was shut down, since only that ends everything the old service had going.
     pub async fn restart(&mut self) {
         for vm in self.vmms.db.all::<Vm>() {
             if let Some(machine) = self.vmms.machine(vm.id) {
                 self.pids.borrow_mut().push(machine.pid());
             }
         }
+        // The old one goes before the new one comes.
+        let nowhere = tempfile::tempdir().unwrap();
+        let nothing: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        self.vmms = start(nowhere.path(), &nothing, &self.hypervisor, &self.options).await;
         self.vmms = start(
             self.dir.path(),
             &self.store,
@@ -320,6 +325,20 @@ impl Bed<'_> {
         self.disks.get_mut(name).unwrap()[range].fill(byte);
     }
 
+    /// Flushes a disk of a running machine, as a guest's file system does.
+    pub fn flush(&self, name: &str) {
+        let device = hypervisor::names::device(&spec::drive_id(&self.disk(name)));
+        self.hmp(&format!("qemu-io -d /machine/peripheral/{device} flush"));
+    }
+
+    /// Waits until the service has noticed the end of the process.
+    pub async fn wait_off(&self) {
+        let mut changes = self.bench.vmms.db.changes();
+        while self.record().power != vmms::vm::Power::Off {
+            changes.changed().await.unwrap();
+        }
+    }
+
     fn hmp(&self, line: &str) {
         let record = self.record();
         let socket = spec::run_dir(&self.bench.vmms.dirs, record.id).join("monitor.sock");
@@ -406,4 +425,13 @@ pub fn files(dir: &Path) -> Vec<String> {
     }
     out.sort();
     out
+}
+
+/// A runtime for one life of the service.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }

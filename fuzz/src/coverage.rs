@@ -52,8 +52,17 @@ pub struct Reached {
 }
 
 impl Reached {
-    /// Adds what the counters tell; whether anything of it is new.
+    /// Adds what the counters tell; whether anything of it is new: an edge, or an edge so many times.
     pub fn add(&mut self) -> bool {
+        self.merge(|count| 1 << count.ilog2())
+    }
+
+    /// The same, taking no notice of how many times.
+    pub fn add_edges(&mut self) -> bool {
+        self.merge(|_| 1)
+    }
+
+    fn merge(&mut self, bucket: impl Fn(u8) -> u8) -> bool {
         let counters = counters();
         self.seen.resize(counters.len(), 0);
         let mut new = false;
@@ -62,7 +71,7 @@ impl Reached {
             if count == 0 {
                 continue;
             }
-            let bucket = 1 << count.ilog2();
+            let bucket = bucket(count);
             if *seen & bucket == 0 {
                 self.edges += usize::from(*seen == 0);
                 *seen |= bucket;

@@ -75,12 +75,15 @@ fn found(name: &str) -> PathBuf {
     home().join("target/found").join(name)
 }
 
-fn orders(name: &str, seconds: u64, seed: u64, limit: usize) -> Orders {
+fn orders(target: &Target, seconds: u64, seed: u64, limit: usize) -> Orders {
+    let name = target.name;
+    let mut corpora = target.corpora();
+    corpora.push(found(name));
     Orders {
         seed,
         time: Duration::from_secs(seconds),
         limit,
-        corpora: vec![home().join("corpus").join(name), found(name)],
+        corpora,
         findings_in: home().join("target/findings").join(name),
         current: home().join("target").join(format!("{name}.current")),
     }
@@ -108,12 +111,15 @@ fn start(what: What) -> Result<bool> {
             seconds,
             seed,
             limit,
-        } => Ok(run(find(&name)?, orders(&name, seconds, seed, limit))? == 0),
+        } => {
+            let target = find(&name)?;
+            Ok(run(target, orders(target, seconds, seed, limit))? == 0)
+        }
         What::Replay { name, files } => {
             let target = find(&name)?;
             let mut count = 0;
-            if files.is_empty() {
-                for (_, input) in inputs(&home().join("corpus").join(&name))? {
+            for corpus in target.corpora().iter().filter(|_| files.is_empty()) {
+                for (_, input) in inputs(corpus)? {
                     (target.run)(&input);
                     count += 1;
                 }
@@ -140,7 +146,7 @@ fn look_on(target: &Target, seconds: u64, seed: Option<u64>, limit: usize) -> Re
     let mut seed = seed.unwrap_or(time.map_or(0, |time| time.as_nanos() as u64));
     println!("{}: seed {seed}", target.name);
     let begin = Instant::now();
-    let orders = orders(target.name, seconds, seed, limit);
+    let orders = orders(target, seconds, seed, limit);
     std::fs::create_dir_all(home().join("target")).context("cannot create fuzz/target")?;
     let mut fine = true;
     loop {
@@ -185,21 +191,24 @@ fn keep_found(target: &Target) -> Result<bool> {
     for (name, _) in &others {
         std::fs::remove_file(corpus.join(name)).context("cannot thin out the corpus")?;
     }
-    let named: Vec<Vec<u8>> = named.into_iter().map(|(_, input)| input).collect();
+    let mut given: Vec<Vec<u8>> = named.into_iter().map(|(_, input)| input).collect();
+    for also in target.corpora().iter().skip(1) {
+        given.extend(inputs(also)?.into_iter().map(|(_, input)| input));
+    }
     let rest = others
         .into_iter()
         .chain(new)
         .map(|(_, input)| input)
         .collect();
-    let kept = smallest_set(target, &named, rest);
+    let kept = smallest_set(target, &given, rest);
     std::fs::create_dir_all(&corpus).context("cannot create the corpus")?;
     for input in &kept {
         std::fs::write(corpus.join(name_of(input)), input).context("cannot keep an input")?;
     }
     println!(
-        "{}: {} named and {} found inputs",
+        "{}: {} given and {} found inputs",
         target.name,
-        named.len(),
+        given.len(),
         kept.len()
     );
     Ok(true)

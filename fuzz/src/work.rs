@@ -249,7 +249,7 @@ pub fn smallest_set(target: &Target, given: &[Vec<u8>], mut rest: Vec<Vec<u8>>) 
     let mut leads_on = |input: &Vec<u8>| {
         coverage::reset();
         let fine = catch_unwind(AssertUnwindSafe(|| (target.run)(input))).is_ok();
-        reached.add() && fine
+        reached.add_edges() && fine
     };
     for input in given {
         leads_on(input);

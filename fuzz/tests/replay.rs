@@ -7,11 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 fn every_target_stands_its_corpus() {
     let mut failed = Vec::new();
     for target in TARGETS {
-        let corpus = inputs(&home().join("corpus").join(target.name)).expect("a corpus");
+        let mut corpus = Vec::new();
+        for directory in target.corpora() {
+            corpus.extend(inputs(&directory).expect("a corpus"));
+        }
         assert!(!corpus.is_empty(), "{} has no corpus", target.name);
         for (name, input) in corpus {
             if catch_unwind(AssertUnwindSafe(|| (target.run)(&input))).is_err() {
-                failed.push(format!("corpus/{}/{name}", target.name));
+                failed.push(format!("{} of {}", name, target.name));
             }
         }
     }

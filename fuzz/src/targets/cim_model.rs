@@ -8,6 +8,7 @@ pub(super) const XML: Target = Target {
     name: "xml",
     run: xml,
     limit: 4096,
+    also: Some("crates/cim/tests/corpus/xml"),
     dictionary: &[
         "<?xml version=\"1.0\" encoding=\"utf-8\"?>",
         "<?xml version=\"1.0\" encoding=\"utf-16\"?>",
@@ -57,6 +58,7 @@ pub(super) const MOF: Target = Target {
     name: "mof",
     run: cim::fuzz::mof,
     limit: 4096,
+    also: Some("crates/cim/tests/corpus/mof"),
     dictionary: &[
         "class ",
         "instance of ",
@@ -96,6 +98,7 @@ pub(super) const WQL: Target = Target {
     name: "wql",
     run: cim::fuzz::wql,
     limit: 4096,
+    also: Some("crates/cim/tests/corpus/wql"),
     dictionary: &[
         "SELECT * FROM ",
         "SELECT A, B.C FROM X",
@@ -139,6 +142,7 @@ pub(super) const EMBEDDED: Target = Target {
     name: "embedded",
     run: cim::fuzz::embedded,
     limit: 4096,
+    also: Some("crates/cim/tests/corpus/embedded"),
     dictionary: &[
         "<INSTANCE CLASSNAME=\"A\">",
         "</INSTANCE>",
@@ -172,6 +176,7 @@ pub(super) const PATH: Target = Target {
     name: "path",
     run: cim::fuzz::path,
     limit: 4096,
+    also: Some("crates/cim/tests/corpus/path"),
     dictionary: &[
         "\\\\HOST\\",
         "//host/",
@@ -197,6 +202,7 @@ pub(super) const DATETIME: Target = Target {
     name: "datetime",
     run: datetime,
     limit: 4096,
+    also: None,
     dictionary: &[
         "20261120185230.123456+060",
         "00000001000000.000000:000",

@@ -8,6 +8,7 @@ pub(super) const QMP: Target = Target {
     name: "qmp",
     run: qmp,
     limit: 4096,
+    also: None,
     dictionary: &[
         "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10}}}}\n",
         "{\"return\": {}, \"id\": 1}\r\n",
@@ -51,6 +52,7 @@ pub(super) const NBD: Target = Target {
     name: "nbd",
     run: disk::fuzz::nbd,
     limit: 4096,
+    also: None,
     dictionary: &[
         "NBDMAGIC",
         "IHAVEOPT",
@@ -67,6 +69,7 @@ pub(super) const QCOW2: Target = Target {
     name: "qcow2",
     run: disk::fuzz::qcow2,
     limit: 98_304,
+    also: None,
     dictionary: &[
         "QFI\u{7f}",
         "\u{0}\u{0}\u{0}\u{3}",
@@ -84,6 +87,7 @@ pub(super) const MAP: Target = Target {
     name: "map",
     run: map,
     limit: 4096,
+    also: None,
     dictionary: &[
         "KVMMSMAP",
         "KVMMSBLK",
@@ -104,6 +108,7 @@ pub(super) const MANIFEST: Target = Target {
     name: "manifest",
     run: disk::fuzz::manifest,
     limit: 4096,
+    also: None,
     dictionary: &[
         "{\"",
         "\":",

@@ -24,6 +24,9 @@ pub enum MapError {
     /// A later version of the format.
     #[error("it has version {0}, only 1 is known")]
     Version(u32),
+    /// The reserved word is not 0, so a later program meant something by it.
+    #[error("its reserved word is {0} instead of 0")]
+    Reserved(u32),
     /// Fewer or more bytes than the header announces.
     #[error("it holds {found} bytes where its header announces {announced}")]
     Length {
@@ -75,6 +78,10 @@ impl ChangeMap {
         let version = u32_at(bytes, 8).ok_or_else(|| short.clone())?;
         if version != VERSION {
             return Err(MapError::Version(version));
+        }
+        let reserved = u32_at(bytes, 12).ok_or_else(|| short.clone())?;
+        if reserved != 0 {
+            return Err(MapError::Reserved(reserved));
         }
         let disk_size = u64_at(bytes, 16).ok_or_else(|| short.clone())?;
         let count = u64_at(bytes, 24).ok_or(short)?;

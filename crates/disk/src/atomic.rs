@@ -103,7 +103,12 @@ impl AtomicFile {
             Err(e) => return Err(Error::io("rename to", &self.target, e.into())),
         }
         self.done = true;
-        sync_parent(&self.target)
+        let durable = sync_parent(&self.target);
+        if durable.is_err() {
+            // Failed means: no file. One that might be gone after a crash is worse than none.
+            let _ = fs::remove_file(&self.target);
+        }
+        durable
     }
 
     /// Writes a small file whole, replacing an older one in one step.

@@ -18,7 +18,7 @@ use crate::qcow2::{COPIED, EXT_BACKING_FORMAT, MAGIC, ZERO};
 use crate::zero::{BLOCK, BLOCK_SIZE, block_count};
 
 /// Entries of one L2 table.
-const L2_ENTRIES: u64 = BLOCK_SIZE / 8;
+pub(crate) const L2_ENTRIES: u64 = BLOCK_SIZE / 8;
 /// 16-bit counts in one cluster.
 const REFCOUNTS: u64 = BLOCK_SIZE / 2;
 /// Largest L1 table of the format as QEMU reads it, in entries.
@@ -156,18 +156,8 @@ impl Qcow2Writer {
         let l1_at = area.reserve(l1_clusters);
         area.write(l1_at, &l1_bytes)?;
 
-        // The counts must cover the clusters that hold them: a few rounds settle it.
         let before = area.reserve(0);
-        let (mut blocks, mut tables) = (0u64, 0u64);
-        loop {
-            let total = before + blocks + tables;
-            let need_blocks = total.div_ceil(REFCOUNTS);
-            let need_tables = need_blocks.div_ceil(L2_ENTRIES);
-            if (need_blocks, need_tables) == (blocks, tables) {
-                break;
-            }
-            (blocks, tables) = (need_blocks, need_tables);
-        }
+        let (blocks, tables) = count_clusters(before);
         let total = before + blocks + tables;
         let table_at = area.reserve(tables);
         let first_block = area.reserve(blocks);
@@ -303,6 +293,55 @@ impl Tables {
     }
 }
 
+/// How many clusters of reference counts, and of the table that finds them, a file of `before` other clusters needs. They count
+/// themselves too: a few rounds settle it.
+fn count_clusters(before: u64) -> (u64, u64) {
+    let (mut blocks, mut tables) = (0u64, 0u64);
+    loop {
+        let need_blocks = (before + blocks + tables).div_ceil(REFCOUNTS);
+        let need_tables = need_blocks.div_ceil(L2_ENTRIES);
+        if (need_blocks, need_tables) == (blocks, tables) {
+            return (blocks, tables);
+        }
+        (blocks, tables) = (need_blocks, need_tables);
+    }
+}
+
 fn be_bytes(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_be_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_counts_cover_every_cluster_and_none_is_wasted(
+            multiple in 1u64..20_000, near in 0u64..40_000, small in 1u64..100_000
+        ) {
+            for before in [small, (multiple * REFCOUNTS + near).saturating_sub(20_000).max(1)] {
+                let (blocks, tables) = count_clusters(before);
+                prop_assert!(blocks * REFCOUNTS >= before + blocks + tables);
+                prop_assert!(tables * L2_ENTRIES >= blocks);
+                prop_assert!((blocks - 1) * REFCOUNTS < before + blocks + tables);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_out_of_order_or_outside_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let mut writer = Qcow2Writer::create(&path, 10 * BLOCK_SIZE, None).unwrap();
+        let (_, mut mapping) = writer.split();
+        mapping.set(3, 2, BlockState::Zero).unwrap();
+        assert!(mapping.set(4, 1, BlockState::Zero).is_err());
+        assert!(mapping.set(9, 2, BlockState::Zero).is_err());
+        assert!(mapping.set(u64::MAX, 2, BlockState::Zero).is_err());
+        mapping.set(5, 5, BlockState::Zero).unwrap();
+        drop(writer);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use disk::blocks::{BlockHash, Merged};
-use disk::export::changed_blocks;
+use disk::export::{changed_blocks, estimate};
 use disk::{
     BLOCK_SIZE, Backing, CancelFlag, Chain, ChangeMap, DiskReport, Error, ErrorKind, ExportPlan,
     LayerFormat, LayerSpec, Progress, Qcow2Layer, Source, block_count, export_disk, flatten,
@@ -191,7 +191,12 @@ fn a_full_export_holds_no_zero_block() {
         "write -P 1 0 64k\nwrite -P 0 1M 8M\nwrite -P 2 50M 4k\n",
     );
     let chain = Chain::open(&[LayerSpec::raw(&raw)]).unwrap();
+    let estimate = estimate(&chain, None).unwrap();
     let report = full(&chain, dir.path(), "x.qcow2");
+    assert!(
+        (report.bytes_written..12 * MIB).contains(&estimate),
+        "{estimate}"
+    );
     assert_eq!(report.data_blocks, 2);
     assert_eq!(report.zero_blocks, block_count(SIZE) - 2);
     assert_eq!(report.extents, 2);

@@ -6,6 +6,8 @@ mod rescan;
 
 pub use pump::flatten;
 pub(crate) use pump::{Copy, Run};
+
+use plan::Planner;
 pub use rescan::changed_blocks;
 
 use std::fs;
@@ -21,7 +23,7 @@ use crate::cancel::CancelFlag;
 use crate::error::{Error, Result};
 use crate::map::ChangeMap;
 use crate::source::Source;
-use crate::writer::{Backing, BlockState, Qcow2Writer};
+use crate::writer::{Backing, BlockState, L2_ENTRIES, Qcow2Writer};
 use crate::zero::BLOCK_SIZE;
 
 /// What is to be exported, and where to.
@@ -202,6 +204,29 @@ pub fn export_disk(
         block_list,
         digest,
     })
+}
+
+/// About how many bytes an export will write, found without reading content: for the space check. Blocks that turn out to be zero
+/// make it less; tables and block list are included.
+///
+/// # Errors
+/// What asking the source for its extents ran into.
+pub fn estimate(source: &dyn Source, changes: Option<&ChangeMap>) -> Result<u64> {
+    let mut planner = Planner::new(source, changes);
+    let (mut data, mut tables, mut next_table) = (0u64, 0u64, 0u64);
+    while let Some(item) = planner.next_item()? {
+        for piece in item.pieces {
+            data += if piece.zero { 0 } else { piece.count };
+            // Zeros need an entry only where they hide a base.
+            if !piece.zero || changes.is_some() {
+                let end = (piece.first + piece.count).div_ceil(L2_ENTRIES);
+                tables += end.saturating_sub(next_table.max(piece.first / L2_ENTRIES));
+                next_table = next_table.max(end);
+            }
+        }
+    }
+    // 2 bytes of counts and 32 of hash for each block with data, and a few clusters for header and top tables.
+    Ok(data * (BLOCK_SIZE + 34) + (tables + 8) * BLOCK_SIZE)
 }
 
 fn check(plan: &ExportPlan<'_>) -> Result<()> {

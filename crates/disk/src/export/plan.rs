@@ -13,6 +13,8 @@ pub(crate) const ITEM_BLOCKS: u64 = 16;
 pub(crate) const ITEM_BYTES: usize = (ITEM_BLOCKS * BLOCK_SIZE) as usize;
 /// Pieces of one item at most, so that alternating runs do not grow it without bound.
 const ITEM_PIECES: usize = 256;
+/// Blocks covered by one item at most (1 GiB), so that a vast run of zeros can be cancelled and shows progress.
+const ITEM_SPAN: u64 = 16_384;
 /// Blocks whose extents are asked for at a time: 64 MiB.
 const WINDOW: u64 = 1024;
 /// Ranges up to this many blocks are read without asking for extents first; the zero test finds what is zero.
@@ -32,11 +34,12 @@ pub(crate) struct Piece {
 pub(crate) struct Item {
     pub(crate) pieces: Vec<Piece>,
     reads: u64,
+    covered: u64,
 }
 
 impl Item {
     fn is_full(&self) -> bool {
-        self.reads >= ITEM_BLOCKS || self.pieces.len() >= ITEM_PIECES
+        self.reads >= ITEM_BLOCKS || self.covered >= ITEM_SPAN || self.pieces.len() >= ITEM_PIECES
     }
 
     /// Adds as much of `piece` as fits; returns the rest.
@@ -48,6 +51,7 @@ impl Item {
             self.reads += taken;
             taken
         };
+        self.covered += taken;
         match self.pieces.last_mut() {
             Some(last) if last.zero == piece.zero && last.first + last.count == piece.first => {
                 last.count += taken;

@@ -12,6 +12,9 @@ use crate::qcow2::{Extent, ExtentKind, Qcow2Layer};
 /// Unpacked clusters kept per chain (at most 2 MiB each).
 const UNPACKED_KEPT: usize = 4;
 
+/// Layers of one chain at most; far more than a machine may have, and few enough to recurse over.
+const MAX_LAYERS: usize = 256;
+
 /// How the file of a layer is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerFormat {
@@ -107,8 +110,12 @@ impl Chain {
     /// Opens the layers, topmost LAST.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an empty list, else as the layers' own open.
+    /// [`Error::Invalid`] for an empty list or one of more than 256 layers, else as the layers' own open.
     pub fn open(specs: &[LayerSpec]) -> Result<Self> {
+        if specs.len() > MAX_LAYERS {
+            let reason = format!("{} layers are more than {MAX_LAYERS}", specs.len());
+            return Err(Error::invalid(reason));
+        }
         let mut layers = Vec::with_capacity(specs.len());
         for spec in specs {
             layers.push(match spec.format {

@@ -96,7 +96,7 @@ impl Client {
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
         let transport = Transport::new(endpoint, credentials, options.timeout)?;
-        let body = transport.send(request::identify()).await?;
+        let body = transport.send(request::identify(), true).await?;
         let identity = answer::identity(&body)?;
         Ok(Client {
             transport,
@@ -124,7 +124,7 @@ impl Client {
 
     async fn call(&self, call: Call<'_>) -> Result<Element, ClientError> {
         let text = call.write(&self.transport.url(), self.options.timeout);
-        let body = self.transport.send(text).await?;
+        let body = self.transport.send(text, call.is_repeatable()).await?;
         Answer::read(&body).map(|answer| answer.body)
     }
 

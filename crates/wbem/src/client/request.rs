@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cim::xml::Writer;
-use cim::{Datetime, Name, Path, Type, Value, embedded};
+use cim::{Name, Path, Type, Value, embedded};
 
 use crate::Walk;
 use crate::wsman::uri::Family;
@@ -128,6 +128,16 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// Whether it may be sent again when nobody knows if it arrived: not what moves a context on, and a
+    /// method only under a key.
+    pub(super) fn is_repeatable(&self) -> bool {
+        match self.body {
+            Body::None | Body::Enumerate { .. } => true,
+            Body::Pull { .. } => false,
+            Body::Method { .. } => self.request_key.is_some(),
+        }
+    }
+
     pub(super) fn write(&self, to: &str, timeout: Duration) -> String {
         let mut w = Writer::with_capacity(2048);
         w.open("s:Envelope");
@@ -147,7 +157,8 @@ impl<'a> Call<'a> {
         must(&mut w, "a:Action", self.action);
         must(&mut w, "w:MaxEnvelopeSize", MAX_ENVELOPE);
         w.leaf("a:MessageID", &envelope::message_id());
-        let timeout = Datetime::interval(timeout).to_xsd();
+        // Windows' own clients write it in seconds.
+        let timeout = format!("PT{:.3}S", timeout.as_secs_f64());
         w.leaf("w:OperationTimeout", &timeout);
         self.write_selectors(&mut w);
         if let Some(key) = self.request_key {

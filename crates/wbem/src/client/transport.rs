@@ -55,9 +55,10 @@ impl Transport {
         self.endpoint.url()
     }
 
-    /// Sends one envelope and gives the envelope of the answer, a fault's too.
-    pub(super) async fn send(&self, text: String) -> Result<Bytes, ClientError> {
-        tokio::time::timeout(self.timeout, self.exchange(Bytes::from(text)))
+    /// Sends one envelope and gives the envelope of the answer, a fault's too. A repeatable one is sent
+    /// again when a kept connection breaks, as it does when the server restarts.
+    pub(super) async fn send(&self, text: String, repeatable: bool) -> Result<Bytes, ClientError> {
+        tokio::time::timeout(self.timeout, self.exchange(Bytes::from(text), repeatable))
             .await
             .unwrap_or_else(|_| {
                 Err(ClientError::Timeout {
@@ -74,7 +75,7 @@ impl Transport {
         }
     }
 
-    async fn exchange(&self, text: Bytes) -> Result<Bytes, ClientError> {
+    async fn exchange(&self, text: Bytes, repeatable: bool) -> Result<Bytes, ClientError> {
         // The lock is held over the exchange: HTTP/1.1 answers one request after the other. A task that is
         // dropped meanwhile leaves no connection behind, since it was taken out.
         let mut slot = self.connection.lock().await;
@@ -85,8 +86,13 @@ impl Transport {
             None => self.connect().await?,
         };
         let response = match connection.send_request(self.request(text.clone())?).await {
-            // The server closed the kept connection before it saw the request.
-            Err(error) if was_kept && (error.is_canceled() || error.is_closed()) => {
+            // The server closed the kept connection, in the first two cases before it saw the request.
+            Err(error)
+                if was_kept
+                    && (error.is_canceled()
+                        || error.is_closed()
+                        || repeatable && error.is_incomplete_message()) =>
+            {
                 connection = self.connect().await?;
                 connection.send_request(self.request(text)?).await
             }

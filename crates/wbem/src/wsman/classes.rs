@@ -54,18 +54,28 @@ pub(super) fn namespace(call: &Call<'_>, named: Option<String>, class: Option<&N
     named.unwrap_or_else(|| call.default_namespace(class))
 }
 
-pub(super) async fn get(call: &Call<'_>, named: Option<String>) -> Result<String, Fault> {
-    let class = call.message.selector("ClassName").map(str::trim);
-    let class: Name = match class {
-        Some(name) if !name.is_empty() => name.to_owned().into(),
-        _ => {
-            return Err(Fault::sender(
-                Subcode::InvalidSelectors,
-                "The selector ClassName is missing.",
-            )
-            .detail("InsufficientSelectors"));
-        }
-    };
+/// The class the selector `ClassName` names, else the one of the URI.
+fn selected(call: &Call<'_>, of_uri: Option<Name>) -> Option<Name> {
+    call.message
+        .selector("ClassName")
+        .map(str::trim)
+        .filter(|name| !name.is_empty() && *name != "*")
+        .map(|name| name.to_owned().into())
+        .or(of_uri)
+}
+
+pub(super) async fn get(
+    call: &Call<'_>,
+    named: Option<String>,
+    of_uri: Option<Name>,
+) -> Result<String, Fault> {
+    let class = selected(call, of_uri).ok_or_else(|| {
+        Fault::sender(
+            Subcode::InvalidSelectors,
+            "The selector ClassName is missing.",
+        )
+        .detail("InsufficientSelectors")
+    })?;
     let namespace = namespace(call, named, Some(&class));
     let operation = Operation::GetClass { class };
     let Response::Classes(found) = call.run(&namespace, operation).await? else {
@@ -81,12 +91,13 @@ pub(super) async fn get(call: &Call<'_>, named: Option<String>) -> Result<String
 }
 
 /// All classes, or those below the one named.
-pub(super) async fn list(call: &Call<'_>, namespace: &str) -> Result<Vec<Class>, Fault> {
-    let class = call.message.selector("ClassName").map(str::trim);
+pub(super) async fn list(
+    call: &Call<'_>,
+    namespace: &str,
+    of_uri: Option<Name>,
+) -> Result<Vec<Class>, Fault> {
     let operation = Operation::EnumerateClasses {
-        class: class
-            .filter(|name| !name.is_empty() && *name != "*")
-            .map(|name| name.to_owned().into()),
+        class: selected(call, of_uri),
         deep: true,
     };
     match call.run(namespace, operation).await? {

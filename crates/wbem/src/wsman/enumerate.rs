@@ -157,9 +157,9 @@ pub(super) async fn enumerate(mut call: Call<'_>) -> Result<String, Fault> {
         }
     };
     let mut enumeration = match call.resource()? {
-        Resource::Classes { namespace } => {
-            let namespace = classes::namespace(&call, namespace, None);
-            let found = classes::list(&call, &namespace).await?;
+        Resource::Classes { namespace, class } => {
+            let namespace = classes::namespace(&call, namespace, class.as_ref());
+            let found = classes::list(&call, &namespace, class).await?;
             let left = found
                 .into_iter()
                 .map(|class| {

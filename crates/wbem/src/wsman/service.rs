@@ -171,7 +171,9 @@ impl Call<'_> {
         if let Some(verb) = action.strip_prefix(ns::TRANSFER) {
             return match (verb, self.resource()?) {
                 ("/Get", Resource::Config) => Ok(transfer::config(&self)),
-                ("/Get", Resource::Classes { namespace }) => classes::get(&self, namespace).await,
+                ("/Get", Resource::Classes { namespace, class }) => {
+                    classes::get(&self, namespace, class).await
+                }
                 ("/Get", _) => transfer::get(self).await,
                 ("/Put", _) => transfer::put(self).await,
                 ("/Create", _) => transfer::create(self).await,

@@ -52,7 +52,11 @@ pub(crate) enum Resource {
         default_namespace: bool,
     },
     /// Class declarations.
-    Classes { namespace: Option<String> },
+    Classes {
+        namespace: Option<String>,
+        /// Where the URI names one itself; most clients do it with the selector `ClassName`.
+        class: Option<Name>,
+    },
     /// The server's settings.
     Config,
 }
@@ -86,9 +90,10 @@ pub(crate) fn parse(uri: &str, selector: Option<&str>) -> Result<Resource, Fault
             default_namespace: false,
         });
     }
-    if strip(uri, ns::CIM_XML).is_some() {
+    if let Some(class) = strip(uri, ns::CIM_XML) {
         return Ok(Resource::Classes {
             namespace: selected,
+            class: class_name(uri, class)?,
         });
     }
     let class = if uri.eq_ignore_ascii_case(ns::CIM_ALL) {
@@ -168,7 +173,10 @@ mod tests {
         assert_eq!(class_of(ns::CIM_ALL, Some("root/cimv2")).0, None);
         assert_eq!(
             parse(&format!("{}*", ns::CIM_XML), None),
-            Ok(Resource::Classes { namespace: None })
+            Ok(Resource::Classes {
+                namespace: None,
+                class: None,
+            })
         );
     }
 

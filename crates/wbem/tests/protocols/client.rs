@@ -305,3 +305,35 @@ async fn no_server_is_an_error_with_its_cause() {
     );
     assert!(std::error::Error::source(&error).is_some());
 }
+
+#[tokio::test]
+async fn a_restarted_server_is_found_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("kvmms.sock");
+    let begin = async || {
+        let handler = Arc::new(Scripted::new());
+        let mut server = Server::new(handler, Arc::new(wbem::auth::Nobody), Options::default());
+        let listen = Listen::Unix { path: path.clone() };
+        server.listen(listen).await.expect("listen");
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(server.run(async {
+            let _ = stopped.await;
+        }));
+        (stop, task)
+    };
+    let (stop, task) = begin().await;
+    let endpoint = Endpoint::Unix(path.clone());
+    let client = Client::connect(endpoint, None, ClientOptions::default())
+        .await
+        .expect("connect");
+    assert!(client.enumerate("Msvm_ConcreteJob").await.is_ok());
+    stop.send(()).expect("running");
+    task.await.expect("ended");
+    let error = client.enumerate("Msvm_ConcreteJob").await;
+    assert!(
+        matches!(error, Err(ClientError::Connect { .. })),
+        "{error:?}"
+    );
+    let _running = begin().await;
+    assert!(client.enumerate("Msvm_ConcreteJob").await.is_ok());
+}

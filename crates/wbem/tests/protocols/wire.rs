@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufStream};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -67,18 +67,22 @@ pub(crate) fn basic() -> String {
 }
 
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: BufStream<TcpStream>,
 }
 
 impl Connection {
     pub(crate) async fn to(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.expect("connect");
-        Connection { stream }
+        stream.set_nodelay(true).expect("nodelay");
+        Connection {
+            stream: BufStream::new(stream),
+        }
     }
 
     /// Sends bytes as they are.
     pub(crate) async fn raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.expect("write");
+        self.stream.flush().await.expect("flush");
     }
 
     /// A POST with these header lines and this body.

@@ -63,6 +63,11 @@ impl From<wbem::Error> for CallError {
     }
 }
 
+/// The return code of a kind of failure.
+pub(crate) fn code_of(kind: Kind) -> u32 {
+    told(kind).code
+}
+
 /// The return code of a failure.
 pub(crate) fn return_code(fault: &Fault) -> u32 {
     told(fault.kind()).code

@@ -100,6 +100,14 @@ impl Object {
         }
     }
 
+    /// The instance behind an object that was made whole when it was listed.
+    pub(crate) fn fixed(&self) -> Instance {
+        match &self.what {
+            What::Fixed(instance) => (**instance).clone(),
+            _ => Instance::new(self.class),
+        }
+    }
+
     /// Its path, with namespace and host.
     pub(crate) fn path(&self, service: &Service, namespace: &str) -> Path {
         let mut path = Path::class(self.class).in_namespace(namespace).on_host(&*service.host);

@@ -94,7 +94,33 @@ impl Service {
         instance
     }
 
-    fn select(&self, namespace: &'static Namespace, select: &Select) -> Result<Vec<Instance>, Error> {
+    /// The objects of a class and its subclasses that have to be asked for first.
+    async fn fetch(&self, namespace: &'static Namespace, class: &str, path: Option<&Path>) -> Result<Vec<Object>, Error> {
+        let mut out = Vec::new();
+        for class in namespace.concrete(class) {
+            if let Some(provider) = self.provider(namespace.name(), class.name.as_str()) {
+                let fetched = provider.fetch(self, class.name.as_str(), path).await;
+                out.extend(fetched.map_err(|fault| errors::operation_error(self, &fault))?);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The one object a path names, also one that has to be asked for first.
+    async fn get(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Error> {
+        let found = self.find(namespace, path);
+        if !matches!(&found, Err(error) if error.status == Status::NotFound) {
+            return found;
+        }
+        let mut fetched = self.fetch(namespace, path.class.as_str(), Some(path)).await?;
+        fetched.retain(|o| o.is_named_by(path));
+        match (fetched.pop(), fetched.is_empty()) {
+            (Some(object), true) => Ok(object),
+            _ => found,
+        }
+    }
+
+    async fn select(&self, namespace: &'static Namespace, select: &Select) -> Result<Vec<Instance>, Error> {
         let class = self.class(namespace, select.class.as_str())?;
         let environment = Environment { schema: namespace, host: &self.host, namespace: namespace.name() };
         let mut candidates = Vec::new();
@@ -103,7 +129,11 @@ impl Service {
         } else {
             // A condition on a key, which every match must fulfil, saves building all others.
             let wanted = select.key_equalities();
-            for object in self.objects(namespace, class.name.as_str()) {
+            let mut path = Path::class(class.name.clone());
+            path.keys = wanted.iter().map(|(name, value)| ((*name).clone(), (*value).clone())).collect();
+            let mut objects = self.objects(namespace, class.name.as_str());
+            objects.extend(self.fetch(namespace, class.name.as_str(), Some(&path)).await?);
+            for object in objects {
                 let hopeless = wanted.iter().any(|(name, value)| {
                     let own = object.keys.iter().find(|(key, _)| name.is(key));
                     match (own, value.to_text()) {
@@ -238,7 +268,7 @@ impl Handler for Service {
                     let found = association::get(self, namespace, path)?;
                     return Ok(Response::Instances(vec![found]));
                 }
-                let object = self.find(namespace, path)?;
+                let object = self.get(namespace, path).await?;
                 Ok(Response::Instances(vec![self.instance(namespace, &object)]))
             }
             Operation::EnumerateInstances { class } => {
@@ -246,13 +276,14 @@ impl Handler for Service {
                 let found = if class.is_association() {
                     association::instances(self, namespace, class.name.as_str())
                 } else {
-                    let objects = self.objects(namespace, class.name.as_str());
+                    let mut objects = self.objects(namespace, class.name.as_str());
+                    objects.extend(self.fetch(namespace, class.name.as_str(), None).await?);
                     objects.iter().map(|o| self.instance(namespace, o)).collect()
                 };
                 Ok(Response::Instances(found))
             }
             Operation::Query { query } => Ok(Response::Instances(match query {
-                Query::Select(select) => self.select(namespace, select)?,
+                Query::Select(select) => self.select(namespace, select).await?,
                 Query::Associators(walk) => self.traverse(namespace, walk, false)?,
                 Query::References(walk) => self.traverse(namespace, walk, true)?,
             })),

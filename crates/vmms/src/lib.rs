@@ -29,6 +29,7 @@ mod wiring;
 mod work;
 
 pub use element::{Effect, Element};
+pub use hypervisor::probe::{Features, KvmState};
 pub use hypervisor::{Acceleration, ImageFormat};
 pub use service::{Dirs, Options, Vmms};
 pub use wiring::{open_store, start_qemu};

@@ -19,6 +19,7 @@ mod device;
 mod host;
 mod image;
 mod job;
+mod kvmms;
 pub(crate) mod links;
 mod management;
 mod point;
@@ -99,6 +100,12 @@ pub(crate) trait Provider: Send + Sync {
         all
     }
 
+    /// Objects that have to be asked for first, in the store or elsewhere; with `path` at least those it names. They are
+    /// found by reading and by queries, not at the ends of associations.
+    async fn fetch(&self, _service: &Service, _class: &str, _path: Option<&Path>) -> Result<Vec<Object>, Fault> {
+        Ok(Vec::new())
+    }
+
     /// The properties of an object; keys and what is left out are filled in by the caller.
     fn instance(&self, service: &Service, object: &Object) -> Instance;
 
@@ -119,6 +126,12 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(point::Points),
         Arc::new(job::Jobs),
         Arc::new(host::HostInventory),
+        Arc::new(kvmms::Exports),
+        Arc::new(kvmms::History),
+        Arc::new(kvmms::Catalogue),
+        Arc::new(kvmms::HostDetail),
+        Arc::new(kvmms::Disks),
+        Arc::new(kvmms::PointDetails),
     ]
 }
 
@@ -138,6 +151,7 @@ pub(crate) fn role_for(method: &str) -> Role {
         "RequestStateChange",
         "InitiateShutdown",
         "ValidateVirtualHardDisk",
+        "VerifyExport",
         "CreateSnapshot",
         "ConvertToReferencePoint",
         "ExportS",

@@ -30,6 +30,11 @@ pub(crate) fn object(service: &Service, class: &str) -> Option<Object> {
     Some(Object::of_system(class, service.host.clone(), "Name", name, What::Service))
 }
 
+/// The class of the service that owns jobs of that kind.
+pub(crate) fn class_of(owner: Owner) -> &'static str {
+    SERVICES.iter().find(|(_, _, o)| *o == owner).map_or("", |(class, _, _)| class)
+}
+
 /// The service that owns jobs of that kind.
 pub(crate) fn owner(service: &Service, owner: Owner) -> Option<Object> {
     SERVICES.iter().find(|(_, _, o)| *o == owner).and_then(|(class, _, _)| object(service, class))
@@ -57,22 +62,7 @@ impl Provider for Services {
 
     fn instance(&self, service: &Service, object: &Object) -> Instance {
         let name = SERVICES.iter().find(|(c, _, _)| *c == object.class).map_or("", |(_, name, _)| name);
-        let mut i = Instance::new(object.class);
-        i.set("Caption", name)
-            .set("Description", name)
-            .set("ElementName", name)
-            .set("InstallDate", Datetime::from(service.vmms.started))
-            .set("OperationalStatus", vec![2u16])
-            .set("StatusDescriptions", vec!["OK".to_owned()])
-            .set("Status", "OK")
-            .set("HealthState", 5u16)
-            .set("EnabledState", 5u16)
-            .set("RequestedState", 12u16)
-            .set("EnabledDefault", 2u16)
-            .set("TimeOfLastStateChange", Datetime::from(service.vmms.started))
-            .set("StartMode", "Automatic")
-            .set("Started", true);
-        i
+        properties(service, object.class, name)
     }
 
     async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
@@ -83,4 +73,24 @@ impl Provider for Services {
             _ => Err(unserved(call.target.class, call.method)),
         }
     }
+}
+
+/// What all services tell of themselves.
+pub(crate) fn properties(service: &Service, class: &'static str, name: &str) -> Instance {
+    let mut i = Instance::new(class);
+    i.set("Caption", name)
+        .set("Description", name)
+        .set("ElementName", name)
+        .set("InstallDate", Datetime::from(service.vmms.started))
+        .set("OperationalStatus", vec![2u16])
+        .set("StatusDescriptions", vec!["OK".to_owned()])
+        .set("Status", "OK")
+        .set("HealthState", 5u16)
+        .set("EnabledState", 5u16)
+        .set("RequestedState", 12u16)
+        .set("EnabledDefault", 2u16)
+        .set("TimeOfLastStateChange", Datetime::from(service.vmms.started))
+        .set("StartMode", "Automatic")
+        .set("Started", true);
+    i
 }

@@ -1,0 +1,69 @@
+//! Kvmms_ExportService: proving and importing exports, for which the documented schema has no method.
+
+use async_trait::async_trait;
+use cim::Instance;
+use msvm::{class, params};
+use vmms::Element;
+use vmms::vm::device::host_path;
+
+use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
+use crate::Service;
+use crate::object::{Object, What};
+
+pub(crate) struct Exports;
+
+const TITLE: &str = "kvmms Export Service";
+
+#[async_trait]
+impl Provider for Exports {
+    fn classes(&self) -> &'static [&'static str] {
+        &[class::KVMMS_EXPORT_SERVICE]
+    }
+
+    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
+        let class = class::KVMMS_EXPORT_SERVICE;
+        vec![Object::of_system(
+            class,
+            service.host.clone(),
+            "Name",
+            "kvmms-export".to_owned(),
+            What::Service,
+        )]
+    }
+
+    fn instance(&self, service: &Service, object: &Object) -> Instance {
+        services::properties(service, object.class, TITLE)
+    }
+
+    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+        use params::kvmms_export_service as p;
+        match call.method {
+            "VerifyExport" => {
+                let given = p::VerifyExportIn::read(call.parameters)?;
+                let directory =
+                    host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
+                let job =
+                    vmms::verify::verify_export(&service.vmms, &directory, call.asked).await?;
+                Ok(Outcome::started(service, job))
+            }
+            "ImportExport" => {
+                let given = p::ImportExportIn::read(call.parameters)?;
+                let directory =
+                    host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
+                let disks = host_path(&msvm::required("DiskDirectory", given.disk_directory)?)?;
+                let name = given.new_name.filter(|n| !n.trim().is_empty());
+                let (vm, job) = vmms::import::import_export(
+                    &service.vmms,
+                    &directory,
+                    name,
+                    &disks,
+                    call.asked,
+                )
+                .await?;
+                let imported = service.element_path(&Element::Vm(vm));
+                Ok(Outcome::started(service, job).with("ImportedSystem", imported))
+            }
+            _ => Err(unserved(call.target.class, call.method)),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Kvmms_JobRecord: jobs as they are stored, long after their objects have gone.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use cim::{Datetime, Instance, Path};
+use msvm::class;
+use vmms::job::{Job, JobState};
+use vmms::{Fault, Kind, guid};
+
+use super::super::{Provider, services};
+use crate::Service;
+use crate::errors;
+use crate::object::{self, Object, What};
+
+pub(crate) struct History;
+
+/// A list holds that many records, the newest.
+const MOST: usize = 1000;
+/// Records read at once.
+const PAGE: usize = 500;
+
+#[async_trait]
+impl Provider for History {
+    fn classes(&self) -> &'static [&'static str] {
+        &[class::KVMMS_JOB_RECORD]
+    }
+
+    // Records are in the store; `fetch` gets them.
+    fn list(&self, _service: &Service, _class: &str) -> Vec<Object> {
+        Vec::new()
+    }
+
+    async fn fetch(
+        &self,
+        service: &Service,
+        _class: &str,
+        path: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        let id = path.and_then(|p| p.get_str("InstanceID").or_else(|| p.get_str("")));
+        if let Some(id) = id {
+            let Some(id) = object::guid_in(id) else {
+                return Ok(Vec::new());
+            };
+            return match service.vmms.db.past_job(id).await {
+                Ok(job) => Ok(vec![record(service, job)]),
+                Err(fault) if fault.kind() == Kind::NotFound => Ok(Vec::new()),
+                Err(fault) => Err(fault),
+            };
+        }
+        Ok(newest(service, MOST)
+            .await?
+            .into_iter()
+            .map(|job| record(service, job))
+            .collect())
+    }
+
+    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+        object.fixed()
+    }
+}
+
+/// The newest stored jobs, newest first. Identifiers say nothing about age, so all pages are looked through; never
+/// more than a page beyond the wanted number is in memory.
+async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
+    let mut kept: Vec<Job> = Vec::new();
+    let mut after = None;
+    loop {
+        let page = service.vmms.db.history(after, PAGE).await?;
+        // Pages may be short where records are large; only an empty one is the end.
+        let Some(last) = page.last() else {
+            return Ok(kept);
+        };
+        after = Some(last.id);
+        kept.extend(page);
+        kept.sort_by_key(|job| std::cmp::Reverse((job.submitted, job.id)));
+        kept.truncate(most);
+    }
+}
+
+fn record(service: &Service, stored: Job) -> Object {
+    // Of a job that runs, memory knows more than the store.
+    let visible = service.vmms.job(stored.id);
+    let is_visible = visible.is_ok();
+    let job = visible.unwrap_or(stored);
+    let id = guid(job.id);
+    let instance = Arc::new(instance(service, &job, is_visible));
+    Object::with_id(class::KVMMS_JOB_RECORD, id, What::Fixed(instance))
+}
+
+fn instance(service: &Service, job: &Job, is_visible: bool) -> Instance {
+    let failed = job.state.is_final() && job.state != JobState::Completed;
+    let first = job.faults.first();
+    let (task, parameters) = task_text(job);
+    let mut i = Instance::new(class::KVMMS_JOB_RECORD);
+    i.set("Caption", job.title.as_str())
+        .set("Description", job.title.as_str())
+        .set("ElementName", job.title.as_str())
+        .set("JobClass", object::job_class(job.class))
+        .set("JobType", job.job_type)
+        .set("TaskName", task)
+        .set("TaskParameters", parameters)
+        .set("JobState", job.state.number())
+        .set("State", job.state.word())
+        .set("PercentComplete", u16::from(job.percent))
+        .set("BytesDone", job.done)
+        .set("BytesTotal", job.total)
+        .set("BytesRead", job.output.bytes_read)
+        .set("BytesWritten", job.output.bytes_written)
+        .set("TimeSubmitted", Datetime::from(job.submitted))
+        .set("TimeOfLastStateChange", Datetime::from(job.changed))
+        .set(
+            "ElapsedTime",
+            Datetime::interval(job.elapsed(SystemTime::now())),
+        )
+        .set("Cancellable", job.cancellable)
+        .set("Suspendable", job.suspendable)
+        .set("IsVisible", is_visible)
+        .set("Owner", job.owner.as_str())
+        .set("HostName", job.host.as_str())
+        .set("ServiceClass", services::class_of(job.service))
+        .set(
+            "AffectedElements",
+            job.affected
+                .iter()
+                .map(|(e, _)| service.element_path(e).to_string())
+                .collect::<Vec<_>>(),
+        )
+        .set(
+            "Directory",
+            job.output
+                .directory
+                .as_ref()
+                .map(|d| d.display().to_string()),
+        )
+        .set("Files", files(job))
+        .set("Report", job.output.report.clone())
+        .set(
+            "ErrorCode",
+            first.filter(|_| failed).map_or(0, errors::return_code),
+        )
+        .set("ErrorID", first.map(|f| f.message.id()))
+        .set("ErrorText", lines(&job.faults));
+    if let Some(first) = first {
+        let remedy = first.message.entry().remedy.iter();
+        i.set(
+            "RecommendedActions",
+            remedy.map(|r| (*r).to_owned()).collect::<Vec<_>>(),
+        );
+    }
+    i
+}
+
+fn files(job: &Job) -> Vec<String> {
+    let output = &job.output;
+    let machines = output.machines.iter().flat_map(|m| {
+        [&m.config, &m.runtime, &m.guest_state]
+            .into_iter()
+            .flatten()
+    });
+    let all = output.disks.iter().map(|d| &d.file).chain(machines);
+    all.map(|f| f.display().to_string()).collect()
+}
+
+/// The name of the task and its parameters, as they are stored.
+fn task_text(job: &Job) -> (String, Option<String>) {
+    match serde_json::to_value(&job.task) {
+        Ok(serde_json::Value::String(name)) => (name, None),
+        Ok(serde_json::Value::Object(map)) => match map.into_iter().next() {
+            Some((name, parameters)) => (name, Some(parameters.to_string())),
+            None => (String::new(), None),
+        },
+        _ => (String::new(), None),
+    }
+}
+
+/// Failures and what lies beneath, one line each.
+fn lines(faults: &[Fault]) -> Vec<String> {
+    fn add(fault: &Fault, depth: usize, out: &mut Vec<String>) {
+        out.push(format!(
+            "{}{} [{}]",
+            "  ".repeat(depth),
+            fault.text(),
+            fault.message.id()
+        ));
+        for cause in &fault.causes {
+            add(cause, depth + 1, out);
+        }
+    }
+    let mut out = Vec::new();
+    for fault in faults {
+        add(fault, 0, &mut out);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmms::fault;
+
+    #[test]
+    fn causes_are_indented_below_what_they_caused() {
+        let fault = fault!(ExportFailed, "P", "/x")
+            .caused_by(fault!(NoSpace, "/x").caused_by(fault!(Os, "write /x", "full", 28)));
+        let lines = lines(&[fault]);
+        let indents: Vec<usize> = lines
+            .iter()
+            .map(|l| l.len() - l.trim_start().len())
+            .collect();
+        assert_eq!(indents, [0, 2, 4]);
+        assert!(
+            lines
+                .iter()
+                .all(|l| l.ends_with(']') && l.contains("[KVMMS-")),
+            "{lines:?}"
+        );
+    }
+}

@@ -1,0 +1,16 @@
+//! The classes kvmms adds to the documented schema: exports proven and imported, the history of jobs, the error
+//! catalogue, the host, disks and points in detail.
+
+mod catalogue;
+mod disk;
+mod export;
+mod history;
+mod host;
+mod point;
+
+pub(crate) use catalogue::Catalogue;
+pub(crate) use disk::Disks;
+pub(crate) use export::Exports;
+pub(crate) use history::History;
+pub(crate) use host::HostDetail;
+pub(crate) use point::PointDetails;

@@ -1,0 +1,119 @@
+//! Kvmms_ReferencePointDetail: what is known of a point beyond its standard properties.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cim::{Datetime, Instance, Path};
+use msvm::class;
+use vmms::guid;
+use vmms::point::{Point, PointType};
+use vmms::vm::Vm;
+
+use super::super::Provider;
+use super::disk::allocated_file;
+use crate::Service;
+use crate::object::{self, Object, What, resource_id};
+
+pub(crate) struct PointDetails;
+
+#[async_trait]
+impl Provider for PointDetails {
+    fn classes(&self) -> &'static [&'static str] {
+        &[class::KVMMS_REFERENCE_POINT_DETAIL]
+    }
+
+    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
+        let mut points = service.vmms.db.all::<Point>();
+        points.retain(|p| p.complete);
+        points.sort_by_key(|p| (p.vm, p.sequence));
+        points.iter().map(|p| object(service, p)).collect()
+    }
+
+    fn find(&self, service: &Service, _class: &str, path: &Path) -> Vec<Object> {
+        let id = path.get_str("InstanceID").or_else(|| path.get_str(""));
+        let id = id.and_then(|id| object::guid_in(id.rsplit(['\\', ':']).next().unwrap_or(id)));
+        let point = id
+            .and_then(|id| service.vmms.db.get::<Point>(id).ok())
+            .filter(|p| p.complete);
+        point.map(|p| object(service, &p)).into_iter().collect()
+    }
+
+    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+        object.fixed()
+    }
+}
+
+fn object(service: &Service, point: &Point) -> Object {
+    let id = format!("Microsoft:{}", guid(point.id));
+    Object::with_id(
+        class::KVMMS_REFERENCE_POINT_DETAIL,
+        id,
+        What::Fixed(Arc::new(instance(service, point))),
+    )
+}
+
+fn instance(service: &Service, point: &Point) -> Instance {
+    let disks = || point.disks.iter();
+    let hold = point.hold.as_ref().filter(|_| point.kind == PointType::Rct);
+    let mut i = Instance::new(class::KVMMS_REFERENCE_POINT_DETAIL);
+    i.set("Caption", "Reference Point Detail")
+        .set("Description", "What is known of a reference point")
+        .set("ElementName", point.name.as_str())
+        .set("VirtualSystemIdentifier", guid(point.vm))
+        .set("Instant", Datetime::from(point.instant))
+        .set("PauseMicroseconds", point.pause_us)
+        .set("Sequence", point.sequence)
+        .set("Held", point.holds_content())
+        .set("HoldUntil", hold.map(|h| Datetime::from(h.until)))
+        .set("HoldBytes", hold.map(|h| h.bytes))
+        .set("ContentSize", content(service, point))
+        .set("DiskSize", disks().map(|d| d.size).sum::<u64>())
+        .set(
+            "Disks",
+            disks()
+                .map(|d| resource_id(point.vm, &d.device))
+                .collect::<Vec<_>>(),
+        )
+        .set(
+            "DiskPaths",
+            disks()
+                .map(|d| d.path.display().to_string())
+                .collect::<Vec<_>>(),
+        )
+        .set(
+            "ChangeTrackingIdentifiers",
+            disks().map(|d| guid(d.node)).collect::<Vec<_>>(),
+        )
+        .set(
+            "Decisions",
+            point
+                .decisions
+                .iter()
+                .map(|d| format!("{}: {}", d.what, d.reason))
+                .collect::<Vec<_>>(),
+        )
+        .set(
+            "Exports",
+            point
+                .exports
+                .iter()
+                .map(|e| e.display().to_string())
+                .collect::<Vec<_>>(),
+        );
+    i
+}
+
+/// What the files of the point's own layers take: the file of each instant, as long as nothing was merged into it and
+/// it is not the base that was attached.
+fn content(service: &Service, point: &Point) -> u64 {
+    let Ok(vm) = service.vmms.db.get::<Vm>(point.vm) else {
+        return 0;
+    };
+    let own = point.disks.iter().filter_map(|d| {
+        let tree = &vm.disk(d.uid)?.layers;
+        let node = tree.nodes.get(&d.node)?;
+        node.parent?;
+        node.file.as_ref()
+    });
+    own.map(|f| allocated_file(&f.path)).sum()
+}

@@ -62,11 +62,10 @@ pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Resu
     let base = order
         .base
         .as_deref()
-        .and_then(|base| find_base(order, base));
-    if let (Some(chain), Some(last)) = (&base, base.as_ref().and_then(|c| c.last())) {
-        manifest.point.base_manifest = Some(HexHash(last.hash));
-        tracing::debug!(depth = chain.len(), "the exports of the base were found");
-    }
+        .map(|base| find_base(order, base))
+        .transpose()?
+        .flatten();
+    manifest.point.base_manifest = base.as_ref().map(|b| HexHash(b.export.hash));
     manifest.files = small_files(order, &vm)?;
 
     let total: u64 = jobs.iter().map(|j| j.total).sum();
@@ -74,7 +73,7 @@ pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Resu
     progress(0, total);
     for job in &jobs {
         let told = |p: disk::Progress| progress(before + p.done.min(job.total), total);
-        let entry = write_disk(order, job, base.as_deref(), &mut manifest.decisions, &told)?;
+        let entry = write_disk(order, job, base.as_ref(), &mut manifest.decisions, &told)?;
         manifest.disks.push(entry);
         before += job.total;
         progress(before, total);
@@ -195,28 +194,43 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
     manifest
 }
 
-/// The chain of exports that ends with the base's, the full one first; none where a part of it is not to be found.
-fn find_base(order: &Order, base: &Point) -> Option<Vec<Export>> {
+/// The export of the base.
+struct Base {
+    export: Export,
+    /// The chain that ends with it, the full one first; none where a part of it is not to be found.
+    chain: Option<Vec<Export>>,
+}
+
+fn find_base(order: &Order, base: &Point) -> Result<Option<Base>> {
     let near = layout::exports_in(&order.directory, base.vm);
     let known = base.exports.iter().rev().cloned();
-    let dir = layout::find(
+    let found = layout::find(
         near.into_iter().chain(known),
         &guid(base.vm),
         &guid(base.id),
-    )?;
-    match crate::verify::chain_of(&dir) {
-        Ok(chain) => Some(chain),
-        Err(error) => {
-            tracing::warn!(dir = %dir.display(), %error, "the export of the base is not usable");
-            None
-        }
+    );
+    let Some(dir) = found else {
+        return Ok(None);
+    };
+    let chain = crate::verify::chain_of(&dir);
+    if let Err(error) = &chain {
+        tracing::warn!(dir = %dir.display(), %error, "the export of the base is not complete");
     }
+    let (manifest, hash) = Manifest::load(&dir)?;
+    Ok(Some(Base {
+        export: Export {
+            dir,
+            manifest,
+            hash,
+        },
+        chain: chain.ok(),
+    }))
 }
 
 fn write_disk(
     order: &Order,
     job: &Job<'_>,
-    base: Option<&[Export]>,
+    base: Option<&Base>,
     decisions: &mut Vec<manifest::Decision>,
     progress: &(dyn Fn(disk::Progress) + Sync),
 ) -> Result<DiskEntry> {
@@ -230,36 +244,39 @@ fn write_disk(
     let mut base_file = None;
     if let (Some(changes), Some(base_point)) = (&job.changes, &order.base) {
         plan.changes = Some(changes);
-        let found = base.and_then(|chain| Some((chain, verify::disk_files(chain, &id).ok()?)));
-        let name = match found {
-            Some((chain, files)) => {
-                plan.base_lists = files.lists;
-                // The image of the base, as its own manifest names it.
-                let entry = chain.last().and_then(|e| {
-                    Some((e, e.manifest.disks.iter().find(|d| d.instance_id == id)?))
-                });
-                let (export, entry) =
-                    entry.ok_or_else(|| fault!(Internal, "a base without the disk"))?;
-                let there = canonical(&export.dir.join(&entry.file))?;
+        let mut decide = |decision: &str, reason: String| {
+            decisions.push(manifest::Decision {
+                disk: Some(id.clone()),
+                decision: decision.to_owned(),
+                reason,
+            });
+        };
+        let name = match base.and_then(|b| Some((b, image_of(&b.export, &id)?))) {
+            Some((base, there)) => {
+                let chain = base.chain.as_deref();
+                match chain.and_then(|chain| verify::disk_files(chain, &id).ok()) {
+                    Some(files) => plan.base_lists = files.lists,
+                    None => decide(
+                        "the manifest has no digest of the whole disk",
+                        format!(
+                            "an export that {} builds on was not found",
+                            base.export.dir.display()
+                        ),
+                    ),
+                }
                 let here = canonical(target.parent().unwrap_or(&order.root))?;
                 layout::relative(&here, &there)
             }
             None => {
-                decisions.push(manifest::Decision {
-                    disk: Some(id.clone()),
-                    decision: "the image names its base as a neighbour in its own directory"
-                        .to_owned(),
-                    reason: format!(
+                decide(
+                    "the image names its base as a neighbour in its own directory",
+                    format!(
                         "no export of base point {} with this disk was found",
                         guid(base_point.id)
                     ),
-                });
-                let known = base_point
-                    .disks
-                    .iter()
-                    .find(|d| d.uid == job.disk.uid)
-                    .unwrap_or(job.disk);
-                PathBuf::from(layout::image_name(known, base_point.id))
+                );
+                let known = base_point.disks.iter().find(|d| d.uid == job.disk.uid);
+                PathBuf::from(layout::image_name(known.unwrap_or(job.disk), base_point.id))
             }
         };
         let plain = name
@@ -275,6 +292,16 @@ fn write_disk(
     }
     let report = export_disk(&plan, progress, &order.cancel)?;
     Ok(DiskEntry::of(id, image, list, base_file, &report)?)
+}
+
+/// The image of a disk in an export, if it is there.
+fn image_of(export: &Export, disk: &str) -> Option<PathBuf> {
+    let entry = export
+        .manifest
+        .disks
+        .iter()
+        .find(|d| d.instance_id == disk)?;
+    export.dir.join(&entry.file).canonicalize().ok()
 }
 
 fn canonical(path: &Path) -> Result<PathBuf> {

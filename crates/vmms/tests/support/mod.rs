@@ -109,6 +109,14 @@ impl Bench {
         .await;
     }
 
+    /// Goes on with another store. Only without running machines, or right after `new`.
+    pub async fn restart_on(&mut self, store: Arc<dyn Store>) {
+        let nowhere = tempfile::tempdir().unwrap();
+        let nothing: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        self.vmms = start(nowhere.path(), &nothing, &self.hypervisor, &self.options).await;
+        self.vmms = start(self.dir.path(), &store, &self.hypervisor, &self.options).await;
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -12,6 +12,7 @@ use store::{Store, Txn, Versioned};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
 
+use crate::group::{Group, GroupPoint};
 use crate::job::Job;
 use crate::point::Point;
 use crate::vm::Vm;
@@ -26,6 +27,8 @@ pub struct Db {
     vms: Map<Vm>,
     points: Map<Point>,
     jobs: Map<Job>,
+    groups: Map<Group>,
+    group_points: Map<GroupPoint>,
     changed: watch::Sender<u64>,
 }
 
@@ -65,6 +68,8 @@ macro_rules! row {
 row!(Vm, "vm/", vms, VmNotFound);
 row!(Point, "point/", points, PointNotFound);
 row!(Job, "job/", jobs, JobNotFound);
+row!(Group, "group/", groups, GroupNotFound);
+row!(GroupPoint, "group-point/", group_points, PointNotFound);
 
 fn key<T: Row>(id: Uuid) -> String {
     format!("{}{id}", T::PREFIX)
@@ -76,6 +81,8 @@ pub struct Draft<'db> {
     vms: BTreeMap<Uuid, Option<Vm>>,
     points: BTreeMap<Uuid, Option<Point>>,
     jobs: BTreeMap<Uuid, Option<Job>>,
+    groups: BTreeMap<Uuid, Option<Group>>,
+    group_points: BTreeMap<Uuid, Option<GroupPoint>>,
 }
 
 impl Draft<'_> {
@@ -154,10 +161,14 @@ impl Db {
             vms: RwLock::default(),
             points: RwLock::default(),
             jobs: RwLock::default(),
+            groups: RwLock::default(),
+            group_points: RwLock::default(),
             changed: watch::Sender::new(0),
         };
         db.load::<Vm>(|_| true).await?;
         db.load::<Point>(|_| true).await?;
+        db.load::<Group>(|_| true).await?;
+        db.load::<GroupPoint>(|_| true).await?;
         let now = std::time::SystemTime::now();
         db.load::<Job>(|job| job.vanishes().is_none_or(|at| at > now))
             .await?;
@@ -209,17 +220,23 @@ impl Db {
             vms: BTreeMap::new(),
             points: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            group_points: BTreeMap::new(),
         };
         let result = change(&mut draft)?;
         let txn = draft.add::<Vm>(Txn::new())?;
         let txn = draft.add::<Point>(txn)?;
         let txn = draft.add::<Job>(txn)?;
+        let txn = draft.add::<Group>(txn)?;
+        let txn = draft.add::<GroupPoint>(txn)?;
         if !txn.ops().is_empty() {
             self.store.txn(txn).await?;
         }
         draft.publish::<Vm>();
         draft.publish::<Point>();
         draft.publish::<Job>();
+        draft.publish::<Group>();
+        draft.publish::<GroupPoint>();
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
         Ok(result)
     }

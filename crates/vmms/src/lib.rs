@@ -17,6 +17,7 @@ pub mod db;
 mod element;
 pub mod export;
 mod fault;
+pub mod group;
 pub mod image;
 pub mod import;
 pub mod job;

@@ -240,6 +240,23 @@ catalogue! {
         "Writing into the layer beneath failed; nothing is lost, the chain stays as it was.", ["Read the causes below.", "Make room, then call RemoveAssociatedData again."];
     94 DigestMismatch Failed Fatal Resource "{0} differs from its manifest at byte {1}",
         "The file was changed or damaged after the export.", ["Export the point again, or use another copy."];
+    // 100..: collections
+    100 GroupHasPoints InvalidState Medium Software "collection {0} has reference points",
+        "Points belong to the collection and go with it only when they are deleted themselves.", ["Delete the collection's points first with `kvmms point delete`."];
+    101 NotAMember InvalidParameter Medium Software "{0} is not a member of collection {1}",
+        "It was taken out before, or the identifier is misspelt.", ["Show the members with `kvmms group show`."];
+    102 GroupEmpty InvalidState Medium Software "collection {0} has no machines",
+        "A point of a collection needs at least one member.", ["Add machines with `kvmms group add`."];
+    103 GroupPointFailed Failed High Software "{0} of {1} machines of collection {2} failed; nothing was changed",
+        "Each failed machine is listed below with its own cause; all others went on unharmed.", ["Remove the causes below and call again."];
+    104 MemberFailed Failed High Software "machine {0} could not take part",
+        "Read the causes below; the machine runs on as before.", ["Remove the cause and call again."];
+    105 MemberTooSlow Timeout High Software "machine {0} did not stand still within {1} ms",
+        "Its process is overloaded or waits for storage.", ["Check the load and the storage of the host, then call again."];
+    106 BaseWithoutMachine InvalidState Medium Software "base point {0} does not know machine {1}",
+        "The machine joined the collection after the base point was taken.", ["Leave the base out for a full export."];
+    107 NotOfGroup InvalidState Medium Software "collection point {0} belongs to collection {1}, not to {2}",
+        "Base and point must be of one collection.", ["Choose a base of the same collection."];
     // 110..: exports and imports
     110 ExportFailed Failed High Software "reference point {0} could not be exported to {1}",
         "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];

@@ -38,9 +38,19 @@ impl Default for Merging {
 }
 
 impl Merging {
-    /// The right to copy. The caller holds the machine's lock.
-    pub(super) async fn right(&self) -> OwnedMutexGuard<()> {
+    /// Waits for the right to copy. The caller holds the machine's lock and has asked the copier to stop.
+    async fn right(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.right).lock_owned().await
+    }
+
+    /// The right to copy, if nobody has it. The caller holds the machine's lock.
+    pub(super) fn try_right(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.right).try_lock_owned().ok()
+    }
+
+    /// Waits until nobody has the right. The caller does not hold the machine's lock.
+    pub(super) async fn until_free(&self) {
+        drop(self.right.lock().await);
     }
 
     /// Waits until the copy must stop.

@@ -163,7 +163,14 @@ pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
     loop {
         ctx.checkpoint().await?;
         let lock = vmms.lock(vm).await;
-        let right = merging.right().await;
+        let Some(right) = merging.try_right() else {
+            // Somebody else merges for us. Never waited for with the lock in hand: others need it meanwhile.
+            drop(lock);
+            tokio::select! {
+                () = merging.until_free() => continue,
+                stop = ctx.stop_asked() => return Err(stop),
+            }
+        };
         settle(vmms, vm).await?;
         let record = vmms.db.get::<Vm>(vm)?;
         let files_only = matches!(mode(vmms, &record)?, Mode::Files);

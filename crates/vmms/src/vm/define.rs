@@ -253,6 +253,7 @@ pub(crate) async fn run_destroy(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) ->
                     draft.delete::<Point>(point.id);
                 }
             }
+            crate::group::manage::forget_member(draft, id)?;
             draft.delete::<Vm>(id);
             Ok(())
         })

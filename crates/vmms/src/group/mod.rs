@@ -1,0 +1,19 @@
+//! Collections of machines, and their reference points of one instant.
+//!
+//! # Model
+//! A [`Group`] names machines, or other collections. A [`GroupPoint`] names one ordinary point of each member,
+//! all of one instant: every running member stands still while the disks of all are marked. Members keep their own
+//! points; they go with the collection's.
+//!
+//! # Errors
+//! All or nothing: a member that cannot take part fails the whole, each such member with a failure of its own
+//! beneath the summary, and everything is taken back.
+//!
+//! # Concurrency
+//! The locks of all members are taken in the order of their GUIDs, so that two collections with common members cannot wait
+//! for each other.
+
+pub mod manage;
+mod record;
+
+pub use record::{Group, GroupKind, GroupPoint, MemberPoint};

@@ -1,0 +1,93 @@
+//! What is stored of collections and of their reference points.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::point::{Consistency, PointType};
+
+/// What a collection collects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum GroupKind {
+    /// Machines (Msvm_VirtualSystemCollection).
+    Machines,
+    /// Other collections (Msvm_ManagementCollection).
+    Management,
+}
+
+/// A collection as it is stored under `group/<guid>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its GUID.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// What it collects.
+    pub kind: GroupKind,
+    /// Machines or collections, in the order they were added.
+    pub members: Vec<Uuid>,
+}
+
+/// A reference point of a collection as it is stored under `group-point/<guid>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupPoint {
+    /// Its GUID.
+    pub id: Uuid,
+    /// The collection.
+    pub group: Uuid,
+    /// Name for people.
+    pub name: String,
+    /// Which kind.
+    pub kind: PointType,
+    /// The least any running member reached.
+    pub consistency: Consistency,
+    /// The instant: when the last running member stood still, or when the files of stopped ones were marked.
+    pub instant: SystemTime,
+    /// Counts up within a collection.
+    pub sequence: u64,
+    /// Whether it is finished; one that is not is undone at the next start.
+    pub complete: bool,
+    /// The members, in the order of their machines' GUIDs.
+    pub members: Vec<MemberPoint>,
+    /// From the first running member standing still to the last one doing so, in microseconds. All disks were marked
+    /// while all members stood still, so that this bounds how far apart what two guests last wrote can be.
+    pub skew_us: u64,
+}
+
+/// One machine's part of a collection's point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberPoint {
+    /// The machine.
+    pub vm: Uuid,
+    /// Its own point.
+    pub point: Uuid,
+    /// How long its guest stood still, from the request to stop to the answer that it goes on, in microseconds; 0 where it was
+    /// not running.
+    pub pause_us: u64,
+    /// Whether it was running.
+    pub running: bool,
+}
+
+impl GroupPoint {
+    /// The point of a machine.
+    pub fn point_of(&self, vm: Uuid) -> Option<Uuid> {
+        self.members.iter().find(|m| m.vm == vm).map(|m| m.point)
+    }
+}
+
+impl store::Versioned for Group {
+    const VERSION: u32 = 1;
+    type Previous = store::FirstVersion;
+    fn upgrade(previous: store::FirstVersion) -> Self {
+        match previous {}
+    }
+}
+
+impl store::Versioned for GroupPoint {
+    const VERSION: u32 = 1;
+    type Previous = store::FirstVersion;
+    fn upgrade(previous: store::FirstVersion) -> Self {
+        match previous {}
+    }
+}

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::graph::{Graph, jobs};
 use super::machine::QemuMachine;
-use crate::block::{CommitOutcome, CommitSpec, JobControl, JobState, Progress};
+use crate::block::{CommitOutcome, CommitSpec, JobControl, JobState, NodeState, Progress};
 use crate::error::{Error, Result};
 use crate::machine::MachineEvent;
 use crate::names;
@@ -40,16 +40,21 @@ pub(super) async fn commit(
         adopted = None;
     }
     let graph = Graph::read(machine).await?;
-    let outcome = match plan(&graph, spec)? {
+    let chain = graph.chain_facts(machine, &spec.drive_id).await?;
+    let outcome = match plan(&chain, spec)? {
         Plan::Done => CommitOutcome::AlreadyDone,
         plan => {
             if control.is_cancelled() && adopted.is_none() {
                 return Err(Error::Cancelled);
             }
             if adopted.is_none() {
-                start(machine, &graph, spec, &job, &plan).await?;
+                start(machine, &chain, spec, &job, &plan).await?;
             }
-            watch(machine, &job, events, control).await?;
+            // The base may grow, whatever becomes of the job.
+            machine.facts().forget(&spec.base_node);
+            let ended = watch(machine, &job, events, control).await;
+            machine.facts().forget(&spec.base_node);
+            ended?;
             CommitOutcome::Committed
         }
     };
@@ -57,8 +62,7 @@ pub(super) async fn commit(
     Ok(outcome)
 }
 
-fn plan(graph: &Graph, spec: &CommitSpec) -> Result<Plan> {
-    let chain = graph.chain(&spec.drive_id)?;
+fn plan(chain: &[NodeState], spec: &CommitSpec) -> Result<Plan> {
     let place = |name: &str| chain.iter().position(|node| node.node_name == name);
     let base = place(&spec.base_node).ok_or_else(|| {
         Error::not_found(format!(
@@ -93,14 +97,14 @@ fn plan(graph: &Graph, spec: &CommitSpec) -> Result<Plan> {
 
 async fn start(
     machine: &QemuMachine,
-    graph: &Graph,
+    chain: &[NodeState],
     spec: &CommitSpec,
     job: &str,
     plan: &Plan,
 ) -> Result<()> {
     let mut arguments = json!({
         "job-id": job,
-        "device": graph.active(&spec.drive_id)?.node_name,
+        "device": chain.last().map(|node| node.node_name.as_str()),
         "base-node": spec.base_node,
         "auto-dismiss": false,
     });
@@ -109,15 +113,14 @@ async fn start(
         // Without it QEMU records an absolute path, and the directory can no longer move.
         let name = match &spec.backing_name {
             Some(name) => name.clone(),
-            None => recorded_name(graph, spec)?,
+            None => recorded_name(chain, spec)?,
         };
         members.insert("backing-file".into(), name.into());
     }
     machine.execute("block-commit", arguments).await.map(drop)
 }
 
-fn recorded_name(graph: &Graph, spec: &CommitSpec) -> Result<String> {
-    let chain = graph.chain(&spec.drive_id)?;
+fn recorded_name(chain: &[NodeState], spec: &CommitSpec) -> Result<String> {
     let path = |name: &str| {
         chain
             .iter()
@@ -231,8 +234,7 @@ async fn close_committed(machine: &QemuMachine, spec: &CommitSpec) -> Result<()>
     let gone: Vec<String> = graph
         .downwards(&spec.top_node)
         .into_iter()
-        .map(|node| node.node_name.clone())
-        .take_while(|name| *name != spec.base_node && !used.contains(name.as_str()))
+        .take_while(|name| *name != spec.base_node && !used.contains(name))
         .collect();
     for node in gone {
         machine.delete_layer(&node).await?;

@@ -25,17 +25,11 @@ pub(super) async fn add(machine: &QemuMachine, drive: &DriveConfig) -> Result<()
     machine.check_drive(drive)?;
     let graph = Graph::read(machine).await?;
     if graph.has_drive(&drive.id) {
-        let there: Vec<&str> = graph
-            .chain(&drive.id)?
+        let there = graph.chain(&drive.id)?;
+        if there
             .iter()
-            .map(|node| node.node_name.as_str())
-            .collect();
-        let wanted: Vec<&str> = drive
-            .chain
-            .iter()
-            .map(|layer| layer.node_name.as_str())
-            .collect();
-        if there == wanted {
+            .eq(drive.chain.iter().map(|layer| &layer.node_name))
+        {
             return Ok(());
         }
         return Err(Error::conflict(format!(
@@ -63,14 +57,14 @@ pub(super) async fn add(machine: &QemuMachine, drive: &DriveConfig) -> Result<()
 async fn add_nodes(machine: &QemuMachine, graph: &Graph, drive: &DriveConfig) -> Result<()> {
     let used = graph.used();
     for layer in drive.chain.iter().rev() {
-        if used.contains(layer.node_name.as_str()) {
+        if used.contains(&layer.node_name) {
             return Err(Error::conflict(format!(
                 "layer `{}` is in use by another drive",
                 layer.node_name
             )));
         }
         let file_node = names::file_node(&layer.node_name);
-        if graph.node(&layer.node_name).is_some() || graph.node(&file_node).is_some() {
+        if graph.has_node(&layer.node_name) || graph.has_node(&file_node) {
             machine.delete_layer(&layer.node_name).await?;
         }
     }
@@ -100,16 +94,13 @@ pub(super) async fn remove(machine: &QemuMachine, drive: &str) -> Result<()> {
     if !graph.has_drive(drive) {
         return Ok(());
     }
-    let nodes: Vec<String> = graph
-        .chain(drive)?
-        .iter()
-        .rev()
-        .map(|node| node.node_name.clone())
-        .collect();
+    let mut nodes = graph.chain(drive)?;
+    nodes.reverse();
     machine
         .execute("device_del", json!({ "id": names::device(drive) }))
         .await?;
     let deadline = Instant::now() + UNPLUG_DEADLINE;
+    let nap = || tokio::time::sleep(Duration::from_millis(10));
     while Graph::read(machine).await?.has_drive(drive) {
         if Instant::now() >= deadline {
             return Err(Error::Timeout {
@@ -117,16 +108,22 @@ pub(super) async fn remove(machine: &QemuMachine, drive: &str) -> Result<()> {
                 after: UNPLUG_DEADLINE,
             });
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        nap().await;
     }
-    close_unused(machine, &nodes).await
+    // The device lets go of its node a little after it has left the list of devices.
+    loop {
+        match close_unused(machine, &nodes).await {
+            Err(Error::Qmp { .. }) if Instant::now() < deadline => nap().await,
+            result => return result,
+        }
+    }
 }
 
 /// Closes layers, topmost first, except those that something still uses: two drives may stand on one base.
 async fn close_unused(machine: &QemuMachine, nodes: &[String]) -> Result<()> {
     let graph = Graph::read(machine).await?;
     let used = graph.used();
-    for node in nodes.iter().filter(|node| !used.contains(node.as_str())) {
+    for node in nodes.iter().filter(|node| !used.contains(*node)) {
         machine.delete_layer(node).await?;
     }
     Ok(())
@@ -135,16 +132,13 @@ async fn close_unused(machine: &QemuMachine, nodes: &[String]) -> Result<()> {
 pub(super) async fn close_nodes(machine: &QemuMachine, nodes: &[String]) -> Result<()> {
     let graph = Graph::read(machine).await?;
     let used = graph.used();
-    if let Some(node) = nodes.iter().find(|node| used.contains(node.as_str())) {
+    if let Some(node) = nodes.iter().find(|node| used.contains(*node)) {
         return Err(Error::conflict(format!(
             "layer `{node}` is in use by a drive"
         )));
     }
     // Those above before those beneath.
-    let mut ordered: Vec<&String> = nodes
-        .iter()
-        .filter(|node| graph.node(node).is_some())
-        .collect();
+    let mut ordered: Vec<&String> = nodes.iter().filter(|node| graph.has_node(node)).collect();
     ordered.sort_by_key(|node| std::cmp::Reverse(graph.downwards(node).len()));
     for node in ordered {
         machine.delete_layer(node).await?;
@@ -158,16 +152,12 @@ pub(super) async fn change_medium(
     medium: Option<&LayerFile>,
 ) -> Result<()> {
     let graph = Graph::read(machine).await?;
-    if !graph.is_removable(drive)? {
+    if !graph.is_cdrom(drive)? {
         return Err(Error::conflict(format!(
             "drive `{drive}` is not a DVD drive"
         )));
     }
-    let there: Vec<String> = graph
-        .chain(drive)?
-        .iter()
-        .map(|node| node.node_name.clone())
-        .collect();
+    let there = graph.chain(drive)?;
     let wanted: Vec<String> = medium.iter().map(|layer| layer.node_name.clone()).collect();
     let device = json!({ "id": names::device(drive) });
     if there != wanted {
@@ -207,18 +197,17 @@ pub(super) async fn change_medium(
 }
 
 pub(super) async fn resize(machine: &QemuMachine, drive: &str, bytes: u64) -> Result<()> {
-    let graph = Graph::read(machine).await?;
-    let active = graph.active(drive)?;
-    if active.size == bytes {
-        return Ok(());
-    }
-    machine
+    let active = Graph::read(machine).await?.active(drive)?;
+    machine.facts().forget(&active);
+    let done = machine
         .execute(
             "block_resize",
-            json!({ "node-name": active.node_name, "size": bytes }),
+            json!({ "node-name": active, "size": bytes }),
         )
-        .await
-        .map(drop)
+        .await;
+    // Asked for meanwhile, the old size may have been kept.
+    machine.facts().forget(&active);
+    done.map(drop)
 }
 
 /// Whether a device of that id is plugged in.

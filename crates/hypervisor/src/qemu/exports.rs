@@ -16,7 +16,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) async fn open(machine: &QemuMachine, drive: &str) -> Result<NbdExport> {
     let id = names::export(drive);
-    let active = Graph::read(machine).await?.active(drive)?.node_name.clone();
+    let active = Graph::read(machine).await?.active(drive)?;
     let socket = machine.files().nbd();
     names::check_socket(&socket)?;
     let export = NbdExport {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::graph::Graph;
 use super::machine::QemuMachine;
-use crate::block::{FreezeReport, NewOverlay, PreparedLayers, Quiesced};
+use crate::block::{FreezeReport, NewOverlay, NodeState, PreparedLayers, Quiesced};
 use crate::blockdev::{FileFacts, layer_nodes};
 use crate::config::{ImageFormat, LayerFile};
 use crate::error::{Error, Result};
@@ -37,15 +37,13 @@ pub(super) async fn prepare(
     let mut missing = Vec::new();
     let mut on_top = 0;
     for overlay in overlays {
-        match find(&graph, overlay)? {
+        match find(machine, &graph, overlay).await? {
             Found::OnTop(below) => {
                 on_top += 1;
                 prepared.frozen.push(below);
             }
             found => {
-                prepared
-                    .frozen
-                    .push(graph.active(&overlay.drive_id)?.node_name.clone());
+                prepared.frozen.push(graph.active(&overlay.drive_id)?);
                 if matches!(found, Found::Missing) {
                     missing.push(overlay);
                 }
@@ -62,16 +60,20 @@ pub(super) async fn prepare(
     let mut made: Vec<&NewOverlay> = Vec::new();
     let mut failed = Ok(());
     for overlay in missing {
-        failed = create_file(machine, &graph, overlay).await;
-        if failed.is_err() {
-            break;
-        }
+        let facts = match create_file(machine, &graph, overlay).await {
+            Ok(facts) => facts,
+            Err(error) => {
+                failed = Err(error);
+                break;
+            }
+        };
         // From here on the file is ours to remove, not before: it could have been somebody's.
         made.push(overlay);
         failed = add_nodes(machine, overlay).await;
         if failed.is_err() {
             break;
         }
+        machine.facts().learn(facts);
     }
     if let Err(error) = failed {
         for overlay in made {
@@ -84,51 +86,48 @@ pub(super) async fn prepare(
     Ok(prepared)
 }
 
-fn find(graph: &Graph, overlay: &NewOverlay) -> Result<Found> {
+async fn find(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay) -> Result<Found> {
     let chain = graph.chain(&overlay.drive_id)?;
-    let place = chain
-        .iter()
-        .position(|node| node.node_name == overlay.overlay_node);
-    if let Some(place) = place {
+    let name = &overlay.overlay_node;
+    if let Some(place) = chain.iter().position(|node| node == name) {
         if place + 1 < chain.len() {
             return Err(Error::conflict(format!(
-                "layer `{}` already lies under others",
-                overlay.overlay_node
+                "layer `{name}` already lies under others"
             )));
         }
         let below = place.checked_sub(1).and_then(|below| chain.get(below));
+        let is_base = || {
+            Error::conflict(format!(
+                "layer `{name}` is the base of drive `{}`",
+                overlay.drive_id
+            ))
+        };
         return below
-            .map(|below| Found::OnTop(below.node_name.clone()))
-            .ok_or_else(|| {
-                Error::conflict(format!(
-                    "layer `{}` is the base of drive `{}`",
-                    overlay.overlay_node, overlay.drive_id
-                ))
-            });
+            .map(|below| Found::OnTop(below.clone()))
+            .ok_or_else(is_base);
     }
-    match graph.node_of_path(&overlay.overlay_path) {
-        Some(node)
-            if node.node_name == overlay.overlay_node
-                && !graph.used().contains(node.node_name.as_str()) =>
-        {
-            Ok(Found::Ready)
-        }
+    match graph.node_of_path(machine, &overlay.overlay_path).await? {
+        Some(node) if node == *name && !graph.used().contains(name) => Ok(Found::Ready),
         Some(node) => Err(Error::conflict(format!(
-            "{} is in use as layer `{}`",
-            overlay.overlay_path.display(),
-            node.node_name
+            "{} is in use as layer `{node}`",
+            overlay.overlay_path.display()
         ))),
-        None if graph.node(&overlay.overlay_node).is_some() => Err(Error::conflict(format!(
-            "layer name `{}` is in use for another file",
-            overlay.overlay_node
+        None if graph.has_node(name) => Err(Error::conflict(format!(
+            "layer name `{name}` is in use for another file"
         ))),
         None => Ok(Found::Missing),
     }
 }
 
-async fn create_file(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay) -> Result<()> {
+async fn create_file(
+    machine: &QemuMachine,
+    graph: &Graph,
+    overlay: &NewOverlay,
+) -> Result<NodeState> {
     new_layer(overlay).check()?;
-    let active = graph.active(&overlay.drive_id)?;
+    let mut chain = graph.chain_facts(machine, &overlay.drive_id).await?;
+    let no_medium = || Error::conflict(format!("drive `{}` has no medium", overlay.drive_id));
+    let active = chain.pop().ok_or_else(no_medium)?;
     let below = active.path.as_deref().ok_or_else(|| {
         Error::conflict(format!(
             "QEMU does not tell the file of layer `{}`",
@@ -146,7 +145,15 @@ async fn create_file(machine: &QemuMachine, graph: &Graph, overlay: &NewOverlay)
     let image = NewImage::overlay(&overlay.overlay_path, name, format, size);
     machine.images().create_or_reuse_overlay(&image).await?;
     // The file and its name must survive a power cut before anything is written into it.
-    sync_with_dir(&overlay.overlay_path)
+    sync_with_dir(&overlay.overlay_path)?;
+    Ok(NodeState {
+        node_name: overlay.overlay_node.clone(),
+        path: Some(overlay.overlay_path.clone()),
+        format: Some(ImageFormat::Qcow2),
+        // The format counts in sectors.
+        size: size.next_multiple_of(512),
+        read_only: false,
+    })
 }
 
 async fn add_nodes(machine: &QemuMachine, overlay: &NewOverlay) -> Result<()> {
@@ -187,14 +194,12 @@ async fn remove(machine: &QemuMachine, overlay: &NewOverlay) -> Result<()> {
 }
 
 pub(super) async fn discard(machine: &QemuMachine, prepared: &PreparedLayers) -> Result<()> {
-    let graph = Graph::read(machine).await?;
     for overlay in &prepared.overlays {
-        let in_use = match graph.node_of_path(&overlay.overlay_path) {
-            Some(node) => {
-                graph.used().contains(node.node_name.as_str())
-                    || node.node_name != overlay.overlay_node
-            }
-            None => graph.used().contains(overlay.overlay_node.as_str()),
+        let graph = Graph::read(machine).await?;
+        let used = graph.used();
+        let in_use = match graph.node_of_path(machine, &overlay.overlay_path).await? {
+            Some(node) => used.contains(&node) || node != overlay.overlay_node,
+            None => used.contains(&overlay.overlay_node),
         };
         if !in_use {
             remove(machine, overlay).await?;
@@ -283,9 +288,9 @@ async fn why_not(machine: &QemuMachine, prepared: &PreparedLayers) -> Result<Fre
     let mut on_top = 0;
     for (overlay, frozen) in prepared.overlays.iter().zip(&prepared.frozen) {
         let active = graph.active(&overlay.drive_id)?;
-        if active.node_name == overlay.overlay_node {
+        if active == overlay.overlay_node {
             on_top += 1;
-        } else if &active.node_name != frozen {
+        } else if &active != frozen {
             return Err(Error::conflict(format!(
                 "drive `{}` has another active layer by now",
                 overlay.drive_id
@@ -322,6 +327,7 @@ fn already(prepared: &PreparedLayers) -> Result<FreezeReport> {
 
 /// Deletes both nodes of a layer. Fine if they are gone.
 pub(super) async fn delete_layer(machine: &QemuMachine, node: &str) -> Result<()> {
+    machine.facts().forget(node);
     for name in [node.to_owned(), names::file_node(node)] {
         match machine
             .execute("blockdev-del", json!({ "node-name": name }))
@@ -330,7 +336,7 @@ pub(super) async fn delete_layer(machine: &QemuMachine, node: &str) -> Result<()
             Ok(_) => {}
             // "Failed to find node": the class is the same for every refusal, so the graph is asked.
             Err(error @ Error::Qmp { .. }) => {
-                if Graph::read(machine).await?.node(&name).is_some() {
+                if Graph::read(machine).await?.has_node(&name) {
                     return Err(error);
                 }
             }

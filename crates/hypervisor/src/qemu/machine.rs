@@ -40,6 +40,7 @@ pub struct QemuMachine {
     features: Arc<Features>,
     images: ImageTool,
     owners: NodeOwners,
+    facts: graph::Facts,
     events: broadcast::Sender<MachineEvent>,
 }
 
@@ -77,6 +78,7 @@ impl QemuMachine {
             features,
             images,
             owners,
+            facts: graph::Facts::default(),
             events,
         }
     }
@@ -123,6 +125,10 @@ impl QemuMachine {
 
     pub(super) fn owners(&self) -> &NodeOwners {
         &self.owners
+    }
+
+    pub(super) fn facts(&self) -> &graph::Facts {
+        &self.facts
     }
 
     pub(super) fn events_receiver(&self) -> broadcast::Receiver<MachineEvent> {

@@ -21,6 +21,34 @@ pub fn qmp(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use crate::qmp::LineDecoder;
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            super::qmp(&bytes);
+        }
+
+        #[test]
+        fn lines_do_not_depend_on_how_they_were_cut(
+            lines in proptest::collection::vec("[ -~]{0,40}", 0..20),
+            step in 1_usize..50,
+        ) {
+            let stream: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let mut decoder = LineDecoder::default();
+            let mut out = Vec::new();
+            for part in stream.as_bytes().chunks(step) {
+                decoder.feed(part);
+                while let Some(line) = decoder.next_line().unwrap() {
+                    out.push(String::from_utf8(line).unwrap());
+                }
+            }
+            prop_assert_eq!(out, lines);
+        }
+    }
+
     #[test]
     fn nonsense_does_no_harm() {
         let samples: [&[u8]; 6] = [

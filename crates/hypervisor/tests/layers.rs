@@ -3,6 +3,7 @@
 
 mod support;
 
+use hypervisor::config::Controller;
 use hypervisor::{
     CommitOutcome, CommitSpec, Error, ErrorKind, ImageFormat, JobControl, Launch, LayerFile,
     Machine,
@@ -25,6 +26,7 @@ async fn a_frozen_layer_keeps_its_bytes_while_the_disk_goes_on() {
     let size = 4 * MIB + 512;
     bench.add_disk("sda", ImageFormat::Raw, size).await;
     bench.add_disk("sdb", ImageFormat::Qcow2, size).await;
+    bench.config.drives[0].controller = Controller::Ide(0);
     let machine = bench.launch().await;
     let (mut a, mut b) = (Model::new(size), Model::new(size));
     a.write(&machine, "sda", 1, 0, MIB).await;

@@ -44,6 +44,15 @@ pub fn reset() {
     }
 }
 
+/// The edges that were reached since the last [`reset`].
+pub fn edges() -> Vec<usize> {
+    let counters = counters().iter().enumerate();
+    counters
+        .filter(|(_, count)| count.load(Ordering::Relaxed) > 0)
+        .map(|(edge, _)| edge)
+        .collect()
+}
+
 /// What was reached so far: for each edge, how often, in powers of two.
 #[derive(Debug, Default)]
 pub struct Reached {
@@ -54,15 +63,6 @@ pub struct Reached {
 impl Reached {
     /// Adds what the counters tell; whether anything of it is new: an edge, or an edge so many times.
     pub fn add(&mut self) -> bool {
-        self.merge(|count| 1 << count.ilog2())
-    }
-
-    /// The same, taking no notice of how many times.
-    pub fn add_edges(&mut self) -> bool {
-        self.merge(|_| 1)
-    }
-
-    fn merge(&mut self, bucket: impl Fn(u8) -> u8) -> bool {
         let counters = counters();
         self.seen.resize(counters.len(), 0);
         let mut new = false;
@@ -71,7 +71,7 @@ impl Reached {
             if count == 0 {
                 continue;
             }
-            let bucket = bucket(count);
+            let bucket = 1 << count.ilog2();
             if *seen & bucket == 0 {
                 self.edges += usize::from(*seen == 0);
                 *seen |= bucket;

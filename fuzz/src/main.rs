@@ -70,6 +70,11 @@ fn find(name: &str) -> Result<&'static Target> {
     target(name).with_context(|| format!("no target {name}; `fuzz list` prints them"))
 }
 
+/// Longest input that goes into the repository without a name.
+const KEPT: usize = 8192;
+/// Most of them per target: the first few reach nearly everything, and a run soon finds the rest again.
+const MOST: usize = 24;
+
 /// What runs found lies beside the build, not in the repository.
 fn found(name: &str) -> PathBuf {
     home().join("target/found").join(name)
@@ -199,8 +204,10 @@ fn keep_found(target: &Target) -> Result<bool> {
         .into_iter()
         .chain(new)
         .map(|(_, input)| input)
+        .filter(|input| input.len() <= KEPT)
         .collect();
-    let kept = smallest_set(target, &given, rest);
+    let mut kept = smallest_set(target, &given, rest);
+    kept.truncate(MOST);
     std::fs::create_dir_all(&corpus).context("cannot create the corpus")?;
     for input in &kept {
         std::fs::write(corpus.join(name_of(input)), input).context("cannot keep an input")?;

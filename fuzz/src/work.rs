@@ -243,18 +243,35 @@ impl Worker {
     }
 }
 
-/// The fewest of `rest` (small ones first) that reach, together with `given`, what all reach.
+/// Few of `rest` that reach, together with `given`, what all reach: always the one that adds most, the
+/// shorter one of equals.
 pub fn smallest_set(target: &Target, given: &[Vec<u8>], mut rest: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    let mut reached = Reached::default();
-    let mut leads_on = |input: &Vec<u8>| {
+    let edges = |input: &Vec<u8>| {
         coverage::reset();
         let fine = catch_unwind(AssertUnwindSafe(|| (target.run)(input))).is_ok();
-        reached.add_edges() && fine
+        if fine { coverage::edges() } else { Vec::new() }
     };
-    for input in given {
-        leads_on(input);
-    }
+    let mut reached: HashSet<usize> = given.iter().flat_map(edges).collect();
     rest.sort_by_key(Vec::len);
-    rest.retain(|input| leads_on(input));
-    rest
+    let mut open: Vec<(Vec<u8>, Vec<usize>)> = rest
+        .into_iter()
+        .map(|input| {
+            let edges = edges(&input);
+            (input, edges)
+        })
+        .collect();
+    let mut kept = Vec::new();
+    loop {
+        for (_, edges) in &mut open {
+            edges.retain(|edge| !reached.contains(edge));
+        }
+        open.retain(|(_, edges)| !edges.is_empty());
+        let most = open.iter().map(|(_, edges)| edges.len()).max();
+        let Some(at) = open.iter().position(|(_, edges)| Some(edges.len()) == most) else {
+            return kept;
+        };
+        let (input, edges) = open.remove(at);
+        reached.extend(edges);
+        kept.push(input);
+    }
 }

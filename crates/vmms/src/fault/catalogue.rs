@@ -291,6 +291,8 @@ catalogue! {
         "The service could not make a change durable, so it was not made.", ["Check the file system of the state directory."];
     148 AgentRefused Failed Medium Software "the guest agent refused {0}: {1}",
         "The agent's own message tells the cause.", ["Look into the guest."];
+    149 HostLacks NotSupported Medium Unsupported "not available here: {0}; {1}",
+        "This host, or its QEMU, lacks something the request needs.", ["Install what is missing, or ask for something else.", "Run `kvmms host show`."];
 }
 
 impl From<Message> for u16 {

@@ -110,6 +110,9 @@ impl From<hypervisor::Error> for Fault {
                 fault
             }
             E::Io { what, path, source } => Fault::io(what, path, source),
+            E::Unsupported { what, remedy } => {
+                Fault::new(Message::HostLacks, [what.clone(), remedy.clone()])
+            }
             _ => {
                 let mut fault = Fault::new(Message::Driver, [error.to_string()]);
                 fault.causes.extend(sources(&error, Message::Driver));

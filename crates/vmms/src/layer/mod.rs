@@ -34,6 +34,9 @@ pub struct LayerTree {
     /// A change of the files that was begun; what is on disk decides whether it happened.
     #[serde(default)]
     pub pending: Option<Pending>,
+    /// Files whose content was merged into others and that still have to be deleted.
+    #[serde(default)]
+    pub leftovers: Vec<PathBuf>,
 }
 
 /// An instant of a disk.
@@ -134,7 +137,7 @@ impl LayerTree {
         let root = Uuid::new_v4();
         let file = LayerRef { layer: Uuid::new_v4(), path, format, shared: false };
         let node = LayerNode { parent: None, file: Some(file), map: None, size, stamp: None, lost: false };
-        LayerTree { active: root, nodes: BTreeMap::from([(root, node)]), pending: None }
+        LayerTree { active: root, nodes: BTreeMap::from([(root, node)]), pending: None, leftovers: Vec::new() }
     }
 
     /// The tree of a disk whose image has backing files of its own, base first, the attached image last. The
@@ -149,7 +152,7 @@ impl LayerTree {
             nodes.insert(id, LayerNode { parent, file: Some(file), map: None, size, stamp: None, lost: false });
             parent = Some(id);
         }
-        Some(LayerTree { active: parent?, nodes, pending: None })
+        Some(LayerTree { active: parent?, nodes, pending: None, leftovers: Vec::new() })
     }
 
     fn is_shared(&self, node: Uuid) -> bool {
@@ -247,7 +250,8 @@ impl LayerTree {
         if let Some(beneath) = self.beneath(node) {
             let file = self.nodes.get_mut(&beneath).and_then(|n| n.file.take());
             if let Some(n) = self.nodes.get_mut(&node) {
-                n.file = file;
+                let merged = std::mem::replace(&mut n.file, file);
+                self.leftovers.extend(merged.map(|m| m.path));
                 // The file was written: whoever merged it stamps it anew.
                 n.stamp = None;
             }

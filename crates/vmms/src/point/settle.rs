@@ -32,6 +32,9 @@ enum Verdict {
 pub(crate) async fn settle(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let record = vmms.db.get::<Vm>(vm)?;
     for (_, disk) in record.disks() {
+        if !disk.layers.leftovers.is_empty() {
+            delete_merged(vmms, vm, disk.uid).await?;
+        }
         let Some(pending) = disk.layers.pending.clone() else {
             continue;
         };
@@ -215,7 +218,7 @@ fn commit_in_files(disk: &Disk, node: Uuid, base: &LayerRef) -> Result<Verdict> 
 
 /// Records that the file of `node` was merged into the one beneath, then deletes it.
 pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uuid) -> Result<()> {
-    let (_, top, base) = commit_spec(disk, node)?;
+    let (_, _, base) = commit_spec(disk, node)?;
     let stamp = (node != disk.layers.active)
         .then(|| files::stamp(&base.path))
         .transpose()?;
@@ -246,7 +249,29 @@ pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uui
             Ok(())
         })
         .await?;
-    files::remove(&top.path)
+    delete_merged(vmms, vm, disk.uid).await
+}
+
+/// Deletes the files that were merged into others. Which those are is on record: a file that merely looks like one of
+/// ours is never deleted.
+async fn delete_merged(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    let Some(tree) = record.disk(disk).map(|d| &d.layers) else {
+        return Ok(());
+    };
+    for path in &tree.leftovers {
+        if !tree.nodes.values().any(|n| n.file.as_ref().is_some_and(|f| f.path == *path)) {
+            files::remove(path)?;
+        }
+    }
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk) {
+                disk.layers.leftovers.clear();
+            }
+            Ok(())
+        })
+        .await
 }
 
 async fn settle_fold(

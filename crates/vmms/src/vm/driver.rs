@@ -332,16 +332,8 @@ pub(crate) async fn reattach(vmms: &Arc<Vmms>) {
             Err(error) => Err(error),
         };
         let power = match found {
-            Ok(Some(machine)) => {
-                watch_exit(vmms, record.id, Arc::clone(&machine));
-                let paused = matches!(machine.status().await, Ok(hypervisor::MachineStatus::Paused));
-                vmms.runtime(record.id).set_machine(Some(machine));
-                if paused { Power::Paused } else { Power::Running }
-            }
-            Ok(None) => {
-                let saved = record.saved_state.as_ref().is_some_and(|f| f.exists());
-                if saved { Power::Saved } else { Power::Off }
-            }
+            Ok(Some(machine)) => adopt(vmms, &record, machine).await,
+            Ok(None) => without_process(&record),
             Err(error) => {
                 tracing::error!(vm = %guid(record.id), %error, "a running machine could not be reattached");
                 continue;
@@ -351,6 +343,31 @@ pub(crate) async fn reattach(vmms: &Arc<Vmms>) {
             tracing::error!(vm = %guid(record.id), %error, "the state of a machine could not be stored");
         }
     }
+}
+
+/// What a machine without process is: saved where its state was written whole, else off.
+fn without_process(record: &Vm) -> Power {
+    let saved = record.saved_state.as_ref().is_some_and(|f| f.exists());
+    if saved { Power::Saved } else { Power::Off }
+}
+
+/// Takes over a process that runs. One that the service left in the middle of saving or restoring is ended: the
+/// state file, where it is whole, is untouched.
+async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Power {
+    use hypervisor::MachineStatus;
+    let power = match machine.status().await {
+        Ok(MachineStatus::Incoming | MachineStatus::Saved) => {
+            if let Err(error) = machine.kill().await {
+                tracing::error!(vm = %guid(record.id), %error, "a half restored process could not be ended");
+            }
+            return without_process(record);
+        }
+        Ok(MachineStatus::Paused | MachineStatus::Prelaunch) => Power::Paused,
+        _ => Power::Running,
+    };
+    watch_exit(vmms, record.id, Arc::clone(&machine));
+    vmms.runtime(record.id).set_machine(Some(machine));
+    power
 }
 
 /// At the start of the service: starts the machines that ask for it.

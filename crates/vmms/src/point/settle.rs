@@ -260,7 +260,11 @@ async fn delete_merged(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
         return Ok(());
     };
     for path in &tree.leftovers {
-        if !tree.nodes.values().any(|n| n.file.as_ref().is_some_and(|f| f.path == *path)) {
+        if !tree
+            .nodes
+            .values()
+            .any(|n| n.file.as_ref().is_some_and(|f| f.path == *path))
+        {
             files::remove(path)?;
         }
     }

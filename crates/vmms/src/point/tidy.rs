@@ -100,8 +100,11 @@ fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
 pub(super) fn is_due(vmms: &Vmms, vm: &Vm) -> bool {
     let (points, jobs) = (vmms.db.all::<Point>(), vmms.db.all::<Job>());
     let claims = Claims::of(vm.id, &points, &jobs);
-    vm.disks()
-        .any(|(_, d)| d.layers.pending.is_some() || !d.layers.leftovers.is_empty() || chore(&d.layers, &claims).is_some())
+    vm.disks().any(|(_, d)| {
+        d.layers.pending.is_some()
+            || !d.layers.leftovers.is_empty()
+            || chore(&d.layers, &claims).is_some()
+    })
 }
 
 /// Picks the next chore; a change of files is announced in the same transaction that decided it.

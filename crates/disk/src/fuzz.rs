@@ -99,6 +99,7 @@ pub fn manifest(bytes: &[u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::LazyLock;
 
     /// What a well-behaved server says: greeting, options, a read in two chunks, a status.
     fn transcript() -> Vec<u8> {
@@ -178,6 +179,8 @@ mod tests {
         }
     }
 
+    static IMAGE: LazyLock<Vec<u8>> = LazyLock::new(image);
+
     fn image() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("i.qcow2");
@@ -210,7 +213,7 @@ mod tests {
 
         #[test]
         fn no_image_makes_the_walker_panic(edits in prop::collection::vec((0usize..4, any::<prop::sample::Index>(), any::<u8>()), 1..8), cut in any::<prop::sample::Index>()) {
-            let mut bytes = image();
+            let mut bytes = IMAGE.clone();
             // Header, L2 table (cluster 3), L1 table (cluster 4), anywhere.
             for (area, at, value) in edits {
                 let at = match area {

@@ -67,6 +67,10 @@ where
     });
     let moved = Condvar::new();
     let one_thread = || {
+        let _guard = StopOnPanic {
+            finisher: &finisher,
+            moved: &moved,
+        };
         let mut buffer = vec![0u8; buffer];
         let result = worker(&planner, &finisher, &moved, cancel, &work, &mut buffer);
         if let Err(error) = result {
@@ -89,6 +93,21 @@ where
     {
         Some(error) => Err(error),
         None => cancel.check(),
+    }
+}
+
+/// A callback of the caller that panics must not leave the other threads waiting for its result.
+struct StopOnPanic<'a, O, F> {
+    finisher: &'a Mutex<Finisher<O, F>>,
+    moved: &'a Condvar,
+}
+
+impl<O, F> Drop for StopOnPanic<'_, O, F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(self.finisher).stopped = true;
+            self.moved.notify_all();
+        }
     }
 }
 
@@ -209,6 +228,28 @@ mod tests {
             );
             assert!(matches!(result, Err(Error::Invalid { .. })), "{place}");
         }
+    }
+
+    #[test]
+    fn a_panic_in_one_thread_ends_the_others() {
+        let result = std::panic::catch_unwind(|| {
+            let mut n = 0u64;
+            run(
+                4,
+                1,
+                &CancelFlag::new(),
+                || {
+                    n += 1;
+                    Ok(Some(n))
+                },
+                |i, _| Ok(i),
+                |o| {
+                    assert!(o < 50, "as intended");
+                    Ok(())
+                },
+            )
+        });
+        assert!(result.is_err());
     }
 
     #[test]

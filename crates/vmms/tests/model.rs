@@ -118,7 +118,10 @@ impl Life<'_> {
                 };
                 let id = self.points[at].0;
                 vmms.db
-                    .change(|d| Ok(d.get_mut::<Point>(id)?.hold = None))
+                    .change(|d| {
+                        let _: () = d.get_mut::<Point>(id)?.hold = None;
+                        Ok(())
+                    })
                     .await
                     .unwrap();
             }
@@ -162,7 +165,10 @@ impl Life<'_> {
         let hold = point.hold;
         let vmms = &self.bed.bench.vmms;
         vmms.db
-            .change(|d| Ok(d.get_mut::<Point>(point.id)?.hold = hold))
+            .change(|d| {
+                let _: () = d.get_mut::<Point>(point.id)?.hold = hold;
+                Ok(())
+            })
             .await
             .unwrap();
         Some(job)

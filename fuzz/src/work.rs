@@ -56,9 +56,11 @@ pub fn keep(directory: &Path, kind: &str, input: &[u8]) -> Result<PathBuf> {
 
 /// Runs on a thread with a stack of its own. Returns the number of findings.
 pub fn run(target: &'static Target, orders: Orders) -> Result<usize> {
+    // As far as the process may have it at all.
+    let allowed = rustix::process::getrlimit(rustix::process::Resource::As).maximum;
     let limit = rustix::process::Rlimit {
-        current: Some(MEMORY),
-        maximum: None,
+        current: Some(allowed.map_or(MEMORY, |most| most.min(MEMORY))),
+        maximum: allowed,
     };
     rustix::process::setrlimit(rustix::process::Resource::As, limit)
         .context("cannot limit the memory")?;

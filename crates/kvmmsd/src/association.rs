@@ -8,6 +8,7 @@ use wbem::{Error, Status, Walk};
 use crate::Service;
 use crate::errors;
 use crate::object::Object;
+use crate::provider::host::follow;
 use crate::provider::links;
 
 /// From one end of an association to the other.
@@ -29,7 +30,8 @@ pub(crate) struct Association {
     pub(crate) more: Option<fn(&Service, &Object, &Object, &mut Instance)>,
 }
 
-const fn link(
+/// An association without properties besides its ends.
+pub(crate) const fn link(
     class: &'static str,
     left: (&'static str, &'static str),
     right: (&'static str, &'static str),
@@ -60,6 +62,17 @@ pub(crate) static ASSOCIATIONS: &[Association] = &[
     link(class::MSVM_REFERENCE_POINT_OF_VIRTUAL_SYSTEM, ("Antecedent", class::MSVM_COMPUTER_SYSTEM), ("Dependent", class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT), links::points_of, links::vm_of_point),
     link(class::MSVM_SYSTEM_EXPORT_SETTING_DATA, ("ManagedElement", "CIM_ComputerSystem"), ("SettingData", class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA), links::export_settings_of, links::vm_of_export_settings),
     link(class::MSVM_RESOURCE_DEPENDENT_ON_RESOURCE, ("Antecedent", "CIM_ResourceAllocationSettingData"), ("Dependent", "CIM_ResourceAllocationSettingData"), links::children_of_resource, links::parent_of_resource),
+    link(class::MSVM_HOSTED_RESOURCE_POOL, ("GroupComponent", class::MSVM_COMPUTER_SYSTEM), ("PartComponent", "CIM_ResourcePool"), follow::pools_of_host, follow::host_of_pool),
+    link(class::MSVM_ELEMENT_CAPABILITIES, ("ManagedElement", "CIM_ResourcePool"), ("Capabilities", class::MSVM_ALLOCATION_CAPABILITIES), follow::capabilities_of, follow::pool_of),
+    link(class::MSVM_ELEMENT_CAPABILITIES, ("ManagedElement", "CIM_Service"), ("Capabilities", "CIM_Capabilities"), follow::capabilities_of_service, follow::service_of),
+    Association {
+        more: Some(follow::role),
+        ..link(class::MSVM_SETTINGS_DEFINE_CAPABILITIES, ("GroupComponent", class::MSVM_ALLOCATION_CAPABILITIES), ("PartComponent", "CIM_ResourceAllocationSettingData"), follow::templates_of_capabilities, follow::capabilities_of)
+    },
+    link(class::MSVM_RESOURCE_ALLOCATION_FROM_POOL, ("Antecedent", "CIM_ResourcePool"), ("Dependent", "CIM_ResourceAllocationSettingData"), follow::resources_from, follow::pool_of),
+    link(class::MSVM_ELEMENT_ALLOCATED_FROM_POOL, ("Antecedent", "CIM_ResourcePool"), ("Dependent", "CIM_LogicalDevice"), follow::devices_from, follow::pool_of),
+    link(class::MSVM_ELEMENT_SETTING_DATA, ("ManagedElement", "CIM_Service"), ("SettingData", "CIM_SettingData"), follow::settings_of_service, follow::service_of),
+    link(class::MSVM_SETTINGS_DEFINE_STATE, ("ManagedElement", class::MSVM_VIRTUAL_ETHERNET_SWITCH), ("SettingData", class::MSVM_VIRTUAL_ETHERNET_SWITCH_SETTING_DATA), follow::settings_of_switch, follow::switch_of_settings),
 ];
 
 /// One direction of a link.

@@ -148,7 +148,10 @@ pub(crate) fn devices_of(_service: &Service, object: &Object) -> Vec<Object> {
 /// The services the host runs.
 pub(crate) fn services_of_host(service: &Service, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Host => services::SERVICES.iter().filter_map(|(c, _, _)| services::object(service, c)).collect(),
+        What::Host => {
+            let own = services::SERVICES.iter().filter_map(|(c, _, _)| services::object(service, c));
+            own.chain([host::management(service), super::kvmms::export_service(service)]).collect()
+        }
         _ => Vec::new(),
     }
 }

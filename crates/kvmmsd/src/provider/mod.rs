@@ -16,7 +16,7 @@ use crate::errors::CallError;
 use crate::object::{NAMESPACE, Object};
 
 mod device;
-mod host;
+pub(crate) mod host;
 mod image;
 mod job;
 mod kvmms;
@@ -126,6 +126,12 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(point::Points),
         Arc::new(job::Jobs),
         Arc::new(host::HostInventory),
+        Arc::new(host::Counters),
+        Arc::new(host::Files),
+        Arc::new(host::Interop),
+        Arc::new(host::Pools),
+        Arc::new(host::Capabilities),
+        Arc::new(host::Network),
         Arc::new(kvmms::Exports),
         Arc::new(kvmms::History),
         Arc::new(kvmms::Catalogue),

@@ -90,7 +90,8 @@ impl Provider for Resources {
     }
 }
 
-fn common(i: &mut Instance, ty: u16, sub_type: &str, quantity: u64) {
+/// What the settings of all kinds of resources have.
+pub(crate) fn common(i: &mut Instance, ty: u16, sub_type: &str, quantity: u64) {
     i.set("ResourceType", ty)
         .set("ResourceSubType", sub_type)
         .set("PoolID", "")

@@ -14,6 +14,18 @@ pub(crate) struct Exports;
 
 const TITLE: &str = "kvmms Export Service";
 
+/// The service as an object.
+pub(crate) fn export_service(service: &Service) -> Object {
+    let class = class::KVMMS_EXPORT_SERVICE;
+    Object::of_system(
+        class,
+        service.host.clone(),
+        "Name",
+        "kvmms-export".to_owned(),
+        What::Service,
+    )
+}
+
 #[async_trait]
 impl Provider for Exports {
     fn classes(&self) -> &'static [&'static str] {
@@ -21,14 +33,7 @@ impl Provider for Exports {
     }
 
     fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        let class = class::KVMMS_EXPORT_SERVICE;
-        vec![Object::of_system(
-            class,
-            service.host.clone(),
-            "Name",
-            "kvmms-export".to_owned(),
-            What::Service,
-        )]
+        vec![export_service(service)]
     }
 
     fn instance(&self, service: &Service, object: &Object) -> Instance {

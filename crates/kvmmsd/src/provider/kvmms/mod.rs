@@ -10,7 +10,7 @@ mod point;
 
 pub(crate) use catalogue::Catalogue;
 pub(crate) use disk::Disks;
-pub(crate) use export::Exports;
+pub(crate) use export::{Exports, export_service};
 pub(crate) use history::History;
 pub(crate) use host::HostDetail;
 pub(crate) use point::PointDetails;

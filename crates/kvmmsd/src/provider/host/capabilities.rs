@@ -1,0 +1,194 @@
+//! What the management and the migration service can do, how they are set, and the templates of migrations.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cim::Instance;
+use msvm::class;
+
+use crate::Service;
+use crate::object::{Object, What};
+use crate::provider::{Provider, services};
+
+pub(crate) struct Capabilities;
+
+const MANAGEMENT: &str = class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE;
+const MIGRATION: &str = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE;
+
+/// The types of migrations that clients look templates up for.
+const MIGRATIONS: [(u16, &str); 5] = [
+    (32768, "Virtual machine"),
+    (32769, "Storage"),
+    (32770, "Staged"),
+    (32771, "Virtual machine and storage"),
+    (32772, "Storage, checked in depth"),
+];
+
+#[async_trait]
+impl Provider for Capabilities {
+    fn classes(&self) -> &'static [&'static str] {
+        &[
+            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES,
+            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA,
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES,
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA,
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA,
+        ]
+    }
+
+    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
+        match class {
+            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES => vec![management()],
+            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => {
+                vec![management_settings(service)]
+            }
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES => vec![migration()],
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => vec![migration_settings()],
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA => {
+                MIGRATIONS.iter().map(template).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+        object.fixed()
+    }
+}
+
+/// The capabilities of a service.
+pub(crate) fn capabilities_of_service(_service: &Service, object: &Object) -> Vec<Object> {
+    match object.class {
+        MANAGEMENT => vec![management()],
+        MIGRATION => vec![migration()],
+        _ => Vec::new(),
+    }
+}
+
+/// The settings of a service.
+pub(crate) fn settings_of_service(service: &Service, object: &Object) -> Vec<Object> {
+    match object.class {
+        MANAGEMENT => vec![management_settings(service)],
+        MIGRATION => vec![migration_settings()],
+        _ => Vec::new(),
+    }
+}
+
+/// The service that capabilities or settings belong to.
+pub(crate) fn service_of(service: &Service, object: &Object) -> Vec<Object> {
+    let class = match object.class {
+        class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES
+        | class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => MANAGEMENT,
+        class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES
+        | class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => MIGRATION,
+        _ => return Vec::new(),
+    };
+    services::object(service, class).into_iter().collect()
+}
+
+fn fixed(id: &str, instance: Instance, class: &'static str) -> Object {
+    Object::with_id(class, id.to_owned(), What::Fixed(Arc::new(instance)))
+}
+
+fn management() -> Object {
+    let class = class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES;
+    let mut i = Instance::new(class);
+    let name = "Hyper-V Virtual System Management Service Capabilities";
+    i.set("Caption", name)
+        .set(
+            "Description",
+            "What the virtual system management service can do",
+        )
+        .set("ElementName", name)
+        .set("ElementNameEditSupported", true)
+        .set("MaxElementNameLen", 256u16)
+        .set("RequestedStatesSupported", vec![2u16, 3, 4, 6, 9, 10, 11])
+        .set(
+            "VirtualSystemTypesSupported",
+            vec![
+                "Microsoft:Hyper-V:SubType:1".to_owned(),
+                "Microsoft:Hyper-V:SubType:2".to_owned(),
+            ],
+        )
+        // DefineSystem, ModifyResourceSettings, ModifySystemSettings, RemoveResources, AddResources,
+        // GetSummaryInformation, FormatError, GetSizeOfSystemFiles.
+        .set(
+            "SynchronousMethodsSupported",
+            vec![2u16, 5, 6, 7, 10, 32784, 32788, 32797],
+        )
+        // DestroySystem, ImportSystemDefinition.
+        .set("AsynchronousMethodsSupported", vec![3u16, 32770]);
+    fixed("Microsoft:ManagementCapabilities", i, class)
+}
+
+fn management_settings(service: &Service) -> Object {
+    let class = class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA;
+    let state = service.vmms.dirs.state.display().to_string();
+    let mut i = Instance::new(class);
+    i.set("Caption", "Hyper-V Virtual System Management Service")
+        .set(
+            "Description",
+            "Settings of the virtual system management service",
+        )
+        .set("ElementName", "Hyper-V Virtual System Management Service")
+        .set("DefaultExternalDataRoot", state.as_str())
+        .set("DefaultVirtualHardDiskPath", state)
+        .set("MinimumMacAddress", "00155D000000")
+        .set("MaximumMacAddress", "00155DFFFFFF")
+        .set("NumaSpanningEnabled", true)
+        .set("PrimaryOwnerContact", "")
+        .set("PrimaryOwnerName", "")
+        .set("HypervisorRootSchedulerEnabled", false)
+        .set("EnhancedSessionModeEnabled", false);
+    fixed("Microsoft:host", i, class)
+}
+
+/// No method of the migration service is served yet, and its capabilities say so.
+fn migration() -> Object {
+    let class = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES;
+    let mut i = Instance::new(class);
+    i.set("Caption", "Migration Capabilities")
+        .set("Description", "What the migration service can do")
+        .set("ElementName", "Migration Capabilities")
+        .set("SynchronousMethodsSupported", Vec::<u16>::new())
+        .set("AsynchronousMethodsSupported", Vec::<u16>::new())
+        .set("DestinationHostFormatsSupported", Vec::<u16>::new());
+    fixed("Microsoft:MigrationCapabilities", i, class)
+}
+
+fn migration_settings() -> Object {
+    let class = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA;
+    let mut i = Instance::new(class);
+    i.set("Caption", "Migration Service Settings")
+        .set("Description", "Settings of the migration service")
+        .set("ElementName", "Migration Service Settings")
+        .set("EnableVirtualSystemMigration", false)
+        .set("MaximumActiveVirtualSystemMigration", 0u32)
+        .set("MaximumActiveStorageMigration", 0u32)
+        .set("AuthenticationType", 0u32)
+        .set("EnableCompression", false)
+        .set("EnableSmbTransport", false);
+    fixed("Microsoft:MigrationServiceSettings", i, class)
+}
+
+fn template((number, name): &(u16, &str)) -> Object {
+    let class = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA;
+    let mut i = Instance::new(class);
+    i.set("Caption", "Migration Setting Data")
+        .set("Description", format!("Template: {name}"))
+        .set("ElementName", *name)
+        .set("MigrationType", *number)
+        .set("TransportType", 5u16)
+        .set("RemoveSourceUnmanagedVhds", false)
+        .set("AvoidRemovingVHDs", false)
+        .set("CPUCappingMagnitude", 0u16)
+        .set("CancelIfBlackoutThresholdExceeded", false)
+        .set("AllowOverwriteExistingFile", false)
+        .set("RetainVhdCopiesOnSource", false)
+        .set("EnableCompression", false);
+    fixed(
+        &format!("Microsoft:Definition\\Migration\\{number}"),
+        i,
+        class,
+    )
+}

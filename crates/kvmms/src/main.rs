@@ -1,2 +1,7 @@
-//! See Cargo.toml.
-fn main() {}
+//! The `kvmms` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kvmms::main_with(std::env::args_os())
+}

@@ -1,0 +1,299 @@
+//! What can be said on the command line.
+
+mod cim;
+mod disk;
+mod job;
+mod point;
+mod vm;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use self::cim::CimVerb;
+pub(crate) use disk::{AttachArgs, Bus, CreateDiskArgs, DiskFormat, DiskVerb};
+pub(crate) use job::JobVerb;
+pub(crate) use point::{
+    ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb, QuickExportArgs,
+    Target,
+};
+pub(crate) use vm::{CreateVmArgs, Generation, SetVmArgs, Switch, VmVerb};
+
+/// Manage virtual machines, their reference points and exports.
+///
+/// Talks to the local service over its socket, or with --host to any kvmms or Hyper-V host over
+/// WS-Management.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kvmms",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  kvmms vm create web --memory 512M --new-disk /var/lib/images/web.qcow2:10G --nic
+  kvmms vm start web
+  kvmms point create web --name monday
+  kvmms point export monday --to /backup/web
+  kvmms verify /backup/web
+
+Machines, points and jobs are named by name, by GUID, or by the beginning of either where that is
+unambiguous. Sizes take K, M, G and T (1K = 1024)."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The local service's socket [default: kvmms.sock in the run directory]
+    #[arg(
+        long,
+        value_name = "PATH",
+        global = true,
+        conflicts_with = "host",
+        help_heading = "Connection"
+    )]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// The host to talk to: http(s)://HOST[:PORT]/wsman, or the path of a socket
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "KVMMS_HOST",
+        global = true,
+        help_heading = "Connection"
+    )]
+    pub(crate) host: Option<String>,
+
+    /// The user for HTTP Basic authentication
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "KVMMS_USER",
+        global = true,
+        help_heading = "Connection"
+    )]
+    pub(crate) user: Option<String>,
+
+    /// A file whose first line is the password; there is no option for the password itself, since others
+    /// can read command lines
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KVMMS_PASSWORD_FILE",
+        global = true,
+        help_heading = "Connection"
+    )]
+    pub(crate) password_file: Option<PathBuf>,
+
+    /// Trust the certificates in this PEM file, and no others
+    #[arg(
+        long,
+        value_name = "FILE",
+        global = true,
+        conflicts_with = "insecure",
+        help_heading = "Connection"
+    )]
+    pub(crate) ca: Option<PathBuf>,
+
+    /// Accept any certificate: whoever sits in between can read and change everything
+    #[arg(long, global = true, help_heading = "Connection")]
+    pub(crate) insecure: bool,
+
+    /// How results and errors are printed
+    #[arg(
+        long,
+        short,
+        value_enum,
+        default_value_t = Format::Table,
+        global = true,
+        help_heading = "Output"
+    )]
+    pub(crate) output: Format,
+
+    /// Print the job as soon as it is started instead of following it
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) no_wait: bool,
+
+    /// No progress while a job is followed
+    #[arg(long, short, global = true, help_heading = "Output")]
+    pub(crate) quiet: bool,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Machines
+    #[command(subcommand)]
+    Vm(Box<VmVerb>),
+    /// Virtual hard disks
+    #[command(subcommand)]
+    Disk(DiskVerb),
+    /// Reference points: instants that can be exported and told changes against
+    #[command(subcommand)]
+    Point(PointVerb),
+    /// Take a point of a machine and export it, in one go
+    #[command(after_help = "\
+Examples:
+  kvmms export web --to /backup/web
+  kvmms export web --to /backup/web --base monday
+  kvmms export web --to /backup/web --newest")]
+    Export(QuickExportArgs),
+    /// Make a machine of an export
+    #[command(after_help = "\
+Examples:
+  kvmms import /backup/web --name web-restored --to /var/lib/images")]
+    Import(ImportArgs),
+    /// Prove an export against its manifest: every block of every disk
+    #[command(after_help = "\
+Examples:
+  kvmms verify /backup/web")]
+    Verify {
+        /// The directory of the export, or of the machine in it (on the service's host)
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Jobs, running and past
+    #[command(subcommand)]
+    Job(JobVerb),
+    /// The host
+    #[command(subcommand)]
+    Host(HostVerb),
+    /// Errors
+    #[command(subcommand)]
+    Error(ErrorVerb),
+    /// Raw access to every class of the API
+    #[command(subcommand)]
+    Cim(CimVerb),
+    /// Print completions for a shell
+    #[command(after_help = "\
+Examples:
+  kvmms completions bash > /etc/bash_completion.d/kvmms")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all pages to a directory
+    #[command(after_help = "\
+Examples:
+  kvmms man | man -l -
+  kvmms man --to /usr/local/share/man/man1")]
+    Man {
+        /// Write one page for each verb into this directory
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The directory of the export, or of the machine in it (on the service's host)
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// The new machine's name [default: the exported one's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where its disks go [default: a new directory under images in the service's state directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+}
+
+/// Verbs of `host`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// What the host is and can do: QEMU, KVM, firmware, defaults
+    Show,
+}
+
+/// Verbs of `error`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ErrorVerb {
+    /// Tell what an error means and what to do about it
+    #[command(after_help = "\
+Examples:
+  kvmms error explain KVMMS-0042
+  kvmms error explain 32775")]
+    Explain {
+        /// A message id (KVMMS-0042 or 42) or the return code of a method (32768 and up)
+        id: String,
+    },
+    /// List every error the service can report
+    List,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_every_verb_may_stand_behind_it() {
+        let cli = parse("kvmms vm list -o json --socket /run/x.sock --no-wait").expect("a line");
+        assert_eq!(cli.global.output, Format::Json);
+        assert!(cli.global.no_wait);
+        assert_eq!(cli.global.socket, Some("/run/x.sock".into()));
+    }
+
+    #[test]
+    fn a_socket_and_a_host_exclude_each_other() {
+        assert!(parse("kvmms vm list --socket /a --host https://h").is_err());
+        assert!(parse("kvmms vm list --host https://h --ca f --insecure").is_err());
+    }
+
+    #[test]
+    fn there_is_no_way_to_give_a_password_as_an_argument() {
+        assert!(parse("kvmms vm list --password x").is_err());
+    }
+
+    #[test]
+    fn verbs_of_later_versions_are_not_shown() {
+        let help = Cli::command().render_long_help().to_string();
+        for absent in ["group", "snapshot", "migrate"] {
+            assert!(!help.contains(absent), "{absent}");
+        }
+    }
+
+    #[test]
+    fn every_verb_has_a_description() {
+        fn check(command: &clap::Command, way: &str) {
+            for sub in command.get_subcommands() {
+                let way = format!("{way} {}", sub.get_name());
+                assert!(sub.get_about().is_some(), "{way} has no description");
+                for argument in sub.get_arguments() {
+                    assert!(
+                        argument.get_help().is_some() || argument.is_hide_set(),
+                        "{way} {} has no description",
+                        argument.get_id()
+                    );
+                }
+                check(sub, &way);
+            }
+        }
+        check(&Cli::command(), "kvmms");
+    }
+}

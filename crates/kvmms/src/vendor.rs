@@ -1,0 +1,17 @@
+//! The classes only kvmms has: names and properties, in one place. All are in `root/virtualization/v2`.
+
+/// The vendor a kvmms server tells in Identify.
+pub(crate) const VENDOR: &str = "kvmms";
+
+/// The singleton whose methods verify and import exports.
+pub(crate) const EXPORT_SERVICE: &str = "Kvmms_ExportService";
+/// The history of jobs, beyond the life of the job instances; key `InstanceID`.
+pub(crate) const JOB_RECORD: &str = "Kvmms_JobRecord";
+/// Every error the service can report; key `MessageID`.
+pub(crate) const ERROR_CATALOGUE: &str = "Kvmms_ErrorCatalogue";
+/// What the host is and can do.
+pub(crate) const HOST: &str = "Kvmms_Host";
+/// The disks of machines as they lie on the host: true format, layers, warnings.
+pub(crate) const DISK: &str = "Kvmms_Disk";
+/// What is known of a point beyond its standard properties; key `InstanceID`, that of the point.
+pub(crate) const POINT_DETAIL: &str = "Kvmms_ReferencePointDetail";

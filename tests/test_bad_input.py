@@ -102,7 +102,7 @@ def test_unknown_methods_and_missing_instances_are_faults(host):
 
 @pytest.mark.parametrize("text", ["", "rubbish", "<INSTANCE", "<INSTANCE CLASSNAME=\"Msvm_NoSuchClass\"></INSTANCE>",
                                   "<INSTANCE CLASSNAME=\"Msvm_MemorySettingData\"></INSTANCE>",
-                                  "<INSTANCE CLASSNAME=\"Msvm_VirtualSystemSettingData\"><PROPERTY NAME=\"NoSuchProperty\" TYPE=\"string\"><VALUE>x</VALUE></PROPERTY></INSTANCE>",
+                                  "<INSTANCE CLASSNAME=\"Msvm_VirtualSystemSettingData\"><PROPERTY NAME=\"AutomaticStartupAction\" TYPE=\"uint16\"><VALUE>soon</VALUE></PROPERTY></INSTANCE>",
                                   "instance of Msvm_VirtualSystemSettingData {", BOMB], ids=range(8))
 def test_broken_embedded_instances_are_refused(host, text):
     before = len(host.api.instances("Msvm_ComputerSystem"))

@@ -38,6 +38,8 @@ class CimXml:
             return f(*args, **kwargs)
         except pywbem.CIMError as e:
             raise ApiFault(e.status_code, e.status_description or e.status_code_name, e) from e
+        except pywbem.HTTPError as e:
+            raise ApiFault(f"HTTP {e.status}", f"{e.reason} {e.cimerror or ''}", e) from e
 
     def get(self, ref):
         found = self._call(self.conn.GetInstance, to_wire(ref))

@@ -25,8 +25,8 @@ SCSI = "Microsoft:Hyper-V:Synthetic SCSI Controller"
 class Refused(Exception):
     """A method answered with a code other than 0 and 4096."""
 
-    def __init__(self, method, result):
-        super().__init__(f"{method} answered {result.value}")
+    def __init__(self, method, result, log=""):
+        super().__init__(f"{method} answered {result.value}; the service's log ends with:\n{log}")
         self.code = result.value
         self.result = result
 
@@ -60,7 +60,7 @@ class Host:
         """A method of a singleton service; raises Refused unless it answers 0 or 4096."""
         result = self.api.invoke(self.service_ref(class_name), method, **params)
         if result.value not in (0, 4096):
-            raise Refused(f"{class_name}.{method}", result)
+            raise Refused(f"{class_name}.{method}", result, self.service.tail(8))
         return result
 
     def job(self, result):
@@ -157,7 +157,7 @@ class Machine:
     def request(self, state, seconds=120):
         result = self.api.invoke(self.ref, "RequestStateChange", RequestedState=U16(state))
         if result.value not in (0, 4096):
-            raise Refused("Msvm_ComputerSystem.RequestStateChange", result)
+            raise Refused("Msvm_ComputerSystem.RequestStateChange", result, self.host.service.tail(8))
         return self.host.finish(result, seconds)
 
     def start(self):

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,10 +69,19 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsErro
 }
 
 /// Loads the pair in `dir`, making a self-signed one for `names` (host names and addresses) where there is
-/// none. The key has mode 0600.
+/// none, and the directory too. The key has mode 0600, a new directory 0700.
 pub fn load_or_make(dir: &Path, names: &[String]) -> Result<Arc<ServerConfig>, TlsError> {
     let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
     if !certificate.exists() || !key.exists() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| TlsError::Io {
+                what: "cannot create",
+                path: dir.to_owned(),
+                source,
+            })?;
         make(&certificate, &key, names)?;
     }
     load(&certificate, &key)
@@ -119,14 +128,16 @@ mod tests {
 
     #[test]
     fn a_certificate_is_made_once_and_its_key_is_private() {
-        let dir = tempfile::tempdir().expect("dir");
+        let parent = tempfile::tempdir().expect("dir");
+        // As at the first start, when nothing is there yet.
+        let dir = parent.path().join("state/tls");
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        load_or_make(dir.path(), &names).expect("made");
-        let key = dir.path().join(KEY);
+        load_or_make(&dir, &names).expect("made");
+        let key = dir.join(KEY);
         let first = fs::read(&key).expect("key");
         let mode = fs::metadata(&key).expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        load_or_make(dir.path(), &names).expect("loaded");
+        load_or_make(&dir, &names).expect("loaded");
         assert_eq!(fs::read(&key).expect("key"), first);
     }
 

@@ -196,7 +196,7 @@ impl Session {
 
     /// A refusal, with the chain of errors where the server sends one along.
     fn refused(&self, method: &str, code: u32, invoked: &Invoked) -> Error {
-        let chain = inspect::embedded(invoked.get("Errors"));
+        let chain = inspect::embedded(invoked.get(vendor::ERRORS));
         Error::Refused {
             method: method.to_owned(),
             code,

@@ -1,4 +1,4 @@
-//! The classes only kvmms has: names and properties, in one place. All are in `root/virtualization/v2`.
+//! What only kvmms has: names of classes, in one place. All are in `root/virtualization/v2`.
 
 /// The vendor a kvmms server tells in Identify.
 pub(crate) const VENDOR: &str = "kvmms";
@@ -15,3 +15,7 @@ pub(crate) const HOST: &str = "Kvmms_Host";
 pub(crate) const DISK: &str = "Kvmms_Disk";
 /// What is known of a point beyond its standard properties; key `InstanceID`, that of the point.
 pub(crate) const POINT_DETAIL: &str = "Kvmms_ReferencePointDetail";
+
+/// The out parameter a kvmms adds to a refused method for clients that send a request key: the `Msvm_Error`
+/// chain that a return code has no place for.
+pub(crate) const ERRORS: &str = "KvmmsErrors";

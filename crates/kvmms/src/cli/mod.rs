@@ -65,6 +65,7 @@ pub(crate) struct Global {
         long,
         value_name = "URL",
         env = "KVMMS_HOST",
+        hide_env_values = true,
         global = true,
         help_heading = "Connection"
     )]
@@ -75,6 +76,7 @@ pub(crate) struct Global {
         long,
         value_name = "NAME",
         env = "KVMMS_USER",
+        hide_env_values = true,
         global = true,
         help_heading = "Connection"
     )]
@@ -86,6 +88,7 @@ pub(crate) struct Global {
         long,
         value_name = "FILE",
         env = "KVMMS_PASSWORD_FILE",
+        hide_env_values = true,
         global = true,
         help_heading = "Connection"
     )]

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::inspect;
 use crate::output::Row;
 use crate::session::Session;
+use crate::vendor;
 use crate::watch;
 
 /// Carries out a verb of `cim`.
@@ -249,7 +250,7 @@ async fn invoke(
             invoked.return_value.map(u64::from),
         )
         .maybe("Meaning", "Meaning", label.map(str::to_owned));
-    for (name, value) in &invoked.out {
+    for (name, value) in invoked.out.iter().filter(|(n, _)| !n.is(vendor::ERRORS)) {
         let name = name.as_str();
         row = row.both(name, name, inspect::words(value), inspect::json(value));
     }
@@ -264,7 +265,7 @@ async fn invoke(
             method: declared.name.to_string(),
             code,
             hint: None,
-            chain: inspect::embedded(invoked.get("Errors")),
+            chain: inspect::embedded(invoked.get(vendor::ERRORS)),
         }),
         _ => Ok(()),
     }

@@ -55,6 +55,7 @@ pub(crate) static ASSOCIATIONS: &[Association] = &[
     link(class::MSVM_SETTINGS_DEFINE_STATE, ("ManagedElement", "CIM_ComputerSystem"), ("SettingData", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), links::settings_of_vm, links::vm_of),
     link(class::MSVM_SETTINGS_DEFINE_STATE, ("ManagedElement", "CIM_LogicalDevice"), ("SettingData", "CIM_ResourceAllocationSettingData"), links::settings_of_device, links::device_of_settings),
     link(class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA_COMPONENT, ("GroupComponent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), ("PartComponent", "CIM_ResourceAllocationSettingData"), links::resources_of, links::settings_of_resource),
+    link(class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA_COMPONENT, ("GroupComponent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), ("PartComponent", class::MSVM_SECURITY_SETTING_DATA), links::security_of, links::settings_of_resource),
     link(class::MSVM_SYSTEM_DEVICE, ("GroupComponent", "CIM_ComputerSystem"), ("PartComponent", "CIM_LogicalDevice"), links::devices_of, links::vm_of),
     link(class::MSVM_HOSTED_SERVICE, ("Antecedent", "CIM_ComputerSystem"), ("Dependent", "CIM_Service"), links::services_of_host, links::host_of),
     link(class::MSVM_HOSTED_DEPENDENCY, ("Antecedent", "CIM_ComputerSystem"), ("Dependent", "CIM_ComputerSystem"), links::vms_of_host, links::host_of_vm),
@@ -74,6 +75,15 @@ pub(crate) static ASSOCIATIONS: &[Association] = &[
     link(class::MSVM_ELEMENT_SETTING_DATA, ("ManagedElement", "CIM_Service"), ("SettingData", "CIM_SettingData"), follow::settings_of_service, follow::service_of),
     link(class::MSVM_SETTINGS_DEFINE_STATE, ("ManagedElement", class::MSVM_VIRTUAL_ETHERNET_SWITCH), ("SettingData", class::MSVM_VIRTUAL_ETHERNET_SWITCH_SETTING_DATA), follow::settings_of_switch, follow::switch_of_settings),
 ];
+
+/// The associations of a namespace.
+pub(crate) fn table(namespace: &'static Namespace) -> &'static [Association] {
+    if namespace.name() == crate::object::NAMESPACE {
+        ASSOCIATIONS
+    } else {
+        links::cimv2_associations(namespace.name())
+    }
+}
 
 /// One direction of a link.
 struct Side {
@@ -105,8 +115,7 @@ fn sides<'a>(
     assoc_class: Option<&'a str>,
     role: Option<&'a str>,
 ) -> impl Iterator<Item = Side> + 'a {
-    let table = if namespace.name() == crate::object::NAMESPACE { ASSOCIATIONS } else { links::cimv2_associations(namespace.name()) };
-    table
+    table(namespace)
         .iter()
         .filter(move |a| assoc_class.is_none_or(|wanted| namespace.is_a(a.class, wanted)))
         .flat_map(both)
@@ -192,9 +201,8 @@ fn instance(
 
 /// All instances of an association class and its subclasses.
 pub(crate) fn instances(service: &Service, namespace: &'static Namespace, class: &str) -> Vec<Instance> {
-    let table = if namespace.name() == crate::object::NAMESPACE { ASSOCIATIONS } else { links::cimv2_associations(namespace.name()) };
     let mut found = Vec::new();
-    for association in table.iter().filter(|a| namespace.is_a(a.class, class)) {
+    for association in table(namespace).iter().filter(|a| namespace.is_a(a.class, class)) {
         for left in service.objects(namespace, association.left.1) {
             for right in (association.forward)(service, &left) {
                 found.push(instance(service, namespace, association, &left, &right));

@@ -16,6 +16,7 @@ mod config;
 mod errors;
 mod object;
 mod provider;
+mod served;
 mod service;
 
 use std::io::{Read, Write};

@@ -15,6 +15,7 @@ use crate::association;
 use crate::errors::{self, CallError};
 use crate::object::Object;
 use crate::provider::{self, Call, Outcome, Provider};
+use crate::served;
 
 /// Everything a provider needs.
 pub(crate) struct Service {
@@ -191,6 +192,11 @@ impl Service {
             let fault = vmms::fault!(AccessDenied, caller.user, format!("call {}", declared.name));
             return Err(errors::operation_error(self, &fault));
         }
+        if !self.serves(namespace, class.name.as_str()) {
+            let why = served::reason(class.name.as_str()).unwrap_or("it has no instances here");
+            let fault = vmms::fault!(NotServed, format!("{}.{} ({why})", class.name, declared.name));
+            return Err(errors::operation_error(self, &fault));
+        }
         let target = self.find(namespace, path)?;
         let provider = self.provider(namespace.name(), target.class).ok_or_else(|| {
             Error::new(Status::MethodNotAvailable, format!("{} is not served", target.class))
@@ -226,8 +232,26 @@ impl Service {
         }
         if let Some(fault) = &outcome.fault {
             self.remember_refusal(caller, fault);
+            // A return code has no place for a reason. Whoever sends a request key knows kvmms, and gets the
+            // chain as one more out parameter; other clients never see it.
+            if asked.request_key.is_some() {
+                outs.push(self.refusal(fault));
+            }
         }
         Ok(Response::Invoked { return_value: Value::Uint32(outcome.return_value), parameters: outs })
+    }
+
+    /// Why a method was refused, as the texts GetErrorEx gives.
+    fn refusal(&self, fault: &vmms::Fault) -> OutParameter {
+        let chain = errors::chain(self, fault);
+        let texts = chain.iter().map(|e| Value::String(cim::embedded::write(e))).collect();
+        OutParameter {
+            name: "KvmmsErrors".into(),
+            ty: cim::Type::String,
+            array: true,
+            embedded: Some(msvm::class::MSVM_ERROR.into()),
+            value: Value::Array(texts),
+        }
     }
 
     /// A return code says little: the refusal behind it goes to the log with its id, where `kvmms` and people find it.

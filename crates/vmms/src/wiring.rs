@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use hypervisor::fake::FakeHypervisor;
 use hypervisor::{ImageTool, QemuHypervisor};
-use store::{SqliteOptions, SqliteStore, Store};
+use store::{MemoryStore, SqliteOptions, SqliteStore, Store};
 
 use crate::{Dirs, Fault, Options, Result, Vmms, fault};
 
@@ -20,4 +21,12 @@ pub async fn open_store(path: &Path) -> Result<Arc<dyn Store>> {
 pub async fn start_qemu(store: Arc<dyn Store>, dirs: Dirs, options: Options, host: String) -> Result<Arc<Vmms>> {
     let hypervisor = Arc::new(QemuHypervisor::default());
     Vmms::start(store, hypervisor, ImageTool::default(), dirs, options, host).await
+}
+
+/// A service that starts no process and stores nothing: records are in memory, machines are scripted ones whose layers
+/// are real files made by qemu-img. For the tests of front ends and clients; its machines run no guest.
+pub async fn in_memory(dirs: Dirs, host: String) -> Result<Arc<Vmms>> {
+    let images = ImageTool::default();
+    let hypervisor = Arc::new(FakeHypervisor::with_images(images.clone()));
+    Vmms::start(Arc::new(MemoryStore::new()), hypervisor, images, dirs, Options::default(), host).await
 }

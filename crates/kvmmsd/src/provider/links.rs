@@ -24,7 +24,7 @@ fn vm(service: &Service, object: &Object) -> Option<Arc<Vm>> {
 
 fn element(object: &Object) -> Option<Element> {
     Some(match &object.what {
-        What::Vm(vm) | What::Settings(vm) => Element::Vm(vm.id),
+        What::Vm(vm) => Element::Vm(vm.id),
         What::Resource(vm, Part::Device(id)) => Element::Resource { vm: vm.id, id: id.clone() },
         What::Point(point) => Element::Point(point.id),
         What::Job(job) => Element::Job(job.id),
@@ -124,7 +124,19 @@ pub(crate) fn device_of_settings(_service: &Service, object: &Object) -> Vec<Obj
 /// The resources under a machine's settings.
 pub(crate) fn resources_of(_service: &Service, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Settings(vm) => resource::objects(vm),
+        What::Settings(vm) => {
+            let mut all = resource::objects(vm);
+            all.retain(|o| !matches!(o.what, What::Resource(_, Part::Security)));
+            all
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The security settings under a machine's settings, which are no resource.
+pub(crate) fn security_of(_service: &Service, object: &Object) -> Vec<Object> {
+    match &object.what {
+        What::Settings(vm) => Object::of_resource(vm, Part::Security).into_iter().collect(),
         _ => Vec::new(),
     }
 }

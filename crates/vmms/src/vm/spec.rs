@@ -72,7 +72,8 @@ fn dvd_drive(vm: &Vm, id: &str, controller: &str, slot: u16) -> Result<DriveConf
         DeviceKind::Dvd { drive, path } if drive.eq_ignore_ascii_case(id) => Some(path.clone()),
         _ => None,
     });
-    let node = format!("dvd{slot}-{:.16}", Uuid::new_v5(&vm.id, id.as_bytes()).simple());
+    // Not a layer, but named like one: short enough for QEMU, and the same at every start.
+    let node = names::layer_node(Uuid::new_v5(&vm.id, id.as_bytes()));
     Ok(DriveConfig {
         id: dvd_drive_id(id),
         controller: controller_of(vm, controller)?,

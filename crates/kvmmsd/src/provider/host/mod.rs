@@ -18,6 +18,12 @@ pub(crate) use interop::Interop;
 pub(crate) use network::{Network, management};
 pub(crate) use pools::{Pools, templates};
 
+/// The kinds of resources.
+#[cfg(test)]
+pub(crate) fn kinds() -> &'static [kinds::Kind] {
+    kinds::KINDS
+}
+
 /// Ends of associations.
 pub(crate) mod follow {
     pub(crate) use super::capabilities::{capabilities_of_service, service_of, settings_of_service};

@@ -64,7 +64,7 @@ impl Provider for History {
 /// The newest stored jobs, newest first. Identifiers say nothing about age, so all pages are looked through; never
 /// more than a page beyond the wanted number is in memory.
 async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
-    let mut kept: Vec<Job> = Vec::new();
+    let mut kept: Vec<Job> = service.vmms.jobs();
     let mut after = None;
     loop {
         let page = service.vmms.db.history(after, PAGE).await?;
@@ -75,6 +75,7 @@ async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
         after = Some(last.id);
         kept.extend(page);
         kept.sort_by_key(|job| std::cmp::Reverse((job.submitted, job.id)));
+        kept.dedup_by_key(|job| job.id);
         kept.truncate(most);
     }
 }

@@ -1,0 +1,221 @@
+//! A service on scripted machines, with machines of both generations that have every kind of device.
+#![expect(
+    clippy::expect_used,
+    reason = "a bench that cannot be set up is a failed test"
+)]
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use cim::{Instance, Name, Path};
+use uuid::Uuid;
+use vmms::job::{JobState, StateChange};
+use vmms::point::{Consistency, PointType};
+use vmms::vm::device::{NewDevice, add};
+use vmms::vm::{Asked, NewVm, Settings};
+use vmms::{Dirs, Vmms};
+use wbem::{Caller, Error, Handler as _, Operation, Request, Response, Role, Walk};
+
+use crate::Service;
+
+/// The service and its scratch directory.
+pub(super) struct Bench {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) service: Service,
+    /// A running machine of generation 1 with every kind of device and two points.
+    pub(super) full: Uuid,
+    /// A machine of generation 2 that is off.
+    pub(super) bare: Uuid,
+}
+
+impl Bench {
+    pub(super) async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("scratch directory");
+        let dirs = Dirs {
+            state: dir.path().join("state"),
+            run: dir.path().join("run"),
+        };
+        let vmms = vmms::in_memory(dirs, "HOST".to_owned())
+            .await
+            .expect("service");
+        let full = define(&vmms, "full", 1).await;
+        let bare = define(&vmms, "bare", 2).await;
+        furnish(&vmms, full, dir.path()).await;
+        let asked = Asked::default();
+        let start = vmms::vm::request_state(&vmms, full, StateChange::Start, &asked)
+            .await
+            .expect("start");
+        done(&vmms, start).await;
+        for kind in [PointType::Rct, PointType::Log] {
+            let made =
+                vmms::point::create_point(&vmms, full, kind, Some(Consistency::Crash), "p", &asked)
+                    .await;
+            done(&vmms, made.expect("point").1).await;
+        }
+        Bench {
+            dir,
+            service: Service::new(vmms),
+            full,
+            bare,
+        }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        namespace: &str,
+        operation: Operation,
+    ) -> Result<Response, Error> {
+        let caller = Caller {
+            user: "tester".to_owned(),
+            role: Role::Admin,
+        };
+        let request = Request {
+            namespace: namespace.to_owned(),
+            caller,
+            request_key: None,
+            operation,
+        };
+        self.service.handle(request).await
+    }
+
+    async fn instances(
+        &self,
+        namespace: &str,
+        operation: Operation,
+    ) -> Result<Vec<Instance>, Error> {
+        match self.ask(namespace, operation).await? {
+            Response::Instances(found) => Ok(found),
+            other => panic!("{other:?} instead of instances"),
+        }
+    }
+
+    pub(super) async fn list(&self, namespace: &str, class: &str) -> Vec<Instance> {
+        let operation = Operation::EnumerateInstances {
+            class: Name::from(class.to_owned()),
+        };
+        self.instances(namespace, operation).await.expect(class)
+    }
+
+    pub(super) async fn get(&self, namespace: &str, path: &Path) -> Result<Instance, Error> {
+        let mut found = self
+            .instances(namespace, Operation::GetInstance { path: path.clone() })
+            .await?;
+        Ok(found.pop().expect("one instance"))
+    }
+
+    pub(super) async fn query(&self, namespace: &str, text: &str) -> Result<Vec<Instance>, Error> {
+        let query = cim::wql::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        self.instances(namespace, Operation::Query { query }).await
+    }
+
+    pub(super) async fn references(
+        &self,
+        namespace: &str,
+        path: &Path,
+    ) -> Result<Vec<Instance>, Error> {
+        self.instances(
+            namespace,
+            Operation::References {
+                path: path.clone(),
+                walk: Walk::default(),
+            },
+        )
+        .await
+    }
+
+    pub(super) async fn associators(
+        &self,
+        namespace: &str,
+        path: &Path,
+    ) -> Result<Vec<Instance>, Error> {
+        self.instances(
+            namespace,
+            Operation::Associators {
+                path: path.clone(),
+                walk: Walk::default(),
+            },
+        )
+        .await
+    }
+
+    pub(super) async fn invoke(&self, path: Path, method: &str) -> Result<Response, Error> {
+        let method = Name::from(method.to_owned());
+        self.ask(
+            crate::object::NAMESPACE,
+            Operation::Invoke {
+                path,
+                method,
+                parameters: Vec::new(),
+            },
+        )
+        .await
+    }
+}
+
+async fn define(vmms: &Arc<Vmms>, name: &str, generation: u8) -> Uuid {
+    let new = NewVm {
+        id: None,
+        name: name.to_owned(),
+        generation,
+        notes: vec!["a note".to_owned()],
+        settings: Settings::default(),
+    };
+    vmms::vm::define(vmms, new, |_| Ok(()))
+        .await
+        .expect("define")
+}
+
+async fn furnish(vmms: &Arc<Vmms>, vm: Uuid, dir: &FilePath) {
+    let new = |device| add(vmms, vm, device, None);
+    let file = |name: &str| {
+        let path = dir.join(name);
+        let made = std::fs::File::create(&path).and_then(|f| f.set_len(1 << 20));
+        made.map(|()| path).expect("image")
+    };
+    let controller = new(NewDevice::ScsiController).await.expect("controller");
+    let drive = NewDevice::DiskDrive {
+        controller: controller.clone(),
+        slot: None,
+    };
+    let drive = new(drive).await.expect("drive");
+    let disk = NewDevice::Disk {
+        drive,
+        path: file("a.img"),
+        read_only: false,
+    };
+    new(disk).await.expect("disk");
+    let dvd = NewDevice::DvdDrive {
+        controller,
+        slot: None,
+    };
+    let drive = new(dvd).await.expect("DVD drive");
+    new(NewDevice::Dvd {
+        drive,
+        path: file("cd.iso"),
+    })
+    .await
+    .expect("DVD");
+    let nic = new(NewDevice::Nic {
+        mac: None,
+        guid: None,
+    })
+    .await
+    .expect("adapter");
+    let connection = NewDevice::NicConnection {
+        nic,
+        switch: Some("NAT".to_owned()),
+        enabled: true,
+    };
+    new(connection).await.expect("connection");
+}
+
+async fn done(vmms: &Arc<Vmms>, job: Uuid) {
+    let job = vmms.wait(job).await.expect("job");
+    assert_eq!(
+        job.state,
+        JobState::Completed,
+        "{}: {:?}",
+        job.title,
+        job.faults
+    );
+}

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, StatusCode};
 
@@ -70,12 +70,19 @@ async fn answer(request: hyper::Request<Incoming>, peer: &Peer, shared: &Shared)
     } else {
         MAX_UNKNOWN_BODY
     };
-    let collected = Limited::new(body, limit).collect();
-    let body = match tokio::time::timeout(shared.options.body_timeout, collected).await {
-        Ok(Ok(body)) => Some(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => None,
-        Ok(Err(error)) => return Reply::text(400, &format!("the body cannot be read: {error}")),
-        Err(_) => return Reply::text(408, "the body took too long"),
+    // An announced length is refused before anything is read; the connection ends with the answer.
+    let body = if body.size_hint().lower() > limit as u64 {
+        None
+    } else {
+        let collected = Limited::new(body, limit).collect();
+        match tokio::time::timeout(shared.options.body_timeout, collected).await {
+            Ok(Ok(body)) => Some(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => None,
+            Ok(Err(error)) => {
+                return Reply::text(400, &format!("the body cannot be read: {error}"));
+            }
+            Err(_) => return Reply::text(408, "the body took too long"),
+        }
     };
     let ask = |caller| Ask {
         caller,

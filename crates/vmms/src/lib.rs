@@ -33,7 +33,7 @@ pub use element::{Effect, Element};
 pub use hypervisor::probe::{Features, KvmState};
 pub use hypervisor::{Acceleration, ImageFormat};
 pub use service::{Dirs, Options, Vmms};
-pub use wiring::{open_store, start_qemu};
+pub use wiring::{in_memory, open_store, start_qemu};
 pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
 
 /// A GUID as Hyper-V writes it: upper case with hyphens.

@@ -11,7 +11,7 @@ use crate::export::layout;
 use crate::job::{JobContext, Task};
 use crate::point::tidy::blocking;
 use crate::vm::Asked;
-use crate::{Effect, Element, Fault, Kind, Message, Result, Vmms, fault};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault};
 
 /// Longest chain of exports.
 const MAX_CHAIN: usize = 4096;
@@ -139,7 +139,7 @@ pub(crate) async fn run(_vmms: &Arc<Vmms>, ctx: &JobContext, directory: &Path) -
         output.report = report;
     })
     .await?;
-    let causes: Vec<Fault> = verdicts.iter().filter_map(cause).collect();
+    let causes: Vec<Fault> = verdicts.into_iter().filter_map(cause).collect();
     if causes.is_empty() {
         return Ok(());
     }
@@ -163,23 +163,16 @@ fn line(verdict: &Verdict) -> String {
 }
 
 /// A problem in the words of the catalogue: the file and the first bad byte where they are known.
-fn cause(verdict: &Verdict) -> Option<Fault> {
+fn cause(verdict: Verdict) -> Option<Fault> {
     let what = format!("{} at point {}", verdict.what, verdict.point);
-    Some(match verdict.problem.as_ref()? {
+    Some(match verdict.problem? {
         Problem::Block { offset, .. } | Problem::Unlisted { offset } => {
             fault!(DigestMismatch, what, offset)
         }
-        Problem::Length {
-            path,
-            expected,
-            found,
-        } => {
+        Problem::Length { path, expected, found } => {
             fault!(DigestMismatch, path.display(), expected.min(found))
         }
-        problem @ (Problem::Hash { .. }
-        | Problem::Size
-        | Problem::Digest
-        | Problem::Base { .. }) => Fault::new(Message::Block, [format!("{what}: {problem}")]),
-        Problem::Unreadable(error) => Fault::new(Message::Block, [format!("{what}: {error}")]),
+        Problem::Unreadable(error) => fault!(Block, format!("{what} cannot be read")).caused_by(error),
+        problem => fault!(Block, format!("{what}: {problem}")),
     })
 }

@@ -127,6 +127,7 @@ fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
             .disk(disk.uid)
             .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
         point::check_chain(&disk.device, &found.layers, disk.node)?;
+        point::check_formats(&found.layers, disk.node)?;
     }
     Ok(())
 }

@@ -291,16 +291,52 @@ async fn distrust(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Vec<Decision>> {
 
 /// Takes back a point that was not finished.
 pub(crate) async fn undo(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid, point: Uuid) -> Result<()> {
+    settle_or_wait(vmms, vm).await?;
+    forget_unfinished(vmms, vm, |p| p.id == point).await?;
+    // One that failed before it was written down has only a directory.
+    match vmms.db.get::<Point>(point) {
+        Ok(_) => Ok(()),
+        Err(_) => forget(vmms, point).await,
+    }
+}
+
+/// Settles the layers of a machine. Where its process has just died, whoever watches it is given time to notice: only then
+/// do the files tell what happened.
+async fn settle_or_wait(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    for tries in 0.. {
+        if vmms.db.get::<Vm>(vm).is_err() {
+            return Ok(());
+        }
+        let lock = vmms.lock(vm).await;
+        let quiet = quiet(vmms, vm).await;
+        match settle(vmms, vm).await {
+            Err(gone) if gone.has(crate::Message::QemuGone) && tries < 100 => {}
+            other => return other,
+        }
+        drop((quiet, lock));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// Takes back the points of a machine that were not finished and of which no job is left; `which` chooses among them.
+pub(super) async fn forget_unfinished(
+    vmms: &Arc<Vmms>,
+    vm: Uuid,
+    which: impl Fn(&Point) -> bool,
+) -> Result<()> {
     if vmms.db.get::<Vm>(vm).is_err() {
         return Ok(());
     }
     let _lock = vmms.lock(vm).await;
     let _quiet = quiet(vmms, vm).await;
     settle(vmms, vm).await?;
-    if vmms.db.get::<Point>(point).is_ok_and(|p| p.complete) {
-        return Ok(());
+    for point in points_of(vmms, vm) {
+        if !point.complete && which(&point) {
+            forget(vmms, point.id).await?;
+        }
     }
-    forget(vmms, point).await
+    Ok(())
 }
 
 /// Deletes the record of a point and its directory. Layers that it alone needed are merged by the next sweep.

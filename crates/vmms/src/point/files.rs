@@ -138,9 +138,23 @@ pub(super) fn layer_spec(layer: &LayerRef) -> Result<LayerSpec> {
     }
 }
 
-/// The stamp of a layer's file.
-pub(super) fn stamp(path: &Path) -> Result<Stamp> {
-    Stamp::of(path).map_err(|e| Fault::io("look at", path, &e))
+/// Refuses an instant that the data plane cannot read.
+pub(crate) fn check_formats(tree: &LayerTree, node: Uuid) -> Result<()> {
+    let files = tree.chain(node).unwrap_or_default();
+    files.iter().try_for_each(|file| layer_spec(file).map(drop))
+}
+
+/// The stamp of a layer's file. A block device has none: its times say nothing about its content.
+pub(super) fn stamp(path: &Path) -> Result<Option<Stamp>> {
+    let failed = |e: std::io::Error| Fault::io("look at", path, &e);
+    if std::fs::metadata(path)
+        .map_err(failed)?
+        .file_type()
+        .is_block_device()
+    {
+        return Ok(None);
+    }
+    Stamp::of(path).map(Some).map_err(failed)
 }
 
 /// The size of the disk a frozen layer shows, in bytes.

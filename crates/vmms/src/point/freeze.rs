@@ -321,7 +321,7 @@ pub(super) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
     let file = tree.nodes.get(&node).and_then(|n| n.file.clone());
     let file = file.ok_or_else(|| fault!(Internal, "a disk without layers"))?;
     let size = files::size_of(vmms, &file).await?;
-    let stamp = Some(files::stamp(&file.path)?);
+    let stamp = files::stamp(&file.path)?;
     let has_map = tree.nodes.get(&node).is_some_and(|n| n.parent.is_some());
     let map = has_map.then(|| files::map_path(vmms, disk.uid, node));
     Ok(Frozen { map, size, stamp })

@@ -38,7 +38,7 @@ pub use create::create_point;
 pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
-pub(crate) use files::{FIRMWARE_VARS, check_chain, load_config, open_chain};
+pub(crate) use files::{FIRMWARE_VARS, check_chain, check_formats, load_config, open_chain};
 pub(crate) use maps::between;
 pub use memory::Memory;
 pub(crate) use memory::quiet;

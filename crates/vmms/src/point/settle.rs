@@ -243,7 +243,7 @@ pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uui
                 .chain(above.iter().copied());
             for (id, stamp) in stamps {
                 if let Some(node) = disk.layers.nodes.get_mut(&id) {
-                    node.stamp = Some(stamp);
+                    node.stamp = stamp;
                 }
             }
             Ok(())

@@ -1,5 +1,6 @@
 //! What comes round: holds end, and layers that nobody needs are merged.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -20,8 +21,26 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
             tracing::warn!(point = %guid(point.id), %error, "the hold of a point could not be ended");
         }
     }
+    let mut points: BTreeMap<Uuid, Vec<Arc<Point>>> = BTreeMap::new();
+    for point in vmms.db.all::<Point>() {
+        points.entry(point.vm).or_default().push(point);
+    }
+    let running: Vec<Arc<Job>> = vmms
+        .db
+        .all::<Job>()
+        .into_iter()
+        .filter(|j| !j.state.is_final())
+        .collect();
     for vm in vmms.db.all::<Vm>() {
-        if tidy::is_due(vmms, &vm)
+        let own = points.remove(&vm.id).unwrap_or_default();
+        if own.iter().any(|p| !p.complete) && !is_affected(&running, vm.id) {
+            // Taking it back failed when its job ended; by now it may work.
+            if let Err(error) = super::create::forget_unfinished(vmms, vm.id, |_| true).await {
+                tracing::warn!(vm = %guid(vm.id), %error, "a point that was not finished stays");
+            }
+            continue;
+        }
+        if tidy::is_due(&vm, &own, &running)
             && vmms.points.may_try(vm.id)
             && !busy(vmms, vm.id)
             && let Err(error) = start_tidy(vmms, vm.id).await
@@ -29,6 +48,12 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
             tracing::warn!(vm = %guid(vm.id), %error, "layers could not be merged");
         }
     }
+}
+
+/// Whether a running job has anything to do with the machine.
+fn is_affected(running: &[Arc<Job>], vm: Uuid) -> bool {
+    let affected = |job: &Arc<Job>| job.affected.iter().any(|(e, _)| *e == Element::Vm(vm));
+    running.iter().any(affected)
 }
 
 async fn start_tidy(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Uuid> {

@@ -96,10 +96,17 @@ fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
     tree.next_prune(&|n| claims.wanted(n)).map(Chore::Prune)
 }
 
-/// Whether there is anything to do with a machine's layers.
-pub(super) fn is_due(vmms: &Vmms, vm: &Vm) -> bool {
-    let (points, jobs) = (vmms.db.all::<Point>(), vmms.db.all::<Job>());
-    let claims = Claims::of(vm.id, &points, &jobs);
+/// Whether there is anything to do with a machine's layers, given its points and the jobs that run.
+pub(super) fn is_due(vm: &Vm, points: &[Arc<Point>], running: &[Arc<Job>]) -> bool {
+    let idle = |d: &Disk| {
+        let tree = &d.layers;
+        tree.nodes.len() == 1 && tree.pending.is_none() && tree.leftovers.is_empty()
+    };
+    // Most machines have no layers at all.
+    if vm.disks().all(|(_, d)| idle(d)) {
+        return false;
+    }
+    let claims = Claims::of(vm.id, points, running);
     vm.disks().any(|(_, d)| {
         d.layers.pending.is_some()
             || !d.layers.leftovers.is_empty()

@@ -73,14 +73,14 @@ pub fn namespaces() -> [&'static Namespace; 3] {
     [virtualization(), cimv2(), interop()]
 }
 
-/// The namespace of that name, in any case and with either slash; `interop` alone is `root/interop`.
+/// The namespace of that name, in any case and with either slash. `interop` alone is none: clients that probe for
+/// it would miss it in the list of namespaces.
 pub fn namespace(name: &str) -> Option<&'static Namespace> {
     let name = name.replace('\\', "/");
     let name = name.trim_matches('/');
-    namespaces().into_iter().find(|n| {
-        n.name.eq_ignore_ascii_case(name)
-            || (n.name == "root/interop" && name.eq_ignore_ascii_case("interop"))
-    })
+    namespaces()
+        .into_iter()
+        .find(|n| n.name.eq_ignore_ascii_case(name))
 }
 
 fn compare(a: &str, b: &str) -> Ordering {

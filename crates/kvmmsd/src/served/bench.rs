@@ -1,8 +1,4 @@
 //! A service on scripted machines, with machines of both generations that have every kind of device.
-#![expect(
-    clippy::expect_used,
-    reason = "a bench that cannot be set up is a failed test"
-)]
 
 use std::path::Path as FilePath;
 use std::sync::Arc;

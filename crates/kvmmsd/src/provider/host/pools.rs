@@ -179,6 +179,7 @@ fn template(kind: &Kind, role: &str, range: u16) -> Object {
             let mut i = Instance::new(kind.settings);
             resource::common(&mut i, kind.ty, kind.sub_type, quantity);
             i.set("Caption", kind.name).set("ElementName", kind.name);
+            usual(&mut i, kind.ty);
             i
         }
     };
@@ -188,6 +189,25 @@ fn template(kind: &Kind, role: &str, range: u16) -> Object {
     i.set("Description", format!("{role} of {}", kind.name));
     let id = format!("Microsoft:Definition\\{}\\{role}", kind.id);
     Object::with_id(kind.settings, id, What::Fixed(Arc::new(i)))
+}
+
+/// What a device of that type has besides, unless a client says otherwise.
+fn usual(i: &mut Instance, ty: u16) {
+    match ty {
+        10 => drop(
+            i.set("StaticMacAddress", false)
+                .set("ClusterMonitored", true),
+        ),
+        21 => drop(i.set("DebuggerMode", false)),
+        // Read and write.
+        31 => drop(
+            i.set("Access", 3u16)
+                .set("PersistentReservationsSupported", false),
+        ),
+        // Plugged in.
+        33 => drop(i.set("EnabledState", 2u16)),
+        _ => {}
+    }
 }
 
 fn kind_of(object: &Object) -> Option<&'static Kind> {
@@ -268,4 +288,32 @@ pub(crate) fn pools_of_host(service: &Service, object: &Object) -> Vec<Object> {
 /// The host of a pool.
 pub(crate) fn host_of_pool(service: &Service, _object: &Object) -> Vec<Object> {
     vec![service.host_object()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_with_a_place_and_an_image_can_be_added() {
+        let own = uuid::Uuid::from_u128(7);
+        let parent = r#"Msvm_ResourceAllocationSettingData.InstanceID="Microsoft:00000000-0000-0000-0000-000000000007\\\\X""#;
+        // Given with the machine; not added one by one.
+        let fixed = [
+            "Memory",
+            "Processor",
+            "IDE Controller",
+            "Floppy Drive",
+            "Serial Port",
+        ];
+        for kind in KINDS.iter().filter(|k| !fixed.contains(&k.name)) {
+            let mut default = template(kind, "Default", 0).fixed();
+            default.set("Parent", parent);
+            if kind.ty == 31 {
+                default.set("HostResource", vec!["/x/a.img".to_owned()]);
+            }
+            let added = resource::new_device(&default, own);
+            assert!(added.is_ok(), "{}: {:?}", kind.name, added.err());
+        }
+    }
 }

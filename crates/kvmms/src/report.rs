@@ -276,6 +276,9 @@ fn client_hint(error: &wbem::client::ClientError) -> Option<String> {
              --password-file or KVMMS_PASSWORD_FILE."
         }
         E::Unauthorized { .. } => "Check the user's name and the password file.",
+        E::Http { .. } | E::Timeout { .. } => {
+            "Whether the request was carried out is not known: look before you repeat it."
+        }
         _ => return None,
     };
     Some(hint.to_owned())

@@ -21,6 +21,13 @@ use crate::watch;
 /// The namespace of everything but `kvmms cim --namespace`.
 pub(crate) const NAMESPACE: &str = "root/virtualization/v2";
 
+/// Methods that add or take away something without a job: twice is not the same as once.
+const ONCE: [&str; 3] = [
+    "DefineSystem",
+    "AddResourceSettings",
+    "RemoveResourceSettings",
+];
+
 /// A connection.
 pub(crate) struct Session {
     /// The client.
@@ -135,8 +142,8 @@ impl Session {
             .map_err(|p| Error::usage(format!("{} is not UTF-8", p.display())))
     }
 
-    /// Calls a method. A connection that breaks is tried once more: a kvmms carries out only one of two calls
-    /// with the same key. Another server may not know such keys, and is asked once.
+    /// Calls a method. A connection that breaks is tried once more: a kvmms starts only one job for two calls with
+    /// the same key. Another server may not know such keys and is asked once, as is everybody for what has no job.
     pub(crate) async fn invoke(
         &self,
         path: &Path,
@@ -144,17 +151,17 @@ impl Session {
         parameters: &[(Name, Value)],
     ) -> Result<Invoked> {
         let key = Uuid::new_v4().to_string();
-        match self
-            .client
-            .invoke_keyed(path, method, parameters, &key)
-            .await
-        {
+        let once = ONCE.iter().any(|m| m.eq_ignore_ascii_case(method));
+        if once {
+            let called = self.client.invoke_once(path, method, parameters, &key);
+            return Ok(called.await?);
+        }
+        let first = self.client.invoke_keyed(path, method, parameters, &key);
+        match first.await {
             Err(error) if is_lost(&error) && self.is_kvmms() => {
                 self.output.remark(&format!("{error}; trying once more"));
-                Ok(self
-                    .client
-                    .invoke_keyed(path, method, parameters, &key)
-                    .await?)
+                let again = self.client.invoke_keyed(path, method, parameters, &key);
+                Ok(again.await?)
             }
             other => Ok(other?),
         }

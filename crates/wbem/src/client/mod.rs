@@ -208,6 +208,29 @@ impl Client {
         parameters: &[(Name, Value)],
         key: &str,
     ) -> Result<Invoked, ClientError> {
+        self.invoke_as(path, method, parameters, key, true).await
+    }
+
+    /// The same for a method that starts no job, so that there is none to give back to a repetition: it carries a
+    /// key, and is sent once at most.
+    pub async fn invoke_once(
+        &self,
+        path: &Path,
+        method: &str,
+        parameters: &[(Name, Value)],
+        key: &str,
+    ) -> Result<Invoked, ClientError> {
+        self.invoke_as(path, method, parameters, key, false).await
+    }
+
+    async fn invoke_as(
+        &self,
+        path: &Path,
+        method: &str,
+        parameters: &[(Name, Value)],
+        key: &str,
+        repeatable: bool,
+    ) -> Result<Invoked, ClientError> {
         let namespace = self.place(path);
         let class = path.class.as_str();
         let action = format!("{}/{method}", request::class_uri(namespace, class));
@@ -216,7 +239,7 @@ impl Client {
             .method(method, parameters);
         // Windows would hand an option it does not know to the provider.
         if self.identity.vendor == "kvmms" {
-            call = call.request_key(key);
+            call = call.request_key(key, repeatable);
         }
         let body = self.call(call).await?;
         let output = body.children.first().ok_or_else(answer::empty)?;

@@ -79,6 +79,7 @@ pub(super) struct Call<'a> {
     uri: String,
     keys: &'a [(Name, Value)],
     request_key: Option<&'a str>,
+    repeatable: bool,
     body: Body<'a>,
 }
 
@@ -90,6 +91,7 @@ impl<'a> Call<'a> {
             uri: class_uri(namespace, class),
             keys: &[],
             request_key: None,
+            repeatable: false,
             body: Body::None,
         }
     }
@@ -104,8 +106,9 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub(super) fn request_key(mut self, key: &'a str) -> Self {
+    pub(super) fn request_key(mut self, key: &'a str, repeatable: bool) -> Self {
         self.request_key = Some(key);
+        self.repeatable = repeatable;
         self
     }
 
@@ -129,12 +132,12 @@ impl<'a> Call<'a> {
     }
 
     /// Whether it may be sent again when nobody knows if it arrived: not what moves a context on, and a
-    /// method only under a key.
+    /// method only under a key that makes it safe.
     pub(super) fn is_repeatable(&self) -> bool {
         match self.body {
             Body::None | Body::Enumerate { .. } => true,
             Body::Pull { .. } => false,
-            Body::Method { .. } => self.request_key.is_some(),
+            Body::Method { .. } => self.repeatable,
         }
     }
 

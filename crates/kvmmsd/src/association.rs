@@ -10,6 +10,7 @@ use crate::errors;
 use crate::object::Object;
 use crate::provider::host::follow;
 use crate::provider::links;
+use crate::provider::{collection, collection_point, snapshot};
 
 /// From one end of an association to the other.
 pub(crate) type Follow = fn(&Service, &Object) -> Vec<Object>;
@@ -61,6 +62,14 @@ pub(crate) static ASSOCIATIONS: &[Association] = &[
     link(class::MSVM_HOSTED_DEPENDENCY, ("Antecedent", "CIM_ComputerSystem"), ("Dependent", "CIM_ComputerSystem"), links::vms_of_host, links::host_of_vm),
     link(class::MSVM_SERVICE_AFFECTS_ELEMENT, ("AffectedElement", "CIM_ComputerSystem"), ("AffectingElement", "CIM_Service"), links::services_of_vm, links::vms_of_service),
     link(class::MSVM_REFERENCE_POINT_OF_VIRTUAL_SYSTEM, ("Antecedent", class::MSVM_COMPUTER_SYSTEM), ("Dependent", class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT), links::points_of, links::vm_of_point),
+    link(class::MSVM_COLLECTED_VIRTUAL_SYSTEMS, ("Collection", class::MSVM_VIRTUAL_SYSTEM_COLLECTION), ("Member", class::MSVM_COMPUTER_SYSTEM), collection::machines_of, collection::collections_of_vm),
+    link(class::MSVM_COLLECTED_COLLECTIONS, ("Collection", class::MSVM_MANAGEMENT_COLLECTION), ("Member", "CIM_CollectionOfMSEs"), collection::collections_of, collection::collections_above),
+    link(class::MSVM_REFERENCE_POINT_OF_VIRTUAL_SYSTEM_COLLECTION, ("Antecedent", class::MSVM_VIRTUAL_SYSTEM_COLLECTION), ("Dependent", class::MSVM_REFERENCE_POINT_COLLECTION), collection_point::points_of, collection_point::collection_of),
+    link(class::MSVM_COLLECTED_REFERENCE_POINTS, ("Collection", class::MSVM_REFERENCE_POINT_COLLECTION), ("Member", class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT), collection_point::members_of, collection_point::collected_in),
+    link(class::MSVM_SNAPSHOT_OF_VIRTUAL_SYSTEM, ("Antecedent", class::MSVM_COMPUTER_SYSTEM), ("Dependent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), snapshot::snapshots_of, snapshot::vm_of_snapshot),
+    link(class::MSVM_MOST_CURRENT_SNAPSHOT_IN_BRANCH, ("Antecedent", class::MSVM_COMPUTER_SYSTEM), ("Dependent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), snapshot::current_of, snapshot::vm_at),
+    link(class::MSVM_LAST_APPLIED_SNAPSHOT, ("Dependent", class::MSVM_COMPUTER_SYSTEM), ("Antecedent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), snapshot::applied_to, snapshot::vm_applied),
+    link(class::MSVM_PARENT_CHILD_SETTING_DATA, ("Antecedent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), ("Dependent", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA), snapshot::children_of, snapshot::parent_of),
     link(class::MSVM_SYSTEM_EXPORT_SETTING_DATA, ("ManagedElement", "CIM_ComputerSystem"), ("SettingData", class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA), links::export_settings_of, links::vm_of_export_settings),
     link(class::MSVM_RESOURCE_DEPENDENT_ON_RESOURCE, ("Antecedent", "CIM_ResourceAllocationSettingData"), ("Dependent", "CIM_ResourceAllocationSettingData"), links::children_of_resource, links::parent_of_resource),
     link(class::MSVM_HOSTED_RESOURCE_POOL, ("GroupComponent", class::MSVM_COMPUTER_SYSTEM), ("PartComponent", "CIM_ResourcePool"), follow::pools_of_host, follow::host_of_pool),

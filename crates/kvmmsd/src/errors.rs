@@ -85,9 +85,18 @@ pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
 
 /// The `Msvm_Error` instances of a failure: the summary first, then what lies beneath.
 pub(crate) fn chain(service: &Service, fault: &Fault) -> Vec<Instance> {
-    let source = fault.element.as_ref();
-    let about = |f: &Fault| f.element.as_ref().or(source).map(|e| service.element_path(e));
-    fault.chain().into_iter().map(|f| instance(f, about(f))).collect()
+    let mut out = Vec::new();
+    add_chain(service, fault, None, &mut out);
+    out
+}
+
+/// What has no object of its own is about the object of the failure above it.
+fn add_chain(service: &Service, fault: &Fault, above: Option<&vmms::Element>, out: &mut Vec<Instance>) {
+    let about = fault.element.as_ref().or(above);
+    out.push(instance(fault, about.map(|e| service.element_path(e))));
+    for cause in &fault.causes {
+        add_chain(service, cause, about, out);
+    }
 }
 
 fn instance(fault: &Fault, about: Option<Path>) -> Instance {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use cim::{Instance, Path, Value};
 use uuid::Uuid;
+use vmms::group::{Group, GroupPoint};
 use vmms::job::{Job, JobClass};
 use vmms::point::Point;
+use vmms::snapshot::Snapshot;
 use vmms::vm::{DeviceKind, Vm};
 use vmms::{Element, guid};
 
 use crate::Service;
+use crate::provider;
 
 /// The namespace of Hyper-V's provider, version 2.
 pub(crate) const NAMESPACE: &str = "root/virtualization/v2";
@@ -42,6 +45,12 @@ pub(crate) enum What {
     Service,
     /// A reference point.
     Point(Arc<Point>),
+    /// A collection.
+    Group(Arc<Group>),
+    /// A reference point of a collection.
+    GroupPoint(Arc<GroupPoint>),
+    /// A snapshot.
+    Snapshot(Arc<Snapshot>),
     /// A job.
     Job(Box<Job>),
     /// An instance that is made whole when it is listed: templates, pools, inventory.
@@ -246,12 +255,15 @@ impl Service {
                 let point = self.vmms.db.get::<Point>(*id).ok()?;
                 point.complete.then(|| Object::of_point(point))
             }
+            Element::Snapshot(id) => crate::provider::snapshot::find(self, *id).map(Object::of_snapshot),
             Element::Job(id) => self.vmms.job(*id).ok().map(Object::of_job),
             Element::Host => Some(self.host_object()),
-            Element::Group(_)
-            | Element::GroupPoint(_)
-            | Element::Snapshot(_)
-            | Element::GroupSnapshot(_)
+            Element::Group(id) => self.vmms.db.get::<Group>(*id).ok().map(provider::collection::object),
+            Element::GroupPoint(id) => {
+                let point = self.vmms.db.get::<GroupPoint>(*id).ok()?;
+                point.complete.then(|| provider::collection_point::object(point))
+            }
+            Element::GroupSnapshot(_)
             | Element::Image(_) => None,
         }
     }

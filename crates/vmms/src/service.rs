@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::job::Engine;
 use crate::vm::Runtime;
-use crate::{Result, point, vm};
+use crate::{Result, group, point, vm};
 
 /// Directories of the service.
 #[derive(Clone, Debug)]
@@ -39,6 +39,9 @@ pub struct Options {
     pub export_threads: usize,
     /// How long the guest agent may take to answer or to freeze.
     pub agent_deadline: Duration,
+    /// How long each member of a collection may take to stand still, to have its disks marked, and to go on, before the
+    /// whole point fails. All members stand still meanwhile.
+    pub stop_deadline: Duration,
     /// How long a guest may take to shut down before the job fails.
     pub shutdown_deadline: Duration,
     /// KVM or emulation.
@@ -54,6 +57,7 @@ impl Default for Options {
             job_keep: Duration::from_secs(300),
             export_threads: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)),
             agent_deadline: Duration::from_secs(10),
+            stop_deadline: Duration::from_secs(3),
             shutdown_deadline: Duration::from_secs(180),
             acceleration: hypervisor::Acceleration::Auto,
         }
@@ -108,7 +112,9 @@ impl Vmms {
             runtimes: Mutex::default(),
         });
         vm::reattach(&vmms).await;
+        group::release_all(&vmms).await;
         point::recover(&vmms).await?;
+        group::recover(&vmms).await?;
         vmms.recover_jobs();
         vm::autostart(&vmms).await;
         Ok(vmms)
@@ -116,7 +122,7 @@ impl Vmms {
 
     /// Work that comes round: called every few seconds by the service's main loop.
     pub async fn tick(self: &Arc<Self>) {
-        self.forget_old_jobs(SystemTime::now());
+        self.retire_old_jobs(SystemTime::now()).await;
         point::sweep(self).await;
     }
 

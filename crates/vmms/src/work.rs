@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::job::{JobContext, Task};
-use crate::{Result, Vmms, export, image, import, point, verify, vm};
+use crate::{Result, Vmms, export, group, image, import, point, snapshot, verify, vm};
 
 /// Does the work of a job.
 pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Result<()> {
@@ -19,6 +19,23 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
         Task::ExportPoint { point, base, directory, disks } => {
             export::run(vmms, ctx, *point, *base, directory, disks).await
         }
+        Task::CreateGroupPoint { group, point, members, kind, consistency, name } => {
+            let new = group::NewGroupPoint { group: *group, point: *point, kind: *kind, consistency: *consistency, name };
+            group::create::run(vmms, ctx, &new, members).await
+        }
+        Task::DestroyGroupPoint { point, members } => group::discard::run(vmms, ctx, *point, members).await,
+        Task::RemoveGroupData { members, .. } => group::discard::run_release(vmms, ctx, members).await,
+        Task::ExportGroupPoint { point, base, directory, members } => {
+            group::export::run(vmms, ctx, *point, *base, directory, members).await
+        }
+        Task::CreateSnapshot { vm, snapshot, kind, consistency, name } => {
+            snapshot::run_create(vmms, ctx, *vm, *snapshot, *kind, *consistency, name).await
+        }
+        Task::ApplySnapshot { vm, snapshot } => snapshot::run_apply(vmms, ctx, *vm, *snapshot).await,
+        Task::DestroySnapshot { vm, snapshot, tree } => snapshot::run_destroy(vmms, ctx, *vm, *snapshot, *tree).await,
+        Task::ClearSnapshot { vm, snapshot } => snapshot::run_clear(vmms, ctx, *vm, *snapshot).await,
+        Task::ConvertSnapshot { vm, snapshot } => snapshot::run_convert(vmms, ctx, *vm, *snapshot).await,
+        Task::ExportSystem { vm, order } => export::run_system(vmms, ctx, *vm, order).await,
         Task::Tidy { vm } => point::tidy::run(vmms, ctx, *vm).await,
         Task::CreateImage(spec) => image::run_create(vmms, ctx, spec).await,
         Task::ResizeImage { path, size } => image::run_resize(vmms, ctx, path, *size).await,
@@ -40,9 +57,20 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::CreatePoint { vm, point, .. } => point::create::undo(vmms, ctx, *vm, *point).await,
         Task::DestroyPoint { point } => point::destroy::undo(vmms, ctx, *point).await,
         Task::RemoveData { point } => point::release::undo(vmms, ctx, *point).await,
-        Task::ExportPoint { point, directory, .. } => {
-            export::undo(vmms, ctx, *point, directory).await
+        Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } => export::undo(ctx).await,
+        Task::CreateGroupPoint { point, members, .. } => {
+            group::create::undo(vmms, *point, members).await
         }
+        Task::DestroyGroupPoint { members, .. } | Task::RemoveGroupData { members, .. } => {
+            group::discard::undo(vmms, ctx, members).await
+        }
+        Task::CreateSnapshot { vm, snapshot, .. } => snapshot::undo_create(vmms, ctx, *vm, *snapshot).await,
+        Task::ApplySnapshot { vm, .. } => snapshot::undo_apply(vmms, *vm).await,
+        // The snapshot is there or gone; merging goes on by itself.
+        Task::DestroySnapshot { vm, .. } => point::tidy::undo(vmms, ctx, *vm).await,
+        // One transaction each: whole or not at all.
+        Task::ClearSnapshot { .. } | Task::ConvertSnapshot { .. } => Ok(()),
+        Task::ExportSystem { vm, order } => export::undo_system(vmms, ctx, *vm, order).await,
         Task::Tidy { vm } => point::tidy::undo(vmms, ctx, *vm).await,
         Task::CreateImage(spec) => image::undo_create(ctx, &spec.path),
         Task::ConvertImage { target, .. } => image::undo_create(ctx, &target.path),

@@ -165,7 +165,8 @@ fn instance(service: &Service, job: &Job) -> Instance {
         .set("Cancellable", job.cancellable);
     match job.class {
         JobClass::PointExport => point_export(&mut i, job),
-        JobClass::GroupPointExport | JobClass::CopyFileToGuest => {}
+        JobClass::GroupPointExport => group_export(&mut i, job),
+        JobClass::CopyFileToGuest => {}
         JobClass::Storage => {
             let hresult: u32 = if failed { 0x8000_4005 } else { 0 };
             i.set("JobType", job.job_type).set("JobCompletionStatusCode", hresult);
@@ -199,4 +200,24 @@ fn point_export(i: &mut Instance, job: &Job) {
         .set("ExportedConfigFilePath", machine.and_then(|m| file(m.config.as_ref())))
         .set("ExportedRuntimeFilePath", machine.and_then(|m| file(m.runtime.as_ref())))
         .set("ExportedGuestStateFilePath", machine.and_then(|m| file(m.guest_state.as_ref())));
+}
+
+/// Arrays in parallel: a machine with its three files, empty where it has none; a disk with its file.
+fn group_export(i: &mut Instance, job: &Job) {
+    let output = &job.output;
+    let machines = || output.machines.iter();
+    let file = |f: Option<&std::path::PathBuf>| f.map(|p| path_text(p)).unwrap_or_default();
+    i.set("ExportDirectory", output.directory.as_ref().map(|d| path_text(d)))
+        .set("CollectionId", output.subject.map(guid))
+        .set("ReferencePointGroupId", output.point.map(guid))
+        .set("BaseReferencePointGroupId", output.base.map(guid))
+        .set("VirtualMachineId", machines().map(|m| guid(m.vm)).collect::<Vec<_>>())
+        .set(
+            "ExportedDisks",
+            output.disks.iter().map(|d| resource_id(d.vm, &d.device)).collect::<Vec<_>>(),
+        )
+        .set("ExportedLogFilePaths", output.disks.iter().map(|d| path_text(&d.file)).collect::<Vec<_>>())
+        .set("ExportedConfigFilePaths", machines().map(|m| file(m.config.as_ref())).collect::<Vec<_>>())
+        .set("ExportedRuntimeFilePaths", machines().map(|m| file(m.runtime.as_ref())).collect::<Vec<_>>())
+        .set("ExportedGuestStateFilePaths", machines().map(|m| file(m.guest_state.as_ref())).collect::<Vec<_>>());
 }

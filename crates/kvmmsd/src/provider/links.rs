@@ -27,6 +27,9 @@ fn element(object: &Object) -> Option<Element> {
         What::Vm(vm) => Element::Vm(vm.id),
         What::Resource(vm, Part::Device(id)) => Element::Resource { vm: vm.id, id: id.clone() },
         What::Point(point) => Element::Point(point.id),
+        What::Snapshot(snapshot) => Element::Snapshot(snapshot.id),
+        What::Group(group) => Element::Group(group.id),
+        What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => Element::GroupPoint(point.id),
         What::Job(job) => Element::Job(job.id),
         What::Host => Element::Host,
         _ => return None,
@@ -129,6 +132,7 @@ pub(crate) fn resources_of(_service: &Service, object: &Object) -> Vec<Object> {
             all.retain(|o| !matches!(o.what, What::Resource(_, Part::Security)));
             all
         }
+        What::Snapshot(snapshot) => super::snapshot::resources(snapshot),
         _ => Vec::new(),
     }
 }
@@ -142,9 +146,12 @@ pub(crate) fn security_of(_service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The machine settings a resource belongs to.
-pub(crate) fn settings_of_resource(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn settings_of_resource(service: &Service, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Resource(vm, _) => vec![Object::of_settings(Arc::clone(vm))],
+        What::Resource(vm, _) => match super::snapshot::find(service, vm.id) {
+            Some(snapshot) => vec![Object::of_snapshot(snapshot)],
+            None => vec![Object::of_settings(Arc::clone(vm))],
+        },
         _ => Vec::new(),
     }
 }

@@ -15,7 +15,10 @@ use crate::Service;
 use crate::errors::CallError;
 use crate::object::{NAMESPACE, Object};
 
+pub(crate) mod collection;
+pub(crate) mod collection_point;
 mod device;
+mod exports;
 pub(crate) mod host;
 mod image;
 mod job;
@@ -26,6 +29,7 @@ mod point;
 mod resource;
 mod services;
 mod settings;
+pub(crate) mod snapshot;
 mod summary;
 mod vm;
 
@@ -124,6 +128,8 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(device::Devices),
         Arc::new(services::Services),
         Arc::new(point::Points),
+        Arc::new(collection::Collections),
+        Arc::new(collection_point::CollectionPoints),
         Arc::new(job::Jobs),
         Arc::new(host::HostInventory),
         Arc::new(host::Counters),

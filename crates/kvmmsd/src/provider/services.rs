@@ -5,7 +5,7 @@ use cim::{Datetime, Instance};
 use msvm::class;
 use vmms::job::Service as Owner;
 
-use super::{Call, CallResult, Provider, image, management, point, unserved};
+use super::{Call, CallResult, Provider, collection, collection_point, image, management, point, snapshot, unserved};
 use crate::Service;
 use crate::object::{Object, What};
 
@@ -69,6 +69,9 @@ impl Provider for Services {
         match call.target.class {
             class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE => management::call(service, &call).await,
             class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SERVICE => point::call(service, &call).await,
+            class::MSVM_COLLECTION_MANAGEMENT_SERVICE => collection::call(service, &call).await,
+            class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE => collection_point::call(service, &call).await,
+            class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE => snapshot::call(service, &call).await,
             class::MSVM_IMAGE_MANAGEMENT_SERVICE => image::call(service, &call).await,
             _ => Err(unserved(call.target.class, call.method)),
         }

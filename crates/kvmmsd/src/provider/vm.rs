@@ -41,9 +41,9 @@ pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<S
             continue;
         }
         let (number, text) = match &job.task {
-            Task::Tidy { .. } | Task::RemoveData { .. } => (32772, "Merging disks"),
-            Task::ExportPoint { .. } => (32773, "Exporting virtual machine"),
-            Task::CreatePoint { .. } => (32768, "Creating reference point"),
+            Task::Tidy { .. } | Task::RemoveData { .. } | Task::RemoveGroupData { .. } => (32772, "Merging disks"),
+            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } => (32773, "Exporting virtual machine"),
+            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. } => (32768, "Creating reference point"),
             _ => continue,
         };
         if numbers.len() == 1 {

@@ -61,28 +61,15 @@ pub(crate) static UNSERVED: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "snapshots are not served by this version; reference points are",
-        &[
-            "CIM_MostCurrentSnapshotInBranch",
-            "Msvm_LastAppliedSnapshot",
-            "Msvm_MostCurrentSnapshotInBranch",
-            "Msvm_ParentChildSettingData",
-            "Msvm_SnapshotOfVirtualSystem",
-        ],
+        "snapshots are told by the classes of Hyper-V below it",
+        &["CIM_MostCurrentSnapshotInBranch"],
     ),
     (
-        "collections are not served by this version; take the point of each machine",
+        "snapshots of collections are not served by this version; take a reference point of the collection",
         &[
-            "Msvm_CollectedCollections",
-            "Msvm_CollectedReferencePoints",
             "Msvm_CollectedSnapshots",
-            "Msvm_CollectedVirtualSystems",
-            "Msvm_ManagementCollection",
-            "Msvm_ReferencePointCollection",
-            "Msvm_ReferencePointOfVirtualSystemCollection",
             "Msvm_SnapshotCollection",
             "Msvm_SnapshotOfVirtualSystemCollection",
-            "Msvm_VirtualSystemCollection",
         ],
     ),
     (

@@ -48,6 +48,16 @@ struct Job<'a> {
     total: u64,
 }
 
+/// How many bytes of the disks a copy will go through; fails where one cannot be read.
+pub(super) fn total(order: &Order) -> Result<u64> {
+    let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
+    let mut total = 0;
+    for disk in &order.disks {
+        total += prepare(order, &vm, disk)?.total;
+    }
+    Ok(total)
+}
+
 /// Exports the disks and the small files; returns the manifest that makes them an export.
 pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Manifest> {
     let vm = order.vmms.db.get::<Vm>(order.point.vm)?;

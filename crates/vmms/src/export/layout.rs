@@ -10,6 +10,8 @@ use crate::{Result, guid};
 
 /// Directory of the configuration.
 pub(super) const MACHINES: &str = "Virtual Machines";
+/// Directory of the snapshots exported with a machine.
+pub(super) const SNAPSHOTS: &str = "Snapshots";
 /// Directory of the disks.
 pub(super) const DISKS: &str = "Virtual Hard Disks";
 
@@ -62,14 +64,18 @@ fn stem(disk: &PointDisk) -> String {
 }
 
 /// The directories that may hold exports of a machine in an export directory.
-pub(super) fn exports_in(directory: &Path, vm: Uuid) -> Vec<PathBuf> {
+pub(crate) fn exports_in(directory: &Path, vm: Uuid) -> Vec<PathBuf> {
     let own = machine_dir(directory, vm);
     let mut out = vec![own.clone()];
-    if let Ok(list) = std::fs::read_dir(&own) {
-        let mut dirs: Vec<PathBuf> = list.filter_map(|e| e.ok().map(|e| e.path())).collect();
-        dirs.sort();
-        out.extend(dirs);
+    // Exports of whole machines may lie in the directory itself, without one for the machine.
+    for dir in [own.as_path(), directory] {
+        if let Ok(list) = std::fs::read_dir(dir) {
+            let mut dirs: Vec<PathBuf> = list.filter_map(|e| e.ok().map(|e| e.path())).collect();
+            dirs.sort();
+            out.extend(dirs);
+        }
     }
+    out.push(directory.to_owned());
     out.retain(|dir| dir.join(MANIFEST_NAME).is_file());
     out
 }

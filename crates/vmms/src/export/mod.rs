@@ -20,6 +20,10 @@
 
 mod disks;
 pub(crate) mod layout;
+mod system;
+
+pub use system::{LiveState, SystemExport, export_system};
+pub(crate) use system::{run as run_system, undo as undo_system};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +32,7 @@ use disk::manifest::{MANIFEST_NAME, Manifest};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::db::Draft;
 use crate::job::{ExportedDisk, ExportedMachine, Job, JobContext, Output, Task};
 use crate::point::{self, Point, PointDisk, disk_id_text};
 use crate::vm::{Asked, Vm};
@@ -98,13 +103,18 @@ pub async fn export_point(
     vmms.submit(task, submission).await
 }
 
-fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
+pub(crate) fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
     if !point.complete {
         return Err(fault!(PointIncomplete, guid(point.id)));
     }
     if !point.holds_content() {
         return Err(fault!(NoAssociatedData, guid(point.id)));
     }
+    admit_disks(vmms, point, base)
+}
+
+/// Whether the disks of an instant can be exported, and the base fits.
+fn admit_disks(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
     let vm = vmms.db.get::<Vm>(point.vm)?;
     if let Some(base) = base {
         if base.vm != point.vm {
@@ -126,14 +136,30 @@ fn admit(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
         let found = vm
             .disk(disk.uid)
             .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
-        point::check_chain(&disk.device, &found.layers, disk.node)?;
-        point::check_formats(&found.layers, disk.node)?;
+        let looked = point::check_chain(&disk.device, &found.layers, disk.node)
+            .and_then(|()| point::check_formats(&found.layers, disk.node));
+        if let Err(fault) = looked {
+            // While layers are merged, files beneath change by our own hand. The job looks again once they stand still.
+            let now = vmms.db.get::<Vm>(point.vm)?;
+            let still = found.layers.pending.is_none()
+                && now.disk(disk.uid).is_some_and(|d| d.layers == found.layers);
+            if still {
+                return Err(fault);
+            }
+        }
     }
     Ok(())
 }
 
+/// Ends a merge that is under way beneath what is to be read. From here on the running job keeps new ones away.
+async fn stand_still(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let _lock = vmms.lock(vm).await;
+    let _quiet = point::quiet(vmms, vm).await;
+    point::settle(vmms, vm).await
+}
+
 /// The disks that a list of identifiers means.
-fn choose(point: &Point, texts: &[String]) -> Result<Vec<PointDisk>> {
+pub(crate) fn choose(point: &Point, texts: &[String]) -> Result<Vec<PointDisk>> {
     if texts.is_empty() {
         return Ok(point.disks.clone());
     }
@@ -165,7 +191,7 @@ fn means(text: &str, vm: Uuid, disk: &PointDisk) -> bool {
 
 /// What an export has noted of its way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Notes {
+pub(crate) struct Notes {
     /// The directory with the manifest.
     root: PathBuf,
     /// Files it writes, relative to the root.
@@ -212,33 +238,193 @@ async fn export(
             begin(vmms, ctx, &record, directory, disks).await?
         }
     };
-    if !notes.root.join(MANIFEST_NAME).exists() {
-        let order = disks::Order {
+    let part = Part {
+        point: record,
+        base,
+        directory: directory.to_owned(),
+        disks: disks.to_vec(),
+        notes,
+    };
+    if !part.is_whole() {
+        let progress = ctx.clone();
+        let manifest = part
+            .write(vmms, ctx, move |done, total| progress.progress(done, total))
+            .await?;
+        // The manifest makes it an export: what comes before is nothing, what comes after is done.
+        ctx.no_return().await?;
+        part.seal(manifest).await?;
+    }
+    let made = part.made()?;
+    ctx.output(|output| made.tell(output)).await?;
+    part.record(vmms, ctx).await
+}
+
+/// The export of one machine: the whole of a job, or a part of one on a collection.
+pub(crate) struct Part {
+    pub(crate) point: Arc<Point>,
+    pub(crate) base: Option<Arc<Point>>,
+    /// The directory the user named.
+    pub(crate) directory: PathBuf,
+    /// The uids of the disks to export.
+    pub(crate) disks: Vec<Uuid>,
+    pub(crate) notes: Notes,
+}
+
+impl Part {
+    /// Whether its manifest is there.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.notes.root.join(MANIFEST_NAME).exists()
+    }
+
+    fn order(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> disks::Order {
+        disks::Order {
             vmms: Arc::clone(vmms),
-            point: Arc::clone(&record),
-            base,
-            directory: directory.to_owned(),
-            root: notes.root.clone(),
-            disks: record
+            point: Arc::clone(&self.point),
+            base: self.base.clone(),
+            directory: self.directory.clone(),
+            root: self.notes.root.clone(),
+            disks: self
+                .point
                 .disks
                 .iter()
-                .filter(|d| disks.contains(&d.uid))
+                .filter(|d| self.disks.contains(&d.uid))
                 .cloned()
                 .collect(),
             cancel: ctx.cancel_flag(),
-        };
-        let (files, progress) = (notes.files.clone(), ctx.clone());
-        let manifest = point::tidy::blocking(move || {
-            clear(&order.root, &files)?;
-            disks::write(&order, &|done, total| progress.progress(done, total))
-        })
-        .await?;
-        // The manifest makes it an export: what comes before is nothing, what comes after is done.
-        ctx.no_return().await?;
-        let root = notes.root.clone();
-        point::tidy::blocking(move || Ok(manifest.save(&root)?)).await?;
+        }
     }
-    finish(vmms, ctx, &record, &notes, disks.len()).await
+
+    /// How many bytes of the disks the copy will go through.
+    pub(crate) async fn total(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<u64> {
+        stand_still(vmms, self.point.vm).await?;
+        let order = self.order(vmms, ctx);
+        point::tidy::blocking(move || disks::total(&order)).await
+    }
+
+    /// Writes everything but the manifest.
+    pub(crate) async fn write(
+        &self,
+        vmms: &Arc<Vmms>,
+        ctx: &JobContext,
+        progress: impl Fn(u64, u64) + Send + Sync + 'static,
+    ) -> Result<Manifest> {
+        stand_still(vmms, self.point.vm).await?;
+        let order = self.order(vmms, ctx);
+        let files = self.notes.files.clone();
+        point::tidy::blocking(move || {
+            clear(&order.root, &files)?;
+            disks::write(&order, &progress)
+        })
+        .await
+    }
+
+    /// Writes the manifest.
+    pub(crate) async fn seal(&self, manifest: Manifest) -> Result<()> {
+        let root = self.notes.root.clone();
+        point::tidy::blocking(move || Ok(manifest.save(&root).map(drop)?)).await
+    }
+
+    /// What was made, as its manifest tells.
+    pub(crate) fn made(&self) -> Result<Made> {
+        let (manifest, _) = Manifest::load(&self.notes.root)?;
+        let (root, point) = (&self.notes.root, &self.point);
+        let whole = |p: &disk::manifest::RelativePath| root.join(p);
+        let file = |role: &str| {
+            let found = manifest.files.iter().find(|f| f.role == role);
+            found.map(|f| whole(&f.path))
+        };
+        let machine = ExportedMachine {
+            vm: point.vm,
+            config: file(disks::CONFIGURATION),
+            runtime: None,
+            guest_state: file(disks::GUEST_STATE),
+        };
+        let mut exported = Vec::new();
+        for entry in &manifest.disks {
+            let disk = point
+                .disks
+                .iter()
+                .find(|d| disk_id_text(point.vm, &d.device) == entry.instance_id);
+            let device = disk.map_or_else(|| entry.instance_id.clone(), |d| d.device.clone());
+            exported.push(ExportedDisk {
+                vm: point.vm,
+                device,
+                file: whole(&entry.file),
+            });
+        }
+        Ok(Made {
+            machine,
+            disks: exported,
+            written: manifest.disks.iter().map(|d| d.file_bytes).sum(),
+            read: manifest
+                .disks
+                .iter()
+                .map(|d| d.data_blocks * d.block_size)
+                .sum(),
+            decisions: manifest
+                .decisions
+                .iter()
+                .map(|d| format!("{}: {}", d.decision, d.reason))
+                .collect(),
+        })
+    }
+
+    /// Notes the export with the point, and ends the hold of an RCT point of which everything was exported.
+    pub(crate) async fn record(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        let root = &self.notes.root;
+        vmms.db
+            .change(|draft| {
+                let point = draft.get_mut::<Point>(self.point.id)?;
+                point.exports.retain(|e| e != root);
+                point.exports.push(root.clone());
+                Ok(())
+            })
+            .await?;
+        if self.disks.len() == self.point.disks.len() {
+            point::end_hold(vmms, self.point.id, Some(ctx.job())).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the export of a machine made.
+pub(crate) struct Made {
+    machine: ExportedMachine,
+    disks: Vec<ExportedDisk>,
+    written: u64,
+    read: u64,
+    decisions: Vec<String>,
+}
+
+impl Made {
+    /// Puts it into a job's output, in the place of what was there of this machine.
+    pub(crate) fn tell(self, output: &mut Output) {
+        let vm = self.machine.vm;
+        match output.machines.iter_mut().find(|m| m.vm == vm) {
+            Some(machine) => *machine = self.machine,
+            None => output.machines.push(self.machine),
+        }
+        output.disks.retain(|d| d.vm != vm);
+        output.disks.extend(self.disks);
+        output.bytes_written += self.written;
+        output.bytes_read += self.read;
+        output.report.extend(self.decisions);
+    }
+}
+
+/// The directories that jobs which have not ended, other than `job`, write to.
+pub(crate) fn taken(draft: &mut Draft<'_>, job: Uuid) -> Vec<PathBuf> {
+    let others = draft.all::<Job>().into_iter();
+    let running = others.filter(|j| j.id != job && !j.state.is_final());
+    running.flat_map(|j| all_notes(j.notes)).map(|n| n.root).collect()
+}
+
+/// The notes of an export, or of each machine of a collection's.
+fn all_notes(notes: serde_json::Value) -> Vec<Notes> {
+    match notes {
+        list @ serde_json::Value::Array(_) => serde_json::from_value(list).unwrap_or_default(),
+        one => serde_json::from_value(one).into_iter().collect(),
+    }
 }
 
 /// Chooses the directory, durably, so that no other export takes it and undoing finds it.
@@ -249,6 +435,36 @@ async fn begin(
     directory: &Path,
     disks: &[Uuid],
 ) -> Result<Notes> {
+    let job = ctx.job();
+    vmms.db
+        .change(|draft| {
+            let taken = taken(draft, job);
+            let notes = plan(point, directory, disks, &taken)?;
+            draft.get_mut::<Job>(job)?.notes =
+                serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
+            Ok(notes)
+        })
+        .await
+}
+
+/// What the export of a point will write, and where: not where others write.
+pub(crate) fn plan(
+    point: &Point,
+    directory: &Path,
+    disks: &[Uuid],
+    taken: &[PathBuf],
+) -> Result<Notes> {
+    let free = |root: &Path| !taken.iter().any(|t| t == root) && !root.join(MANIFEST_NAME).exists();
+    let own = layout::machine_dir(directory, point.vm);
+    let root = [own, layout::point_dir(directory, point.vm, point.id)]
+        .into_iter()
+        .find(|r| free(r));
+    let root = root.ok_or_else(|| fault!(ExportExists, directory.display(), guid(point.id)))?;
+    notes_in(point, root, disks)
+}
+
+/// What the export of a point into that directory will write.
+fn notes_in(point: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
     let mut files = vec![
         PathBuf::from(layout::MACHINES).join(format!("{}.json", guid(point.vm))),
         PathBuf::from(layout::MACHINES).join(format!("{}.guest.json", guid(point.vm))),
@@ -258,42 +474,14 @@ async fn begin(
         files.push(layout::image(disk, point.id)?.as_ref().to_owned());
         files.push(layout::block_list(disk, point.id)?.as_ref().to_owned());
     }
-    let job = ctx.job();
-    vmms.db
-        .change(|draft| {
-            let taken: Vec<PathBuf> = draft
-                .all::<Job>()
-                .into_iter()
-                .filter(|j| j.id != job && !j.state.is_final())
-                .filter_map(|j| serde_json::from_value::<Notes>(j.notes).ok())
-                .map(|n| n.root)
-                .collect();
-            let free = |root: &Path| {
-                !taken.iter().any(|t| t == root) && !root.join(MANIFEST_NAME).exists()
-            };
-            let own = layout::machine_dir(directory, point.vm);
-            let root = [own, layout::point_dir(directory, point.vm, point.id)]
-                .into_iter()
-                .find(|r| free(r));
-            let root =
-                root.ok_or_else(|| fault!(ExportExists, directory.display(), guid(point.id)))?;
-            let inner = [root.join(layout::DISKS), root.join(layout::MACHINES)];
-            let above = root.ancestors().map(Path::to_owned);
-            let made = inner
-                .into_iter()
-                .chain(above)
-                .filter(|d| !d.exists())
-                .collect();
-            let notes = Notes {
-                root,
-                files: files.clone(),
-                made,
-            };
-            draft.get_mut::<Job>(job)?.notes =
-                serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
-            Ok(notes)
-        })
-        .await
+    let inner = [root.join(layout::DISKS), root.join(layout::MACHINES)];
+    let above = root.ancestors().map(Path::to_owned);
+    let made = inner
+        .into_iter()
+        .chain(above)
+        .filter(|d| !d.exists())
+        .collect();
+    Ok(Notes { root, files, made })
 }
 
 /// Removes what an earlier attempt left.
@@ -315,88 +503,17 @@ fn clear(root: &Path, files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Shows what was made, and ends the hold of an RCT point of which everything was exported.
-async fn finish(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    point: &Point,
-    notes: &Notes,
-    disks: usize,
-) -> Result<()> {
-    let (manifest, _) = Manifest::load(&notes.root)?;
-    let whole = |p: &disk::manifest::RelativePath| notes.root.join(p);
-    let file = |role: &str| {
-        manifest
-            .files
-            .iter()
-            .find(|f| f.role == role)
-            .map(|f| whole(&f.path))
-    };
-    let machine = ExportedMachine {
-        vm: point.vm,
-        config: file(disks::CONFIGURATION),
-        runtime: None,
-        guest_state: file(disks::GUEST_STATE),
-    };
-    let mut exported = Vec::new();
-    for entry in &manifest.disks {
-        let disk = point
-            .disks
-            .iter()
-            .find(|d| disk_id_text(point.vm, &d.device) == entry.instance_id);
-        let device = disk.map_or_else(|| entry.instance_id.clone(), |d| d.device.clone());
-        exported.push(ExportedDisk {
-            vm: point.vm,
-            device,
-            file: whole(&entry.file),
-        });
-    }
-    let written: u64 = manifest.disks.iter().map(|d| d.file_bytes).sum();
-    let read: u64 = manifest
-        .disks
-        .iter()
-        .map(|d| d.data_blocks * d.block_size)
-        .sum();
-    ctx.output(|output| {
-        output.machines = vec![machine];
-        output.disks = exported;
-        output.bytes_written = written;
-        output.bytes_read = read;
-        let decisions = manifest.decisions.iter();
-        output.report = decisions
-            .map(|d| format!("{}: {}", d.decision, d.reason))
-            .collect();
-    })
-    .await?;
-    vmms.db
-        .change(|draft| {
-            let point = draft.get_mut::<Point>(point.id)?;
-            point.exports.retain(|e| *e != notes.root);
-            point.exports.push(notes.root.clone());
-            Ok(())
-        })
-        .await?;
-    if disks == point.disks.len() {
-        point::end_hold(vmms, point.id, Some(ctx.job())).await?;
-    }
-    Ok(())
-}
-
-/// Removes everything the export wrote and every directory it made.
-pub(crate) async fn undo(
-    _vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    _point: Uuid,
-    _directory: &Path,
-) -> Result<()> {
-    let Some(notes) = ctx.notes::<Notes>() else {
+/// Removes everything the export wrote, of one machine or of several, and every directory it made.
+pub(crate) async fn undo(ctx: &JobContext) -> Result<()> {
+    let Some(notes) = ctx.notes::<serde_json::Value>().map(all_notes) else {
         return Ok(());
     };
     point::tidy::blocking(move || {
-        let manifest = PathBuf::from(MANIFEST_NAME);
-        clear(&notes.root, &[manifest])?;
-        clear(&notes.root, &notes.files)?;
-        for dir in &notes.made {
+        for part in notes.iter().rev() {
+            clear(&part.root, &[PathBuf::from(MANIFEST_NAME)])?;
+            clear(&part.root, &part.files)?;
+        }
+        for dir in notes.iter().flat_map(|part| &part.made) {
             // One that others put files into meanwhile stays.
             let _ = std::fs::remove_dir(dir);
         }

@@ -142,6 +142,8 @@ catalogue! {
         "The role of the user does not include this operation.", ["Use an account with the role named, or ask an administrator."];
     12 GroupNotFound NotFound Medium Software "there is no collection {0}",
         "The collection was deleted, or its identifier is misspelt.", ["List the collections with `kvmms group list`."];
+    13 SnapshotNotFound NotFound Medium Software "there is no snapshot {0}",
+        "The snapshot was deleted or converted, or its identifier is misspelt.", ["List the snapshots with `kvmms snapshot list`."];
     // 20..: states and conflicts
     20 WrongVmState InvalidState Medium Software "machine {0} is {1}; {2} needs it to be {3}",
         "The machine is in a state that does not allow the operation.", ["Bring the machine into that state and call again."];
@@ -240,6 +242,16 @@ catalogue! {
         "Writing into the layer beneath failed; nothing is lost, the chain stays as it was.", ["Read the causes below.", "Make room, then call RemoveAssociatedData again."];
     94 DigestMismatch Failed Fatal Resource "{0} differs from its manifest at byte {1}",
         "The file was changed or damaged after the export.", ["Export the point again, or use another copy."];
+    95 SnapshotFailed Failed High Software "snapshot {0} of machine {1} could not be created",
+        "Read the causes below; the machine goes on as before.", ["Remove the cause and call again."];
+    96 SnapshotIsRecovery InvalidState Medium Software "snapshot {0} is a recovery snapshot and cannot be {1}",
+        "Recovery snapshots belong to a backup that has not ended.", ["Convert it with ConvertToReferencePoint, then delete the reference point."];
+    97 SnapshotNotRecovery InvalidState Medium Software "snapshot {0} is not a recovery snapshot",
+        "Only recovery snapshots (SnapshotType 32768) become reference points.", ["Take a recovery snapshot, or a reference point at once."];
+    98 SnapshotBusy InUse Medium Software "snapshot {0} is in use by job {1}",
+        "A running export reads the snapshot or builds on it.", ["Wait for the job, or cancel it."];
+    99 SnapshotOfOtherVm InvalidState Medium Software "snapshot {0} belongs to machine {1}, not to {2}",
+        "Snapshot and machine must belong together.", ["Choose a snapshot of the same machine."];
     // 100..: collections
     100 GroupHasPoints InvalidState Medium Software "collection {0} has reference points",
         "Points belong to the collection and go with it only when they are deleted themselves.", ["Delete the collection's points first with `kvmms point delete`."];
@@ -257,6 +269,8 @@ catalogue! {
         "The machine joined the collection after the base point was taken.", ["Leave the base out for a full export."];
     107 NotOfGroup InvalidState Medium Software "collection point {0} belongs to collection {1}, not to {2}",
         "Base and point must be of one collection.", ["Choose a base of the same collection."];
+    108 PointOfGroup InvalidState Medium Software "reference point {0} belongs to collection point {1}",
+        "The points of a collection's machines stay together: one without the others would be no instant of the collection.", ["Delete the collection point instead."];
     // 110..: exports and imports
     110 ExportFailed Failed High Software "reference point {0} could not be exported to {1}",
         "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
@@ -272,6 +286,14 @@ catalogue! {
         "A differential export needs the exports it builds on.", ["Put the base export beside it, in the place the manifest names."];
     116 VerifyFailed Failed Fatal Resource "the export in {0} is not what its manifest says",
         "A file was changed or damaged after the export.", ["Export the point again, or use another copy."];
+    120 SnapshotIncomplete InvalidState High Software "snapshot {0} was not completed",
+        "The service ended while the snapshot was being created.", ["Take a new one."];
+    121 ApplyFailed Failed High Software "snapshot {0} could not be applied to machine {1}",
+        "Read the causes below; the machine is as it was before.", ["Remove the cause and call again."];
+    122 LayersWouldBeLost InvalidState Medium Software "disk {0} is not part of snapshot {1} but carries layers of points",
+        "Applying the snapshot would take the disk, and with it those points, out of the machine.", ["Delete the disk's points, or detach the disk, first."];
+    123 SystemExportFailed Failed High Software "machine {0} could not be exported to {1}",
+        "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
     // 140..: what lies beneath
     140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
         "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];

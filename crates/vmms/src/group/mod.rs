@@ -13,7 +13,18 @@
 //! The locks of all members are taken in the order of their GUIDs, so that two collections with common members cannot wait
 //! for each other.
 
+pub(crate) mod create;
+pub(crate) mod discard;
+pub(crate) mod export;
+mod instant;
 pub mod manage;
 mod record;
+mod recover;
+
+pub(crate) use create::NewGroupPoint;
+pub use create::create_point;
+pub use discard::{destroy_point, remove_data};
+pub use export::{MachineDisks, export_point};
+pub(crate) use recover::{leave, recover, release_all};
 
 pub use record::{Group, GroupKind, GroupPoint, MemberPoint};

@@ -50,9 +50,14 @@ pub struct GroupPoint {
     pub complete: bool,
     /// The members, in the order of their machines' GUIDs.
     pub members: Vec<MemberPoint>,
-    /// From the first running member standing still to the last one doing so, in microseconds. All disks were marked
-    /// while all members stood still, so that this bounds how far apart what two guests last wrote can be.
+    /// From the first answer that a guest stands still to the last such answer, in microseconds. All disks were marked while all
+    /// members stood still, so that the marks themselves have no skew; this is how far apart the guests stopped, as the
+    /// service saw it.
     pub skew_us: u64,
+    /// From the first request to stand still to the last answer, in microseconds: no two guests can have stopped
+    /// further apart, however late the service saw their answers.
+    #[serde(default)]
+    pub skew_limit_us: u64,
 }
 
 /// One machine's part of a collection's point.

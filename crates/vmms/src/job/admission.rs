@@ -1,6 +1,8 @@
 //! Which job may start while which other one runs on the same machine. Pure: what cannot run together is refused at
 //! once with the job that is in the way; short conflicts wait inside the job for the machine's lock.
 
+use uuid::Uuid;
+
 use super::{StateChange, Task};
 
 /// Whether `new` may not start while `running` runs, both on one machine.
@@ -16,32 +18,40 @@ pub fn excludes(running: &Task, new: &Task) -> bool {
             Task::ChangeState { to: StateChange::Shutdown | StateChange::Reboot, .. },
             Task::ChangeState { to: StateChange::Stop, .. },
         ) => false,
+        // Applying a snapshot replaces what everything else works on; exports read only what it leaves alone.
+        (Task::ApplySnapshot { .. }, Task::ExportPoint { .. } | Task::ExportGroupPoint { .. })
+        | (Task::ExportPoint { .. } | Task::ExportGroupPoint { .. }, Task::ApplySnapshot { .. }) => false,
+        (Task::ApplySnapshot { .. }, _) | (_, Task::ApplySnapshot { .. }) => true,
         (Task::ChangeState { .. }, Task::ChangeState { .. }) => true,
         // One point at a time: the second would be of the same instant or wait for minutes in a freeze.
-        (Task::CreatePoint { .. }, Task::CreatePoint { .. }) => false,
-        // An export reads frozen layers; nothing else on the machine disturbs it, but its point must stay.
-        (Task::ExportPoint { point, base, .. }, Task::DestroyPoint { point: gone }) => {
-            point == gone || *base == Some(*gone)
-        }
-        (Task::ExportPoint { point, .. }, Task::RemoveData { point: gone }) => point == gone,
-        // Two exports into one directory would write the same manifest.
-        (Task::ExportPoint { directory: a, .. }, Task::ExportPoint { directory: b, .. }) => a == b,
-        (Task::DestroyPoint { point: gone }, Task::ExportPoint { point, base, .. }) => {
-            point == gone || *base == Some(*gone)
-        }
-        (Task::RemoveData { point: gone }, Task::ExportPoint { point, .. }) => point == gone,
-        (Task::DestroyPoint { point: a }, Task::DestroyPoint { point: b })
-        | (Task::RemoveData { point: a }, Task::RemoveData { point: b } | Task::DestroyPoint { point: b })
-        | (Task::DestroyPoint { point: a }, Task::RemoveData { point: b }) => a == b,
-        _ => false,
+        (
+            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. },
+            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. },
+        ) => false,
+        _ => points_collide(running, new),
     }
+}
+
+/// Whether one takes away points, or their data, that the other needs or takes away as well.
+fn points_collide(a: &Task, b: &Task) -> bool {
+    let meet = |x: &[Uuid], y: &[Uuid]| x.iter().any(|p| y.contains(p));
+    // An export reads frozen layers; nothing else on the machine disturbs it, but its points must stay.
+    let takes_from = |export: &Task, other: &Task| {
+        meet(&export.reads(), &other.deletes())
+            || meet(&export.builds_on(), &other.deletes())
+            || meet(&export.reads(), &other.drops_data_of())
+    };
+    // Two exports into one directory would write the same manifest.
+    let one_target = a.exports_to().is_some() && a.exports_to() == b.exports_to();
+    let gone = |t: &Task| [t.deletes(), t.drops_data_of()].concat();
+    one_target || takes_from(a, b) || takes_from(b, a) || meet(&gone(a), &gone(b))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::{MemberExport, MemberTask};
     use crate::point::PointType;
-    use uuid::Uuid;
 
     fn state(to: StateChange) -> Task {
         Task::ChangeState { vm: Uuid::nil(), to }
@@ -100,5 +110,38 @@ mod tests {
         let tidy = Task::Tidy { vm: Uuid::nil() };
         assert!(!excludes(&tidy, &state(StateChange::Stop)));
         assert!(excludes(&tidy, &tidy), "one is enough");
+    }
+
+    fn group_export(points: &[u128]) -> Task {
+        Task::ExportGroupPoint {
+            point: Uuid::from_u128(100),
+            base: None,
+            directory: "/all".into(),
+            members: points
+                .iter()
+                .map(|p| MemberExport {
+                    vm: Uuid::nil(),
+                    point: Uuid::from_u128(*p),
+                    base: Some(Uuid::from_u128(p + 10)),
+                    disks: Vec::new(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_collection_export_keeps_the_points_of_all_its_members() {
+        let running = group_export(&[1, 2]);
+        for gone in [1, 2, 11, 12] {
+            assert!(excludes(&running, &destroy_point(gone)), "{gone}");
+            assert!(excludes(&destroy_point(gone), &running), "{gone}");
+        }
+        assert!(!excludes(&running, &destroy_point(3)));
+        let member = MemberTask { vm: Uuid::nil(), point: Uuid::from_u128(2) };
+        let drop_data = Task::RemoveGroupData { point: Uuid::from_u128(100), members: vec![member] };
+        assert!(excludes(&running, &drop_data));
+        let delete = Task::DestroyGroupPoint { point: Uuid::from_u128(100), members: vec![member] };
+        assert!(excludes(&running, &delete) && excludes(&delete, &drop_data));
+        assert!(excludes(&running, &running), "one directory takes one export at a time");
     }
 }

@@ -122,24 +122,26 @@ impl Vmms {
 
     /// Refuses a task that cannot run beside one that runs on the same machine.
     fn admit(&self, task: &Task) -> Result<()> {
-        let Some(vm) = self.vm_of(task) else {
-            return Ok(());
-        };
-        let in_the_way = self.db.all::<Job>().into_iter().find(|j| {
-            !j.state.is_final() && self.vm_of(&j.task) == Some(vm) && excludes(&j.task, task)
-        });
-        let Some(job) = in_the_way else {
-            return Ok(());
-        };
-        let name = self.db.get::<Vm>(vm).map_or_else(|_| guid(vm), |vm| vm.name.clone());
-        Err(fault!(VmBusy, name, format!("job {} ({})", guid(job.id), job.title)).about(Element::Vm(vm)))
+        let vms = self.vms_of(task);
+        for job in self.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
+            let common = self.vms_of(&job.task).into_iter().find(|vm| vms.contains(vm));
+            let Some(vm) = common.filter(|_| excludes(&job.task, task)) else {
+                continue;
+            };
+            let name = self.db.get::<Vm>(vm).map_or_else(|_| guid(vm), |vm| vm.name.clone());
+            let what = format!("job {} ({})", guid(job.id), job.title);
+            return Err(fault!(VmBusy, name, what).about(Element::Vm(vm)));
+        }
+        Ok(())
     }
 
-    fn vm_of(&self, task: &Task) -> Option<Uuid> {
-        match task.subject()? {
+    /// The machines a task works on.
+    fn vms_of(&self, task: &Task) -> Vec<Uuid> {
+        let of = |subject| match subject {
             Subject::Vm(vm) => Some(vm),
             Subject::Point(point) => self.db.get::<Point>(point).ok().map(|p| p.vm),
-        }
+        };
+        task.subjects().into_iter().filter_map(of).collect()
     }
 
     fn launch(self: &Arc<Self>, job: &Job, undo_only: bool) {
@@ -329,10 +331,12 @@ impl Vmms {
     }
 
     /// Lets jobs vanish from view whose time has passed.
-    pub(crate) fn forget_old_jobs(&self, now: SystemTime) {
+    pub(crate) async fn retire_old_jobs(&self, now: SystemTime) {
         for job in self.db.all::<Job>() {
-            if job.vanishes().is_some_and(|at| at <= now) {
-                self.db.forget(job.id);
+            if job.vanishes().is_some_and(|at| at <= now)
+                && let Err(error) = self.db.retire(job.id).await
+            {
+                tracing::warn!(job = %guid(job.id), %error, "a job could not be moved to the history");
             }
         }
     }

@@ -13,4 +13,4 @@ pub use engine::{Engine, JobRequest, Submission};
 pub use record::{
     ExportedDisk, ExportedMachine, Job, JobClass, JobState, Output, Service, Stop,
 };
-pub use task::{ImageSpec, Recovery, StateChange, Subject, Task, Traits};
+pub use task::{ImageSpec, MemberExport, MemberTask, Recovery, StateChange, Subject, Task, Traits};

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{JobClass, Service};
+use crate::export::SystemExport;
 use crate::point::{Consistency, PointType};
+use crate::snapshot::SnapshotKind;
 
 /// The work of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,96 @@ pub enum Task {
         /// The uids of the disks to export.
         disks: Vec<Uuid>,
     },
+    /// Takes a reference point of a collection: one point of each member, all of one instant.
+    CreateGroupPoint {
+        /// The collection.
+        group: Uuid,
+        /// The new collection point's id.
+        point: Uuid,
+        /// The members when it was asked for, by the GUIDs of their machines, with the ids of their new points.
+        members: Vec<MemberTask>,
+        /// Its kind.
+        kind: PointType,
+        /// What was asked for; `None`: application where it can be had, else crash.
+        consistency: Option<Consistency>,
+        /// Name for people.
+        name: String,
+    },
+    /// Deletes a reference point of a collection with its members' points.
+    DestroyGroupPoint {
+        /// The collection point.
+        point: Uuid,
+        /// Its members.
+        members: Vec<MemberTask>,
+    },
+    /// Drops the data of a log-based point of a collection.
+    RemoveGroupData {
+        /// The collection point.
+        point: Uuid,
+        /// Its members.
+        members: Vec<MemberTask>,
+    },
+    /// Exports a point of a collection, one member after the other, all or none.
+    ExportGroupPoint {
+        /// The collection point.
+        point: Uuid,
+        /// The base of a differential export.
+        base: Option<Uuid>,
+        /// Where to.
+        directory: PathBuf,
+        /// What of which machine, by the GUIDs of the machines.
+        members: Vec<MemberExport>,
+    },
+    /// Takes a snapshot.
+    CreateSnapshot {
+        /// The machine.
+        vm: Uuid,
+        /// The new snapshot's id.
+        snapshot: Uuid,
+        /// Its kind.
+        kind: SnapshotKind,
+        /// What was asked for; `None`: application where it can be had, else crash.
+        consistency: Option<Consistency>,
+        /// Name for people.
+        name: String,
+    },
+    /// Brings a machine back to a snapshot.
+    ApplySnapshot {
+        /// The machine.
+        vm: Uuid,
+        /// The snapshot.
+        snapshot: Uuid,
+    },
+    /// Deletes a snapshot, or it and everything below it.
+    DestroySnapshot {
+        /// The machine.
+        vm: Uuid,
+        /// The snapshot.
+        snapshot: Uuid,
+        /// Whether its descendants go too.
+        tree: bool,
+    },
+    /// Drops the memory of a snapshot.
+    ClearSnapshot {
+        /// The machine.
+        vm: Uuid,
+        /// The snapshot.
+        snapshot: Uuid,
+    },
+    /// Makes a reference point of a recovery snapshot.
+    ConvertSnapshot {
+        /// The machine.
+        vm: Uuid,
+        /// The snapshot.
+        snapshot: Uuid,
+    },
+    /// Exports a machine or one of its snapshots.
+    ExportSystem {
+        /// The machine.
+        vm: Uuid,
+        /// What and how.
+        order: Box<SystemExport>,
+    },
     /// Merges layers nobody needs, in the background.
     Tidy {
         /// The machine.
@@ -100,6 +192,28 @@ pub enum Task {
         /// The machine directory of the export (the one with the manifest).
         directory: PathBuf,
     },
+}
+
+/// A machine's part of a task on a collection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberTask {
+    /// The machine.
+    pub vm: Uuid,
+    /// Its point.
+    pub point: Uuid,
+}
+
+/// What is exported of a machine of a collection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberExport {
+    /// The machine.
+    pub vm: Uuid,
+    /// Its point.
+    pub point: Uuid,
+    /// Its point in the base.
+    pub base: Option<Uuid>,
+    /// The uids of the disks to export.
+    pub disks: Vec<Uuid>,
 }
 
 /// A state a machine can be asked for.
@@ -173,18 +287,88 @@ pub enum Recovery {
 }
 
 impl Task {
-    /// The machine or the point whose machine it works on.
-    pub fn subject(&self) -> Option<Subject> {
+    /// The points whose content it reads: their layers stay while it runs.
+    pub fn reads(&self) -> Vec<Uuid> {
+        match self {
+            Task::ExportPoint { point, .. } => vec![*point],
+            Task::ExportSystem { order, .. } => order.snapshot.into_iter().collect(),
+            Task::ExportGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The points it builds differences on.
+    pub fn builds_on(&self) -> Vec<Uuid> {
+        match self {
+            Task::ExportPoint { base, .. } => base.iter().copied().collect(),
+            Task::ExportSystem { order, .. } => order.base.into_iter().collect(),
+            Task::ExportGroupPoint { members, .. } => members.iter().filter_map(|m| m.base).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The points it deletes.
+    pub fn deletes(&self) -> Vec<Uuid> {
+        match self {
+            Task::DestroyPoint { point } => vec![*point],
+            Task::DestroySnapshot { snapshot, .. } | Task::ConvertSnapshot { snapshot, .. } => vec![*snapshot],
+            Task::DestroyGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The points whose data it drops.
+    pub fn drops_data_of(&self) -> Vec<Uuid> {
+        match self {
+            Task::RemoveData { point } => vec![*point],
+            Task::ClearSnapshot { snapshot, .. } => vec![*snapshot],
+            Task::RemoveGroupData { members, .. } => members.iter().map(|m| m.point).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The directory it exports to.
+    pub fn exports_to(&self) -> Option<&std::path::Path> {
+        match self {
+            Task::ExportPoint { directory, .. } | Task::ExportGroupPoint { directory, .. } => Some(directory),
+            Task::ExportSystem { order, .. } => Some(&order.directory),
+            _ => None,
+        }
+    }
+
+    /// The machines it works on, each by itself or by one of its points.
+    pub fn subjects(&self) -> Vec<Subject> {
+        match self {
+            Task::CreateGroupPoint { members, .. }
+            | Task::DestroyGroupPoint { members, .. }
+            | Task::RemoveGroupData { members, .. } => members.iter().map(|m| Subject::Vm(m.vm)).collect(),
+            Task::ExportGroupPoint { members, .. } => members.iter().map(|m| Subject::Vm(m.vm)).collect(),
+            other => other.subject().into_iter().collect(),
+        }
+    }
+
+    /// The machine or the point whose machine a task of one machine works on.
+    fn subject(&self) -> Option<Subject> {
         match self {
             Task::ChangeState { vm, .. }
             | Task::DestroyVm { vm }
             | Task::CreatePoint { vm, .. }
+            | Task::CreateSnapshot { vm, .. }
+            | Task::ApplySnapshot { vm, .. }
+            | Task::DestroySnapshot { vm, .. }
+            | Task::ClearSnapshot { vm, .. }
+            | Task::ConvertSnapshot { vm, .. }
+            | Task::ExportSystem { vm, .. }
             | Task::Tidy { vm }
             | Task::Import { vm, .. } => Some(Subject::Vm(*vm)),
             Task::DestroyPoint { point }
             | Task::RemoveData { point }
             | Task::ExportPoint { point, .. } => Some(Subject::Point(*point)),
-            Task::CreateImage(_)
+            Task::CreateGroupPoint { .. }
+            | Task::DestroyGroupPoint { .. }
+            | Task::RemoveGroupData { .. }
+            | Task::ExportGroupPoint { .. }
+            | Task::CreateImage(_)
             | Task::ResizeImage { .. }
             | Task::ConvertImage { .. }
             | Task::ValidateImage { .. }
@@ -268,6 +452,49 @@ impl Task {
                 suspendable: true,
                 recovery: Resume,
                 title: "Exporting a reference point",
+            },
+            Task::CreateGroupPoint { .. } => concrete(
+                Service::CollectionReferencePoint,
+                205,
+                "Creating a reference point of a collection",
+                true,
+                Undo,
+            ),
+            Task::DestroyGroupPoint { .. } => concrete(
+                Service::CollectionReferencePoint,
+                208,
+                "Deleting a reference point of a collection",
+                false,
+                Resume,
+            ),
+            Task::RemoveGroupData { .. } => concrete(
+                Service::CollectionReferencePoint,
+                207,
+                "Removing the data of a reference point of a collection",
+                true,
+                Resume,
+            ),
+            Task::ExportGroupPoint { .. } => Traits {
+                class: JobClass::GroupPointExport,
+                job_type: 0,
+                service: Service::CollectionReferencePoint,
+                cancellable: true,
+                suspendable: true,
+                recovery: Resume,
+                title: "Exporting a reference point of a collection",
+            },
+            Task::CreateSnapshot { .. } => concrete(Service::Snapshot, 70, "Creating a snapshot", true, Undo),
+            Task::ApplySnapshot { .. } => concrete(Service::Snapshot, 71, "Applying a snapshot", false, Undo),
+            Task::DestroySnapshot { .. } => concrete(Service::Snapshot, 72, "Deleting a snapshot", false, Resume),
+            Task::ClearSnapshot { .. } => {
+                concrete(Service::Snapshot, 73, "Dropping the memory of a snapshot", false, Resume)
+            }
+            Task::ConvertSnapshot { .. } => {
+                concrete(Service::Snapshot, 200, "Making a reference point of a snapshot", false, Resume)
+            }
+            Task::ExportSystem { .. } => Traits {
+                suspendable: true,
+                ..concrete(Service::Management, 62, "Exporting a virtual machine", true, Undo)
             },
             Task::Tidy { .. } => {
                 concrete(Service::Management, 50, "Merging disk layers", true, Resume)

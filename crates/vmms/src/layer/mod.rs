@@ -124,6 +124,12 @@ pub enum Pending {
         /// The node whose file goes.
         node: Uuid,
     },
+    /// A new active layer is being made on an older instant. It becomes the active one by the record alone: as long as
+    /// this stands, it has not.
+    Branch {
+        /// The new layer's file.
+        file: LayerRef,
+    },
     /// The active layer is being merged into the file beneath while the guest stands still.
     Fold {
         /// The guest ran before, and must go on afterwards.
@@ -229,6 +235,49 @@ impl LayerTree {
         self.pending = None;
     }
 
+    /// Records that the present was given up for a new one, `node` in `file`, that descends from the instant `on`.
+    pub fn branch(&mut self, on: Uuid, node: Uuid, file: LayerRef) {
+        let size = self.nodes.get(&on).map_or(0, |n| n.size);
+        // Points and snapshots name frozen nodes only, so nothing else knows the old present.
+        let given_up = self.nodes.remove(&self.active).and_then(|n| n.file);
+        self.leftovers.extend(given_up.map(|f| f.path));
+        let new = LayerNode { parent: Some(on), file: Some(file), map: None, size, stamp: None, lost: false };
+        self.nodes.insert(node, new);
+        self.active = node;
+        self.pending = None;
+    }
+
+    /// A node on a branch that was left whose file nobody needs and nothing lies on. Its map stays.
+    pub fn next_drop(&self, needed: &dyn Fn(Uuid) -> bool) -> Option<Uuid> {
+        let line = self.line(self.active);
+        self.nodes
+            .iter()
+            .filter(|(id, n)| n.file.as_ref().is_some_and(|f| !f.shared) && !line.contains(id))
+            .map(|(id, _)| *id)
+            .find(|id| !needed(*id) && self.above(*id).is_empty())
+    }
+
+    /// Records that the file of `node` goes.
+    pub fn dropped(&mut self, node: Uuid) {
+        if let Some(n) = self.nodes.get_mut(&node) {
+            self.leftovers.extend(n.file.take().map(|f| f.path));
+            n.stamp = None;
+        }
+    }
+
+    /// The files above and beneath `node` along its own branch, base first: the active chain where it is part of it.
+    pub fn chain_through(&self, node: Uuid) -> Vec<LayerRef> {
+        let mut tip = node;
+        if self.is_ancestor(node, self.active) {
+            tip = self.active;
+        } else {
+            while let Some(above) = self.above(tip).first() {
+                tip = *above;
+            }
+        }
+        self.chain(tip).unwrap_or_default()
+    }
+
     /// The nearest ancestor of `node` that has a file: what its file is merged into.
     pub fn beneath(&self, node: Uuid) -> Option<Uuid> {
         let has_file = |id: &Uuid| self.nodes.get(id).is_some_and(|n| n.file.is_some());
@@ -260,13 +309,19 @@ impl LayerTree {
     }
 
     /// A node whose file may be merged into the one beneath, given which instants must stay readable:
-    /// frozen, something beneath it that nobody needs and that nothing else lies on. The lowest first.
+    /// frozen, something beneath it that nobody needs and that nothing else lies on, and not where branches begin. The
+    /// lowest of the present's line first, then branches that were left.
     pub fn next_commit(&self, needed: &dyn Fn(Uuid) -> bool) -> Option<Uuid> {
         let mut line = self.line(self.active);
         line.reverse();
-        line.into_iter().find(|id| {
+        // Branches that were left after the one the guest runs on, each from below.
+        let mut left: Vec<Uuid> = self.nodes.keys().copied().filter(|id| !line.contains(id)).collect();
+        left.sort_by_key(|id| self.line(*id).len());
+        line.into_iter().chain(left).find(|id| {
             *id != self.active
                 && self.nodes.get(id).is_some_and(|n| n.file.is_some())
+                // Where a branch begins, more than one layer would have to be told what lies beneath it now.
+                && self.above(*id).len() <= 1
                 && self
                     .beneath(*id)
                     .is_some_and(|b| !needed(b) && !self.is_shared(b) && self.above(b).len() == 1)
@@ -276,7 +331,7 @@ impl LayerTree {
     /// Whether the active layer itself may be folded into the file beneath: no instant but the present is
     /// needed, readable or as the start of a difference, and only one file lies beneath.
     pub fn can_fold(&self, wanted: &dyn Fn(Uuid) -> bool) -> bool {
-        self.beneath(self.active).is_some_and(|b| !self.is_shared(b))
+        self.beneath(self.active).is_some_and(|b| !self.is_shared(b) && self.above(b).len() == 1)
             && self.active_chain().iter().filter(|f| !f.shared).count() == 2
             && !self
                 .nodes

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::freeze::{Mode, mode};
 use super::memory::ReadMap;
 use super::tidy::blocking;
-use super::{Point, maps, settle};
+use super::{Point, PointDisk, maps, settle};
 use crate::vm::{Disk, Vm, spec};
 use crate::{Element, Result, Vmms, fault, guid};
 
@@ -107,9 +107,9 @@ fn limit(vmms: &Vmms, vm: Uuid, disk: &Disk, text: &str) -> Result<Uuid> {
         .trim_matches(['{', '}'])
         .parse()
         .map_err(|_| unknown())?;
-    let named = vmms.db.all::<Point>().iter().any(|p| {
-        p.vm == vm && p.complete && p.disks.iter().any(|d| d.uid == disk.uid && d.node == id)
-    });
+    let means = |d: &PointDisk| d.uid == disk.uid && d.node == id;
+    let named = vmms.db.all::<Point>().iter().any(|p| p.vm == vm && p.complete && p.disks.iter().any(means))
+        || crate::snapshot::of_vm(vmms, vm).iter().any(|s| s.disks.iter().any(means));
     if named { Ok(id) } else { Err(unknown()) }
 }
 

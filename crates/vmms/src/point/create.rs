@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::freeze::{self, Reached, Step};
-use super::settle::{points_of, settle};
+use super::settle::{next_sequence, points_of, settle};
 use super::{Consistency, Decision, Hold, Point, PointDisk, PointType, files, quiet};
+use crate::db::Draft;
 use crate::job::{Job, JobContext, Output, Task};
 use crate::layer::{Frozen, Stamp};
 use crate::vm::{Asked, Disk, Vm};
@@ -58,12 +59,12 @@ pub async fn create_point(
     }
 }
 
-fn now_text() -> String {
+pub(crate) fn now_text() -> String {
     jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Whether a point of the machine can be taken.
-fn admit(vm: &Vm, max_layers: usize) -> Result<()> {
+pub(crate) fn admit(vm: &Vm, max_layers: usize) -> Result<()> {
     let about = |fault: Fault| Err(fault.about(Element::Vm(vm.id)));
     if vm.planned {
         return about(fault!(
@@ -119,23 +120,32 @@ pub(crate) async fn run(
     })
 }
 
-struct New<'a> {
-    point: Uuid,
-    kind: PointType,
-    consistency: Option<Consistency>,
-    name: &'a str,
+/// A point to take.
+pub(crate) struct New<'a> {
+    pub(crate) point: Uuid,
+    pub(crate) kind: PointType,
+    pub(crate) consistency: Option<Consistency>,
+    pub(crate) name: &'a str,
 }
 
-async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Result<()> {
-    ctx.checkpoint().await?;
+/// A point that is about to be taken: what is to be put on which disks.
+pub(crate) struct Begun {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) point: Point,
+}
+
+/// Looks whether the point can be taken and plans it. Nothing has changed yet but that the machine's layers are settled. The
+/// caller holds the machine's lock, and nobody copies between its layers.
+pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<Begun> {
     settle(vmms, vm).await?;
     let decisions = distrust(vmms, vm).await?;
     let record = vmms.db.get::<Vm>(vm)?;
     admit(&record, vmms.options.max_layers)?;
     let steps = freeze::plan(vmms, &record, |disk| !disk.read_only)?;
     let config = files::save_config(vmms, &record, new.point)?;
-    let sequence = points_of(vmms, vm).last().map_or(1, |p| p.sequence + 1);
-    let mut point = Point {
+    let sequence = next_sequence(vmms, vm);
+    let point = Point {
         id: new.point,
         vm,
         name: new.name.to_owned(),
@@ -168,66 +178,98 @@ async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Re
         decisions,
         exports: Vec::new(),
     };
-    vmms.db
-        .change(|draft| {
-            freeze::announce(draft, vm, &steps)?;
-            draft.put(point.clone());
-            Ok(())
+    Ok(Begun {
+        vm: record,
+        steps,
+        point,
+    })
+}
+
+impl Begun {
+    /// Writes down what is about to happen.
+    pub(crate) fn announce(&self, draft: &mut Draft<'_>) -> Result<()> {
+        freeze::announce(draft, self.vm.id, &self.steps)?;
+        draft.put(self.point.clone());
+        Ok(())
+    }
+
+    /// What the marked disks are now, and their change maps as files. The point is complete only if all maps could be kept.
+    pub(crate) async fn look(mut self, vmms: &Arc<Vmms>, reached: Reached) -> Result<Marked> {
+        let mut frozen = Vec::new();
+        for step in self.steps {
+            let facts = freeze::frozen(vmms, &step.disk).await?;
+            frozen.push((step, facts));
+        }
+        let disks: Vec<Disk> = frozen.iter().map(|(s, _)| s.disk.clone()).collect();
+        let maps = freeze::keep_maps(vmms, disks).await;
+        let point = &mut self.point;
+        for disk in &mut point.disks {
+            if let Some((_, frozen)) = frozen.iter().find(|(s, _)| s.disk.uid == disk.uid) {
+                disk.size = frozen.size;
+            }
+        }
+        point.complete = maps.is_ok();
+        point.consistency = reached.consistency;
+        point.instant = reached.instant;
+        point.pause_us = u64::try_from(reached.pause.as_micros()).unwrap_or(u64::MAX);
+        point.decisions.extend(reached.decisions);
+        if point.kind == PointType::Rct {
+            point.hold = hold(
+                vmms.options.hold_time,
+                vmms.options.hold_bytes,
+                reached.instant,
+            );
+        }
+        Ok(Marked {
+            frozen,
+            point: self.point,
+            maps,
         })
-        .await?;
+    }
+}
+
+/// A point whose disks are marked, before that is written down.
+pub(crate) struct Marked {
+    frozen: Vec<(Step, Frozen)>,
+    pub(crate) point: Point,
+    /// A point without its maps is taken back; its layers are there nevertheless.
+    pub(crate) maps: Result<()>,
+}
+
+impl Marked {
+    /// Writes the new layers into the trees of the machine.
+    pub(crate) fn record_layers(&self, draft: &mut Draft<'_>) -> Result<()> {
+        let vm = draft.get_mut::<Vm>(self.point.vm)?;
+        for (step, frozen) in &self.frozen {
+            if let Some(disk) = vm.disk_mut(step.disk.uid) {
+                disk.layers
+                    .freeze(step.node, step.file.clone(), frozen.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Result<()> {
+    ctx.checkpoint().await?;
+    let begun = begin(vmms, vm, new).await?;
+    vmms.db.change(|draft| begun.announce(draft)).await?;
     // Milliseconds from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
     ctx.no_return().await?;
-    let reached = freeze::mark(vmms, &record, &steps, new.consistency).await?;
-    record_point(vmms, &steps, &mut point, reached).await
-}
-
-/// Writes down what was reached: trees and point in one transaction.
-async fn record_point(
-    vmms: &Arc<Vmms>,
-    steps: &[Step],
-    point: &mut Point,
-    reached: Reached,
-) -> Result<()> {
-    let mut frozen = Vec::new();
-    for step in steps {
-        frozen.push((step, freeze::frozen(vmms, &step.disk).await?));
-    }
-    let disks: Vec<Disk> = steps.iter().map(|s| s.disk.clone()).collect();
-    let maps = freeze::keep_maps(vmms, disks).await;
-    for disk in &mut point.disks {
-        if let Some((_, frozen)) = frozen.iter().find(|(s, _)| s.disk.uid == disk.uid) {
-            disk.size = frozen.size;
-        }
-    }
-    point.complete = maps.is_ok();
-    point.consistency = reached.consistency;
-    point.instant = reached.instant;
-    point.pause_us = u64::try_from(reached.pause.as_micros()).unwrap_or(u64::MAX);
-    point.decisions.extend(reached.decisions);
-    if point.kind == PointType::Rct {
-        point.hold = hold(
-            vmms.options.hold_time,
-            vmms.options.hold_bytes,
-            reached.instant,
-        );
-    }
+    let reached = freeze::mark(vmms, &begun.vm, &begun.steps, new.consistency).await?;
+    let marked = begun.look(vmms, reached).await?;
     vmms.db
         .change(|draft| {
-            let vm = draft.get_mut::<Vm>(point.vm)?;
-            for (step, frozen) in frozen {
-                if let Some(disk) = vm.disk_mut(step.disk.uid) {
-                    disk.layers.freeze(step.node, step.file.clone(), frozen);
-                }
-            }
-            draft.put(point.clone());
+            marked.record_layers(draft)?;
+            draft.put(marked.point.clone());
             Ok(())
         })
         .await?;
-    // The layers are recorded as they are; a point without its maps is taken back.
-    maps
+    marked.maps
 }
 
-fn hold(time: Duration, bytes: u64, from: SystemTime) -> Option<Hold> {
+/// How long an RCT point of that instant keeps its content.
+pub(crate) fn hold(time: Duration, bytes: u64, from: SystemTime) -> Option<Hold> {
     if time.is_zero() || bytes == 0 {
         return None;
     }
@@ -290,7 +332,12 @@ async fn distrust(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Vec<Decision>> {
 }
 
 /// Takes back a point that was not finished.
-pub(crate) async fn undo(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid, point: Uuid) -> Result<()> {
+pub(crate) async fn undo(
+    vmms: &Arc<Vmms>,
+    _ctx: &JobContext,
+    vm: Uuid,
+    point: Uuid,
+) -> Result<()> {
     settle_or_wait(vmms, vm).await?;
     forget_unfinished(vmms, vm, |p| p.id == point).await?;
     // One that failed before it was written down has only a directory.
@@ -343,10 +390,16 @@ pub(super) async fn forget_unfinished(
 pub(super) async fn forget(vmms: &Arc<Vmms>, point: Uuid) -> Result<()> {
     vmms.db
         .change(|draft| {
+            crate::group::leave(draft, point);
             draft.delete::<Point>(point);
             Ok(())
         })
         .await?;
+    remove_files(vmms, point)
+}
+
+/// Removes the directory of a point whose record is gone.
+pub(crate) fn remove_files(vmms: &Vmms, point: Uuid) -> Result<()> {
     let dir = files::point_dir(vmms, point);
     match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::io("remove", &dir, &e)),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::settle::points_of;
-use super::tidy::{self, reads, tidy};
+use super::tidy::{self, tidy};
 use super::{Point, create};
 use crate::job::{Job, JobContext, Task};
+use crate::snapshot::Snapshot;
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Result, Vmms, fault, guid};
 
@@ -15,6 +16,9 @@ use crate::{Effect, Element, Result, Vmms, fault, guid};
 pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
     let record = vmms.db.get::<Point>(point)?;
     refuse_busy(vmms, point)?;
+    if let Some(group) = record.group_point {
+        return Err(fault!(PointOfGroup, guid(point), guid(group)).about(Element::Point(point)));
+    }
     let affected = vec![
         (Element::Point(point), Effect::ExclusiveUse),
         (Element::Vm(record.vm), Effect::Other),
@@ -24,13 +28,9 @@ pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Resu
 }
 
 /// Refuses a point that a running export reads or builds on.
-pub(super) fn refuse_busy(vmms: &Vmms, point: Uuid) -> Result<()> {
-    for job in vmms.db.all::<Job>() {
-        let base = match job.task {
-            Task::ExportPoint { base, .. } if !job.state.is_final() => base,
-            _ => None,
-        };
-        if reads(&job) == Some(point) || base == Some(point) {
+pub(crate) fn refuse_busy(vmms: &Vmms, point: Uuid) -> Result<()> {
+    for job in vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
+        if job.task.reads().contains(&point) || job.task.builds_on().contains(&point) {
             return Err(fault!(PointBusy, guid(point), guid(job.id)).about(Element::Point(point)));
         }
     }
@@ -68,13 +68,16 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, _point: Uuid) -> Re
     }
 }
 
-/// Deletes all points of a machine and folds its disks into their plain files. Used where the machine itself goes.
+/// Deletes all points and snapshots of a machine and folds its disks into their plain files. Used where the machine itself goes.
 pub(crate) async fn drop_all(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
     for point in points_of(vmms, vm) {
         refuse_busy(vmms, point.id)?;
     }
     for point in points_of(vmms, vm) {
         create::forget(vmms, point.id).await?;
+    }
+    for snapshot in vmms.db.all::<Snapshot>().into_iter().filter(|s| s.vm == vm) {
+        crate::snapshot::create::forget(vmms, snapshot.id).await?;
     }
     while tidy(vmms, ctx, vm).await? == tidy::Tidied::MadeWay {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

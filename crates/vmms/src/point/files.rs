@@ -19,7 +19,7 @@ pub fn disk_id_text(vm: Uuid, device: &str) -> String {
 
 /// Where a new layer of a disk goes: beside the image; for a block device, which has no such place, under the state
 /// directory.
-pub(super) fn layer_path(vmms: &Vmms, disk: &Disk, layer: Uuid) -> Result<PathBuf> {
+pub(crate) fn layer_path(vmms: &Vmms, disk: &Disk, layer: Uuid) -> Result<PathBuf> {
     let is_device = std::fs::metadata(&disk.path).is_ok_and(|m| m.file_type().is_block_device());
     if is_device {
         let dir = vmms.dirs.state.join("layers").join(disk.uid.to_string());
@@ -105,7 +105,7 @@ pub(crate) fn load_config(path: &Path) -> Result<SavedConfig> {
 }
 
 /// Removes a file; one that is gone is fine.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::io("remove", path, &e)),
         _ => Ok(()),
@@ -113,7 +113,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 }
 
 /// Makes a file that a tool wrote, and its name, durable.
-pub(super) fn sync(path: &Path) -> Result<()> {
+pub(crate) fn sync(path: &Path) -> Result<()> {
     let failed = |e: std::io::Error| Fault::io("sync", path, &e);
     std::fs::File::open(path)
         .and_then(|f| f.sync_all())
@@ -147,11 +147,7 @@ pub(crate) fn check_formats(tree: &LayerTree, node: Uuid) -> Result<()> {
 /// The stamp of a layer's file. A block device has none: its times say nothing about its content.
 pub(super) fn stamp(path: &Path) -> Result<Option<Stamp>> {
     let failed = |e: std::io::Error| Fault::io("look at", path, &e);
-    if std::fs::metadata(path)
-        .map_err(failed)?
-        .file_type()
-        .is_block_device()
-    {
+    if std::fs::metadata(path).map_err(failed)?.file_type().is_block_device() {
         return Ok(None);
     }
     Stamp::of(path).map(Some).map_err(failed)

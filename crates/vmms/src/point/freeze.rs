@@ -13,7 +13,7 @@ use crate::vm::{Disk, Power, Vm, spec};
 use crate::{Element, Fault, Result, Vmms, fault, guid};
 
 /// How the files of a machine may be touched.
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// Through its process.
     Running(Arc<dyn Machine>),
     /// Directly: nobody has them open.
@@ -21,7 +21,7 @@ pub(super) enum Mode {
 }
 
 /// See [`Mode`]. Refused where a process may be there that cannot be reached.
-pub(super) fn mode(vmms: &Vmms, vm: &Vm) -> Result<Mode> {
+pub(crate) fn mode(vmms: &Vmms, vm: &Vm) -> Result<Mode> {
     match (vmms.machine(vm.id), vm.power) {
         (Some(machine), _) => Ok(Mode::Running(machine)),
         (None, Power::Off | Power::Saved) => Ok(Mode::Files),
@@ -34,10 +34,10 @@ pub(super) fn mode(vmms: &Vmms, vm: &Vm) -> Result<Mode> {
 }
 
 /// A new layer for one disk.
-pub(super) struct Step {
-    pub(super) disk: Disk,
-    pub(super) node: Uuid,
-    pub(super) file: LayerRef,
+pub(crate) struct Step {
+    pub(crate) disk: Disk,
+    pub(crate) node: Uuid,
+    pub(crate) file: LayerRef,
 }
 
 impl Step {
@@ -47,7 +47,7 @@ impl Step {
 }
 
 /// A layer as the hypervisor takes it.
-pub(super) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
+pub(crate) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
     NewOverlay {
         drive_id: spec::drive_id(disk),
         overlay_path: file.path.clone(),
@@ -59,7 +59,7 @@ pub(super) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
 
 /// What a layer records as lying beneath it: the bare name of a neighbour, so that a directory can move as a
 /// whole, else the whole path.
-pub(super) fn backing_name(above: &LayerRef, below: &LayerRef) -> String {
+pub(crate) fn backing_name(above: &LayerRef, below: &LayerRef) -> String {
     let neighbour = above.path.parent() == below.path.parent();
     let name = below.path.file_name().filter(|_| neighbour);
     name.map_or_else(
@@ -69,7 +69,7 @@ pub(super) fn backing_name(above: &LayerRef, below: &LayerRef) -> String {
 }
 
 /// Plans a new layer for each of the disks. Refused where a chain is as long as it may be.
-pub(super) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Result<Vec<Step>> {
+pub(crate) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for (device, disk) in vm.disks().filter(|(_, disk)| disks(disk)) {
         let depth = disk.layers.active_chain().len();
@@ -103,7 +103,7 @@ pub(super) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Resul
 }
 
 /// Announces the new layers in the trees.
-pub(super) fn announce(draft: &mut Draft<'_>, vm: Uuid, steps: &[Step]) -> Result<()> {
+pub(crate) fn announce(draft: &mut Draft<'_>, vm: Uuid, steps: &[Step]) -> Result<()> {
     let record = draft.get_mut::<Vm>(vm)?;
     for step in steps {
         let disk = record
@@ -124,15 +124,15 @@ pub(super) fn announce(draft: &mut Draft<'_>, vm: Uuid, steps: &[Step]) -> Resul
 }
 
 /// What a mark reached.
-pub(super) struct Reached {
-    pub(super) consistency: Consistency,
-    pub(super) instant: SystemTime,
-    pub(super) pause: Duration,
-    pub(super) decisions: Vec<Decision>,
+pub(crate) struct Reached {
+    pub(crate) consistency: Consistency,
+    pub(crate) instant: SystemTime,
+    pub(crate) pause: Duration,
+    pub(crate) decisions: Vec<Decision>,
 }
 
 /// Puts the announced layers on top.
-pub(super) async fn mark(
+pub(crate) async fn mark(
     vmms: &Vmms,
     vm: &Vm,
     steps: &[Step],
@@ -144,7 +144,8 @@ pub(super) async fn mark(
     }
 }
 
-async fn mark_files(
+/// Makes the new layers as files beside those nobody has open.
+pub(crate) async fn mark_files(
     vmms: &Vmms,
     vm: &Vm,
     steps: &[Step],
@@ -179,44 +180,11 @@ async fn mark_running(
     steps: &[Step],
     asked: Option<Consistency>,
 ) -> Result<Reached> {
-    let overlays: Vec<NewOverlay> = steps.iter().map(Step::overlay).collect();
-    let prepared = machine.prepare_layers(&overlays).await?;
-    let deadline = vmms.options.agent_deadline;
+    let prepared = prepare(machine, steps).await?;
     let mut decisions = Vec::new();
-    let frozen = match asked {
-        Some(Consistency::Crash) => None,
-        Some(Consistency::Application) => {
-            Some(FrozenGuest::freeze(vm, machine, deadline, deadline).await?)
-        }
-        None => {
-            let patience = deadline.min(Duration::from_secs(1));
-            match FrozenGuest::freeze(vm, machine, patience, deadline).await {
-                Ok(frozen) => Some(frozen),
-                Err(error) => {
-                    decisions.push(Decision {
-                        what: "the point is crash consistent".to_owned(),
-                        reason: error.to_string(),
-                    });
-                    None
-                }
-            }
-        }
-    };
+    let frozen = freeze_guest(vmms, vm, machine, asked, &mut decisions).await?;
     let marked = machine.mark(&prepared).await;
-    let consistency = match frozen {
-        None => Consistency::Crash,
-        Some(frozen) => match (frozen.thaw().await, asked) {
-            (Ok(()), _) => Consistency::Application,
-            (Err(error), Some(_)) => return Err(error),
-            (Err(error), None) => {
-                decisions.push(Decision {
-                    what: "the point is crash consistent".to_owned(),
-                    reason: error.to_string(),
-                });
-                Consistency::Crash
-            }
-        },
-    };
+    let consistency = thaw_guest(frozen, asked, &mut decisions).await?;
     let report = marked?;
     Ok(Reached {
         consistency,
@@ -226,8 +194,71 @@ async fn mark_running(
     })
 }
 
+/// Gets the new layers ready in a machine's process; nothing shows yet.
+pub(crate) async fn prepare(
+    machine: &Arc<dyn Machine>,
+    steps: &[Step],
+) -> Result<hypervisor::PreparedLayers> {
+    let overlays: Vec<NewOverlay> = steps.iter().map(Step::overlay).collect();
+    Ok(machine.prepare_layers(&overlays).await?)
+}
+
+/// Freezes the file systems of a running guest as far as that was asked for. `None`: they are not frozen, which is only
+/// fine where it was not demanded, and then a decision says so.
+pub(crate) async fn freeze_guest(
+    vmms: &Vmms,
+    vm: &Vm,
+    machine: &Arc<dyn Machine>,
+    asked: Option<Consistency>,
+    decisions: &mut Vec<Decision>,
+) -> Result<Option<FrozenGuest>> {
+    let deadline = vmms.options.agent_deadline;
+    match asked {
+        Some(Consistency::Crash) => Ok(None),
+        Some(Consistency::Application) => Ok(Some(
+            FrozenGuest::freeze(vm, machine, deadline, deadline).await?,
+        )),
+        None => {
+            let patience = deadline.min(Duration::from_secs(1));
+            match FrozenGuest::freeze(vm, machine, patience, deadline).await {
+                Ok(frozen) => Ok(Some(frozen)),
+                Err(error) => {
+                    decisions.push(only_crash(&error));
+                    Ok(None)
+                }
+            }
+        }
+    }
+}
+
+/// Thaws a guest; answers how consistent its disks were in between.
+pub(crate) async fn thaw_guest(
+    frozen: Option<FrozenGuest>,
+    asked: Option<Consistency>,
+    decisions: &mut Vec<Decision>,
+) -> Result<Consistency> {
+    let Some(frozen) = frozen else {
+        return Ok(Consistency::Crash);
+    };
+    match (frozen.thaw().await, asked) {
+        (Ok(()), _) => Ok(Consistency::Application),
+        (Err(error), Some(_)) => Err(error),
+        (Err(error), None) => {
+            decisions.push(only_crash(&error));
+            Ok(Consistency::Crash)
+        }
+    }
+}
+
+fn only_crash(why: &Fault) -> Decision {
+    Decision {
+        what: "the point is crash consistent".to_owned(),
+        reason: why.to_string(),
+    }
+}
+
 /// A guest with frozen file systems. However this goes away, a thaw is sent.
-struct FrozenGuest {
+pub(crate) struct FrozenGuest {
     name: String,
     vm: Uuid,
     machine: Arc<dyn Machine>,
@@ -269,7 +300,7 @@ impl FrozenGuest {
     }
 
     /// Thaws. An error means that the guest may not have been frozen at the instant.
-    async fn thaw(mut self) -> Result<()> {
+    pub(crate) async fn thaw(mut self) -> Result<()> {
         let failed = |cause: Fault| {
             fault!(FreezeFailed, self.name)
                 .about(Element::Vm(self.vm))
@@ -304,7 +335,7 @@ impl Drop for FrozenGuest {
 }
 
 /// Thaws a guest, several times if need be.
-pub(super) async fn insist_on_thaw(machine: &dyn Machine, deadline: Duration, vm: Uuid) {
+pub(crate) async fn insist_on_thaw(machine: &dyn Machine, deadline: Duration, vm: Uuid) {
     for _ in 0..5 {
         match machine.guest_thaw(deadline).await {
             Ok(_) => return,
@@ -315,7 +346,7 @@ pub(super) async fn insist_on_thaw(machine: &dyn Machine, deadline: Duration, vm
 }
 
 /// What is known of the layer that a step froze: its map is kept as a file, its size and stamp are read.
-pub(super) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
+pub(crate) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
     let tree = &disk.layers;
     let node = tree.active;
     let file = tree.nodes.get(&node).and_then(|n| n.file.clone());
@@ -328,7 +359,7 @@ pub(super) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
 }
 
 /// Keeps the maps of the layers that have just been frozen, on a thread for blocking work.
-pub(super) async fn keep_maps(vmms: &Arc<Vmms>, disks: Vec<Disk>) -> Result<()> {
+pub(crate) async fn keep_maps(vmms: &Arc<Vmms>, disks: Vec<Disk>) -> Result<()> {
     let vmms = Arc::clone(vmms);
     super::tidy::blocking(move || {
         disks

@@ -132,7 +132,7 @@ impl Memory {
     }
 
     /// Background work on a machine failed: it is left alone for a while, longer each time, an hour at most.
-    pub(super) fn failed(&self, vm: Uuid) {
+    pub(crate) fn failed(&self, vm: Uuid) {
         let mut tries = locked(&self.tries);
         let entry = tries.entry(vm).or_insert(Try {
             failures: 0,

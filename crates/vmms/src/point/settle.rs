@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::freeze::{self, Mode, mode};
 use super::{Point, files, maps};
 use crate::layer::{LayerRef, Pending};
+use crate::snapshot::Snapshot;
 use crate::vm::{Disk, Power, Vm, spec};
 use crate::{Element, Fault, Result, Vmms, fault, guid};
 
@@ -45,6 +46,10 @@ pub(crate) async fn settle(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
                 settle_freeze(vmms, &record, disk, &mode, node, &file).await?
             }
             Pending::Commit { node } => settle_commit(vmms, &record, disk, &mode, node).await?,
+            Pending::Branch { file } => {
+                files::remove(&file.path)?;
+                clear(vmms, vm, disk.uid).await?;
+            }
             Pending::Fold { resume } => settle_fold(vmms, &record, disk, &mode, resume).await?,
         }
     }
@@ -167,13 +172,34 @@ async fn settle_commit(
 ) -> Result<()> {
     let (spec, _, base) = commit_spec(disk, node)?;
     let verdict = match mode {
-        Mode::Running(machine) => commit_in_qemu(&**machine, &spec).await?,
-        Mode::Files => commit_in_files(disk, node, &base)?,
+        Mode::Running(machine) if disk.layers.is_ancestor(node, disk.layers.active) => {
+            commit_in_qemu(&**machine, &spec).await?
+        }
+        // Nobody has the layers of a branch that was left open.
+        Mode::Running(_) | Mode::Files => commit_in_files(disk, node, &base)?,
     };
     match verdict {
         Verdict::Happened => committed(vmms, vm.id, disk, node).await,
-        Verdict::DidNot => clear(vmms, vm.id, disk.uid).await,
+        Verdict::DidNot => taken_back(vmms, vm.id, disk, node, &base).await,
     }
+}
+
+/// Records that a merge ended before its time: the file beneath was written by us, and reads as before beneath the layer that
+/// still lies on it.
+async fn taken_back(vmms: &Vmms, vm: Uuid, disk: &Disk, node: Uuid, base: &LayerRef) -> Result<()> {
+    let stamp = files::stamp(&base.path)?;
+    vmms.db
+        .change(|draft| {
+            if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) {
+                let beneath = disk.layers.beneath(node);
+                if let Some(beneath) = beneath.and_then(|b| disk.layers.nodes.get_mut(&b)) {
+                    beneath.stamp = stamp;
+                }
+                disk.layers.pending = None;
+            }
+            Ok(())
+        })
+        .await
 }
 
 async fn commit_in_qemu(machine: &dyn Machine, spec: &CommitSpec) -> Result<Verdict> {
@@ -365,7 +391,7 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
 }
 
 /// The points of a machine, the oldest first.
-pub(super) fn points_of(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Point>> {
+pub(crate) fn points_of(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Point>> {
     let mut points: Vec<Arc<Point>> = vmms
         .db
         .all::<Point>()
@@ -376,7 +402,15 @@ pub(super) fn points_of(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Point>> {
     points
 }
 
-/// Removes map files and point directories that no record names.
+/// The number of the next point or snapshot of a machine: both count together, so that older and newer are known.
+pub(crate) fn next_sequence(vmms: &Vmms, vm: Uuid) -> u64 {
+    let points = points_of(vmms, vm).last().map_or(0, |p| p.sequence);
+    let snapshots = vmms.db.all::<Snapshot>();
+    let last = snapshots.iter().filter(|s| s.vm == vm).map(|s| s.sequence).max();
+    points.max(last.unwrap_or(0)) + 1
+}
+
+/// Removes map files and the directories of points and snapshots that no record names.
 fn remove_leftovers(vmms: &Vmms) -> Result<()> {
     let vms = vmms.db.all::<Vm>();
     let named = |disk: &str, node: &str| {
@@ -405,7 +439,8 @@ fn remove_leftovers(vmms: &Vmms) -> Result<()> {
             .file_name()
             .and_then(|n| n.to_str())
             .and_then(|n| n.parse::<Uuid>().ok());
-        if id.is_some_and(|id| vmms.db.get::<Point>(id).is_err()) {
+        let named = |id| vmms.db.get::<Point>(id).is_ok() || vmms.db.get::<Snapshot>(id).is_ok();
+        if id.is_some_and(|id| !named(id)) {
             std::fs::remove_dir_all(&dir).map_err(|e| Fault::io("remove", &dir, &e))?;
         }
     }

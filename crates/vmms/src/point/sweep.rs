@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::tidy::{self, reads};
 use super::{Point, PointType};
 use crate::job::{Job, Submission, Task};
+use crate::snapshot::Snapshot;
 use crate::vm::Vm;
 use crate::{Effect, Element, Result, Vmms, guid};
 
@@ -25,12 +26,8 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
     for point in vmms.db.all::<Point>() {
         points.entry(point.vm).or_default().push(point);
     }
-    let running: Vec<Arc<Job>> = vmms
-        .db
-        .all::<Job>()
-        .into_iter()
-        .filter(|j| !j.state.is_final())
-        .collect();
+    let snapshots = vmms.db.all::<Snapshot>();
+    let running: Vec<Arc<Job>> = vmms.db.all::<Job>().into_iter().filter(|j| !j.state.is_final()).collect();
     for vm in vmms.db.all::<Vm>() {
         let own = points.remove(&vm.id).unwrap_or_default();
         if own.iter().any(|p| !p.complete) && !is_affected(&running, vm.id) {
@@ -40,7 +37,7 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
             }
             continue;
         }
-        if tidy::is_due(&vm, &own, &running)
+        if tidy::is_due(&vm, &own, &snapshots, &running)
             && vmms.points.may_try(vm.id)
             && !busy(vmms, vm.id)
             && let Err(error) = start_tidy(vmms, vm.id).await
@@ -72,11 +69,19 @@ fn busy(vmms: &Vmms, vm: Uuid) -> bool {
         .all::<Job>()
         .iter()
         .filter(|j| !j.state.is_final())
-        .any(|job| match job.task {
-            Task::Tidy { vm: v } | Task::DestroyVm { vm: v } | Task::CreatePoint { vm: v, .. } => {
-                v == vm
+        .any(|job| match &job.task {
+            Task::CreateGroupPoint { members, .. }
+            | Task::DestroyGroupPoint { members, .. }
+            | Task::RemoveGroupData { members, .. } => members.iter().any(|m| m.vm == vm),
+            Task::Tidy { vm: v }
+            | Task::DestroyVm { vm: v }
+            | Task::CreateSnapshot { vm: v, .. }
+            | Task::ApplySnapshot { vm: v, .. }
+            | Task::DestroySnapshot { vm: v, .. }
+            | Task::CreatePoint { vm: v, .. } => {
+                *v == vm
             }
-            Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(point),
+            Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(*point),
             _ => false,
         })
 }
@@ -114,7 +119,7 @@ pub(crate) async fn end_hold(vmms: &Arc<Vmms>, point: Uuid, job: Option<Uuid>) -
             let read = draft
                 .all::<Job>()
                 .iter()
-                .any(|j| reads(j) == Some(point) && Some(j.id) != job);
+                .any(|j| reads(j).contains(&point) && Some(j.id) != job);
             let record = draft.get_mut::<Point>(point)?;
             if record.kind == PointType::Rct && !read {
                 record.hold = None;

@@ -12,8 +12,9 @@ use super::freeze::{self, Mode, mode};
 use super::settle::{commit_spec, committed, settle};
 use super::{Point, files, maps, quiet};
 use crate::db::Draft;
-use crate::job::{Job, JobContext, Task};
+use crate::job::{Job, JobContext};
 use crate::layer::{LayerTree, Pending, Prune};
+use crate::snapshot::Snapshot;
 use crate::vm::{Disk, Power, Vm, spec};
 use crate::{Element, Result, Vmms, fault, guid};
 
@@ -38,21 +39,37 @@ pub(super) struct Claims {
     needed: BTreeSet<Uuid>,
     /// Instants that must stay usable as the start of a difference.
     wanted: BTreeSet<Uuid>,
+    /// Instants whose files are being read: neither they nor anything beneath them may be written.
+    read: BTreeSet<Uuid>,
 }
 
 impl Claims {
     /// The claims on a machine's layers.
-    pub(super) fn of(vm: Uuid, points: &[impl AsRef<Point>], jobs: &[impl AsRef<Job>]) -> Self {
-        let read: BTreeSet<Uuid> = jobs.iter().filter_map(|j| reads(j.as_ref())).collect();
+    pub(super) fn of(
+        vm: Uuid,
+        points: &[impl AsRef<Point>],
+        snapshots: &[impl AsRef<Snapshot>],
+        jobs: &[impl AsRef<Job>],
+    ) -> Self {
+        let read: BTreeSet<Uuid> = jobs.iter().flat_map(|j| reads(j.as_ref())).collect();
         let mut claims = Claims {
             needed: BTreeSet::new(),
             wanted: BTreeSet::new(),
+            read: BTreeSet::new(),
         };
         for point in points.iter().map(AsRef::as_ref).filter(|p| p.vm == vm) {
             let nodes = point.disks.iter().map(|d| d.node);
             if point.holds_content() || read.contains(&point.id) {
                 claims.needed.extend(nodes.clone());
             }
+            if read.contains(&point.id) {
+                claims.read.extend(nodes.clone());
+            }
+            claims.wanted.extend(nodes);
+        }
+        for snapshot in snapshots.iter().map(AsRef::as_ref).filter(|s| s.vm == vm) {
+            let nodes = snapshot.disks.iter().map(|d| d.node);
+            claims.needed.extend(nodes.clone());
             claims.wanted.extend(nodes);
         }
         claims
@@ -65,14 +82,19 @@ impl Claims {
     fn wanted(&self, node: Uuid) -> bool {
         self.wanted.contains(&node)
     }
+
+    /// The nodes of this tree into whose files nothing may be merged for now.
+    fn still(&self, tree: &LayerTree) -> BTreeSet<Uuid> {
+        self.read.iter().flat_map(|n| tree.line(*n)).collect()
+    }
 }
 
-/// The point a job that has not ended reads.
-pub(super) fn reads(job: &Job) -> Option<Uuid> {
-    match job.task {
-        Task::ExportPoint { point, .. } if !job.state.is_final() => Some(point),
-        _ => None,
+/// The points a job that has not ended reads.
+pub(super) fn reads(job: &Job) -> Vec<Uuid> {
+    if job.state.is_final() {
+        return Vec::new();
     }
+    job.task.reads()
 }
 
 /// Something to do with a machine's layers.
@@ -82,12 +104,18 @@ enum Chore {
     Commit(Uuid),
     /// Drop an instant that nobody names.
     Prune(Prune),
+    /// Delete the file of this node, which is on a branch that was left.
+    Drop(Uuid),
     /// Merge the active layer into the base.
     Fold,
 }
 
 fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
-    if let Some(node) = tree.next_commit(&|n| claims.needed(n)) {
+    if let Some(node) = tree.next_drop(&|n| claims.needed(n)) {
+        return Some(Chore::Drop(node));
+    }
+    let still = claims.still(tree);
+    if let Some(node) = tree.next_commit(&|n| claims.needed(n) || still.contains(&n)) {
         return Some(Chore::Commit(node));
     }
     if tree.can_fold(&|n| claims.wanted(n)) {
@@ -96,8 +124,13 @@ fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
     tree.next_prune(&|n| claims.wanted(n)).map(Chore::Prune)
 }
 
-/// Whether there is anything to do with a machine's layers, given its points and the jobs that run.
-pub(super) fn is_due(vm: &Vm, points: &[Arc<Point>], running: &[Arc<Job>]) -> bool {
+/// Whether there is anything to do with a machine's layers, given its points, its snapshots and the jobs that run.
+pub(super) fn is_due(
+    vm: &Vm,
+    points: &[Arc<Point>],
+    snapshots: &[Arc<Snapshot>],
+    running: &[Arc<Job>],
+) -> bool {
     let idle = |d: &Disk| {
         let tree = &d.layers;
         tree.nodes.len() == 1 && tree.pending.is_none() && tree.leftovers.is_empty()
@@ -106,7 +139,7 @@ pub(super) fn is_due(vm: &Vm, points: &[Arc<Point>], running: &[Arc<Job>]) -> bo
     if vm.disks().all(|(_, d)| idle(d)) {
         return false;
     }
-    let claims = Claims::of(vm.id, points, running);
+    let claims = Claims::of(vm.id, points, snapshots, running);
     vm.disks().any(|(_, d)| {
         d.layers.pending.is_some()
             || !d.layers.leftovers.is_empty()
@@ -118,7 +151,8 @@ pub(super) fn is_due(vm: &Vm, points: &[Arc<Point>], running: &[Arc<Job>]) -> bo
 fn pick(draft: &mut Draft<'_>, vm: Uuid, stopped: bool) -> Result<Option<(Uuid, Chore)>> {
     let points: Vec<Arc<Point>> = draft.all::<Point>().into_iter().map(Arc::new).collect();
     let jobs: Vec<Arc<Job>> = draft.all::<Job>().into_iter().map(Arc::new).collect();
-    let claims = Claims::of(vm, &points, &jobs);
+    let snapshots: Vec<Arc<Snapshot>> = draft.all::<Snapshot>().into_iter().map(Arc::new).collect();
+    let claims = Claims::of(vm, &points, &snapshots, &jobs);
     for (_, disk) in draft.get_mut::<Vm>(vm)?.disks_mut() {
         let Some(chore) = chore(&disk.layers, &claims) else {
             continue;
@@ -127,6 +161,8 @@ fn pick(draft: &mut Draft<'_>, vm: Uuid, stopped: bool) -> Result<Option<(Uuid, 
             Chore::Commit(node) => disk.layers.pending = Some(Pending::Commit { node: *node }),
             // With a guest, folding begins with a fresh layer; announced then.
             Chore::Fold if stopped => disk.layers.pending = Some(Pending::Fold { resume: false }),
+            // The record first; the file is deleted once nothing names it any more.
+            Chore::Drop(node) => disk.layers.dropped(*node),
             Chore::Fold | Chore::Prune(_) => {}
         }
         return Ok(Some((disk.uid, chore)));
@@ -159,7 +195,7 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid) -> Resul
 
 /// How far the chores got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tidied {
+pub(crate) enum Tidied {
     /// Nothing is left to do.
     All,
     /// Something else needed the layers to stand still; a later sweep goes on.
@@ -167,7 +203,7 @@ pub(super) enum Tidied {
 }
 
 /// Does all chores of a machine, the lock held only between copies.
-pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<Tidied> {
+pub(crate) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<Tidied> {
     let merging = vmms.points.merging(vm);
     let mut rounds: BTreeMap<Uuid, u32> = BTreeMap::new();
     loop {
@@ -214,6 +250,7 @@ pub(super) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
             _ => found.layers.active,
         };
         match (chore, mode(vmms, &record)?) {
+            (Chore::Drop(_), _) => settle(vmms, vm).await?,
             (Chore::Prune(prune), _) => drop_node(vmms, vm, found, &prune).await?,
             (Chore::Fold, Mode::Running(machine)) => {
                 let round = rounds.entry(disk).or_default();
@@ -267,13 +304,15 @@ async fn copy(
 ) -> Result<Copied> {
     let (order, top, _) = commit_spec(disk, node)?;
     let control = JobControl::new();
+    // Nobody has the layers of a branch that was left open.
+    let in_use = disk.layers.is_ancestor(node, disk.layers.active);
     let work = async {
         match how {
-            Mode::Running(machine) => machine.commit(&order, &control).await,
-            Mode::Files => {
+            Mode::Running(machine) if in_use => machine.commit(&order, &control).await,
+            Mode::Running(_) | Mode::Files => {
                 let chain: Vec<LayerFile> = disk
                     .layers
-                    .active_chain()
+                    .chain_through(node)
                     .iter()
                     .map(spec::layer_file)
                     .collect();
@@ -310,7 +349,7 @@ async fn copy(
     };
     match result {
         Ok(_) => {
-            if matches!(how, Mode::Files) {
+            if !in_use || matches!(how, Mode::Files) {
                 files::sync(&disk_base(disk, node)?)?;
             }
             Ok(Copied::Whole)

@@ -1,0 +1,279 @@
+//! Collections of machines and collections of collections, and the methods of Msvm_CollectionManagementService.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cim::{Instance, Path};
+use msvm::{class, params};
+use uuid::Uuid;
+use vmms::group::{Group, GroupKind, manage};
+use vmms::vm::Vm;
+use vmms::{fault, guid};
+
+use super::{Call, CallResult, Outcome, Provider, internal, unserved};
+use crate::Service;
+use crate::errors::CallError;
+use crate::object::{self, Object, What};
+
+pub(crate) struct Collections;
+
+/// The class of a collection.
+pub(crate) fn class_of(kind: GroupKind) -> &'static str {
+    match kind {
+        GroupKind::Machines => class::MSVM_VIRTUAL_SYSTEM_COLLECTION,
+        GroupKind::Management => class::MSVM_MANAGEMENT_COLLECTION,
+    }
+}
+
+/// A collection as an object.
+pub(crate) fn object(group: Arc<Group>) -> Object {
+    Object {
+        class: class_of(group.kind),
+        keys: vec![("CollectionID", guid(group.id))],
+        what: What::Group(group),
+    }
+}
+
+#[async_trait]
+impl Provider for Collections {
+    fn classes(&self) -> &'static [&'static str] {
+        &[
+            class::MSVM_VIRTUAL_SYSTEM_COLLECTION,
+            class::MSVM_MANAGEMENT_COLLECTION,
+        ]
+    }
+
+    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
+        let mut groups = service.vmms.db.all::<Group>();
+        groups.retain(|g| class_of(g.kind).eq_ignore_ascii_case(class));
+        groups.into_iter().map(object).collect()
+    }
+
+    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
+        let id = path.get_str("CollectionID").or_else(|| path.get_str(""));
+        let Some(id) = id.and_then(object::guid_in) else {
+            return Vec::new();
+        };
+        let group = service.vmms.db.get::<Group>(id).ok();
+        let group = group.filter(|g| class_of(g.kind).eq_ignore_ascii_case(class));
+        group.map(object).into_iter().collect()
+    }
+
+    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+        let mut i = Instance::new(object.class);
+        let What::Group(group) = &object.what else {
+            return i;
+        };
+        let caption = match group.kind {
+            GroupKind::Machines => "Virtual System Collection",
+            GroupKind::Management => "Management Collection",
+        };
+        i.set("Caption", caption)
+            .set("Description", caption)
+            .set("ElementName", group.name.as_str())
+            .set("InstanceID", guid(group.id))
+            .set("CollectionID", guid(group.id));
+        if group.kind == GroupKind::Machines {
+            // Replication is not set up for any collection.
+            i.set("FailedOverReplicationType", 0u16)
+                .set("ReplicationMode", 0u16)
+                .set("ReplicationState", 0u16);
+        }
+        i
+    }
+}
+
+/// The collection a REF parameter names.
+pub(crate) fn group_reference(
+    service: &Service,
+    parameter: &'static str,
+    path: Option<&Path>,
+) -> Result<Uuid, CallError> {
+    let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
+    let object = service.reference(parameter, path, "CIM_CollectionOfMSEs")?;
+    match object.what {
+        What::Group(group) => Ok(group.id),
+        _ => Err(internal(format!(
+            "{} is not a collection of machines",
+            path.class
+        ))),
+    }
+}
+
+/// The member a REF parameter names: a machine or a collection.
+fn member_reference(service: &Service, path: Option<&Path>) -> Result<Uuid, CallError> {
+    let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, "Member")))?;
+    if cim::Schema::is_a(
+        msvm::virtualization(),
+        path.class.as_str(),
+        "CIM_CollectionOfMSEs",
+    ) {
+        group_reference(service, "Member", Some(path))
+    } else {
+        service.vm_reference("Member", Some(path))
+    }
+}
+
+/// Calls a method of Msvm_CollectionManagementService. All of them are done when they answer.
+pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+    use msvm::method::CollectionManagementService as Method;
+    use params::collection_management_service as p;
+    let vmms = &service.vmms;
+    let Ok(method) = call.method.parse() else {
+        return Err(unserved(call.target.class, call.method));
+    };
+    match method {
+        Method::DefineCollection => {
+            let given = p::DefineCollectionIn::read(call.parameters)?;
+            let kind = match msvm::required("Type", given.type_)? {
+                0 => GroupKind::Machines,
+                1 => GroupKind::Management,
+                other => {
+                    let known = "0 (of virtual machines) and 1 (of collections) exist";
+                    return Err(fault!(InvalidValue, "Type", other, known).into());
+                }
+            };
+            let id = match given.id.as_deref().map(str::trim).filter(|t| !t.is_empty()) {
+                None => None,
+                Some(text) => Some(wanted_id("Id", text)?),
+            };
+            let name = msvm::required("Name", given.name)?;
+            let id = manage::define(vmms, &name, id, kind).await?;
+            let path = service.element_path(&vmms::Element::Group(id));
+            Ok(Outcome::done().with("DefinedCollection", path))
+        }
+        Method::DestroyCollection => {
+            let given = p::DestroyCollectionIn::read(call.parameters)?;
+            let group = group_reference(service, "Collection", given.collection.as_ref())?;
+            manage::destroy(vmms, group).await?;
+            Ok(Outcome::done())
+        }
+        Method::RenameCollection => {
+            let given = p::RenameCollectionIn::read(call.parameters)?;
+            let group = group_reference(service, "Collection", given.collection.as_ref())?;
+            let name = msvm::required("NewName", given.new_name)?;
+            manage::rename(vmms, group, &name).await?;
+            Ok(Outcome::done())
+        }
+        Method::AddMember => {
+            let given = p::AddMemberIn::read(call.parameters)?;
+            let group = group_reference(service, "Collection", given.collection.as_ref())?;
+            let member = member_reference(service, given.member.as_ref())?;
+            check_member(service, group, given.member.as_ref())?;
+            manage::add(vmms, group, member).await?;
+            Ok(Outcome::done())
+        }
+        Method::RemoveMember => {
+            let given = p::RemoveMemberIn::read(call.parameters)?;
+            let group = group_reference(service, "Collection", given.collection.as_ref())?;
+            let member = member_reference(service, given.member.as_ref())?;
+            manage::remove(vmms, group, member, true).await?;
+            Ok(Outcome::done())
+        }
+        Method::RemoveMemberById => {
+            let given = p::RemoveMemberByIdIn::read(call.parameters)?;
+            let member = member_reference(service, given.member.as_ref())?;
+            let text = msvm::required("CollectionId", given.collection_id)?;
+            let group = wanted_id("CollectionId", &text)?;
+            // Fine where the collection or the membership has gone already.
+            if vmms.db.get::<Group>(group).is_ok() {
+                manage::remove(vmms, group, member, false).await?;
+            }
+            Ok(Outcome::done())
+        }
+        Method::RequestStateChange | Method::StartService | Method::StopService => {
+            Err(unserved(call.target.class, call.method))
+        }
+    }
+}
+
+/// That the member is of the kind the collection collects.
+fn check_member(service: &Service, group: Uuid, member: Option<&Path>) -> Result<(), CallError> {
+    let group = service.vmms.db.get::<Group>(group)?;
+    let is_collection = member.is_some_and(|m| {
+        cim::Schema::is_a(
+            msvm::virtualization(),
+            m.class.as_str(),
+            "CIM_CollectionOfMSEs",
+        )
+    });
+    match (group.kind, is_collection) {
+        (GroupKind::Machines, true) => Err(fault!(
+            WrongType,
+            "Member",
+            "a collection of machines collects no collections"
+        )
+        .into()),
+        (GroupKind::Management, false) => Err(fault!(
+            WrongType,
+            "Member",
+            "a management collection collects collections only"
+        )
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+fn wanted_id(parameter: &str, text: &str) -> Result<Uuid, CallError> {
+    Uuid::parse_str(text.trim().trim_matches(['{', '}'])).map_err(|_| {
+        fault!(
+            InvalidValue,
+            parameter,
+            format!("{text:?}"),
+            "a GUID is needed"
+        )
+        .into()
+    })
+}
+
+/// The machines of a collection.
+pub(crate) fn machines_of(service: &Service, object: &Object) -> Vec<Object> {
+    let What::Group(group) = &object.what else {
+        return Vec::new();
+    };
+    if group.kind != GroupKind::Machines {
+        return Vec::new();
+    }
+    let found = group
+        .members
+        .iter()
+        .filter_map(|m| service.vmms.db.get::<Vm>(*m).ok());
+    found.map(Object::of_vm).collect()
+}
+
+/// The collections a machine is in.
+pub(crate) fn collections_of_vm(service: &Service, from: &Object) -> Vec<Object> {
+    match &from.what {
+        What::Vm(vm) => holding(service, vm.id, GroupKind::Machines),
+        _ => Vec::new(),
+    }
+}
+
+/// The collections of a management collection.
+pub(crate) fn collections_of(service: &Service, from: &Object) -> Vec<Object> {
+    let What::Group(group) = &from.what else {
+        return Vec::new();
+    };
+    if group.kind != GroupKind::Management {
+        return Vec::new();
+    }
+    let found = group
+        .members
+        .iter()
+        .filter_map(|m| service.vmms.db.get::<Group>(*m).ok());
+    found.map(object).collect()
+}
+
+/// The management collections a collection is in.
+pub(crate) fn collections_above(service: &Service, from: &Object) -> Vec<Object> {
+    match &from.what {
+        What::Group(group) => holding(service, group.id, GroupKind::Management),
+        _ => Vec::new(),
+    }
+}
+
+fn holding(service: &Service, member: Uuid, kind: GroupKind) -> Vec<Object> {
+    let mut groups = service.vmms.db.all::<Group>();
+    groups.retain(|g| g.kind == kind && g.members.contains(&member));
+    groups.into_iter().map(object).collect()
+}

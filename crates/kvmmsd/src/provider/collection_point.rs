@@ -1,0 +1,389 @@
+//! Msvm_ReferencePointCollection, what else is known of it, and the methods of Msvm_CollectionReferencePointService.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cim::embedded::Context;
+use cim::{Datetime, Instance, Path, Value};
+use msvm::{class, params};
+use uuid::Uuid;
+use vmms::group::{self, Group, GroupPoint, MachineDisks};
+use vmms::point::{Consistency, Point, PointType};
+use vmms::{fault, guid};
+
+use super::collection::{self, group_reference};
+use super::{
+    Call, CallResult, Outcome, Provider, expect_class, given, given_text, internal, unserved,
+};
+use crate::Service;
+use crate::errors::CallError;
+use crate::object::{self, Object, What};
+
+pub(crate) struct CollectionPoints;
+
+/// A collection's point as an object.
+pub(crate) fn object(point: Arc<GroupPoint>) -> Object {
+    Object {
+        class: class::MSVM_REFERENCE_POINT_COLLECTION,
+        keys: vec![("CollectionID", guid(point.id))],
+        what: What::GroupPoint(point),
+    }
+}
+
+fn detail(point: Arc<GroupPoint>) -> Object {
+    Object {
+        class: class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL,
+        keys: vec![("InstanceID", format!("Microsoft:{}", guid(point.id)))],
+        what: What::GroupPoint(point),
+    }
+}
+
+fn of_class(class: &str, point: Arc<GroupPoint>) -> Object {
+    if class.eq_ignore_ascii_case(class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL) {
+        detail(point)
+    } else {
+        object(point)
+    }
+}
+
+#[async_trait]
+impl Provider for CollectionPoints {
+    fn classes(&self) -> &'static [&'static str] {
+        &[
+            class::MSVM_REFERENCE_POINT_COLLECTION,
+            class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL,
+        ]
+    }
+
+    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
+        let mut points = service.vmms.db.all::<GroupPoint>();
+        points.retain(|p| p.complete);
+        points.sort_by_key(|p| (p.group, p.sequence));
+        points.into_iter().map(|p| of_class(class, p)).collect()
+    }
+
+    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
+        let id = ["CollectionID", "InstanceID", ""]
+            .iter()
+            .find_map(|key| path.get_str(key));
+        let point = id
+            .and_then(object::guid_in)
+            .and_then(|id| service.vmms.db.get::<GroupPoint>(id).ok());
+        point
+            .filter(|p| p.complete)
+            .map(|p| of_class(class, p))
+            .into_iter()
+            .collect()
+    }
+
+    fn instance(&self, service: &Service, object: &Object) -> Instance {
+        match &object.what {
+            What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => {
+                instance(service, point)
+            }
+            What::GroupPoint(point) => detail_instance(point),
+            _ => Instance::new(object.class),
+        }
+    }
+}
+
+fn instance(service: &Service, point: &GroupPoint) -> Instance {
+    let has_data = |m: &group::MemberPoint| {
+        service
+            .vmms
+            .db
+            .get::<Point>(m.point)
+            .is_ok_and(|p| p.has_data)
+    };
+    let mut i = Instance::new(class::MSVM_REFERENCE_POINT_COLLECTION);
+    i.set("Caption", "Reference Point Collection")
+        .set(
+            "Description",
+            "Reference points of the machines of a collection, of one instant",
+        )
+        .set("ElementName", point.name.as_str())
+        .set("InstanceID", guid(point.id))
+        .set("ReferencePointType", kind_number(point.kind))
+        .set("ConsistencyLevel", level(point.consistency))
+        .set("VirtualSystemCollectionId", guid(point.group))
+        .set(
+            "HasAssociatedLog",
+            point.kind == PointType::Log && point.members.iter().all(has_data),
+        );
+    i
+}
+
+fn detail_instance(point: &GroupPoint) -> Instance {
+    let members = || point.members.iter();
+    let mut i = Instance::new(class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL);
+    i.set("Caption", "Reference Point Collection Detail")
+        .set(
+            "Description",
+            "What is known of a collection's reference point",
+        )
+        .set("ElementName", point.name.as_str())
+        .set("CollectionID", guid(point.id))
+        .set("VirtualSystemCollectionId", guid(point.group))
+        .set("Instant", Datetime::from(point.instant))
+        .set("Sequence", point.sequence)
+        .set("SkewMicroseconds", point.skew_us)
+        .set("SkewLimitMicroseconds", point.skew_limit_us)
+        .set(
+            "VirtualSystemIdentifiers",
+            members().map(|m| guid(m.vm)).collect::<Vec<_>>(),
+        )
+        .set(
+            "ReferencePoints",
+            members()
+                .map(|m| format!("Microsoft:{}", guid(m.point)))
+                .collect::<Vec<_>>(),
+        )
+        .set(
+            "PauseMicroseconds",
+            members().map(|m| m.pause_us).collect::<Vec<_>>(),
+        )
+        .set(
+            "WasRunning",
+            members().map(|m| m.running).collect::<Vec<_>>(),
+        );
+    i
+}
+
+fn kind_number(kind: PointType) -> u16 {
+    match kind {
+        PointType::Log => 1,
+        PointType::Rct => 2,
+    }
+}
+
+fn level(consistency: Consistency) -> u16 {
+    match consistency {
+        Consistency::Application => 1,
+        Consistency::Crash => 2,
+    }
+}
+
+/// The collection's point a REF parameter names.
+fn point_reference(
+    service: &Service,
+    parameter: &'static str,
+    path: Option<&Path>,
+) -> Result<Uuid, CallError> {
+    let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
+    let object = service.reference(parameter, path, class::MSVM_REFERENCE_POINT_COLLECTION)?;
+    match object.what {
+        What::GroupPoint(point) => Ok(point.id),
+        _ => Err(internal(format!(
+            "{} is not a reference point collection",
+            path.class
+        ))),
+    }
+}
+
+/// Calls a method of Msvm_CollectionReferencePointService.
+pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+    use msvm::method::CollectionReferencePointService as Method;
+    use params::collection_reference_point_service as p;
+    let vmms = &service.vmms;
+    let Ok(method) = call.method.parse() else {
+        return Err(unserved(call.target.class, call.method));
+    };
+    match method {
+        Method::CreateReferencePoint => create(service, call).await,
+        Method::DestroyReferencePoint => {
+            let given = p::DestroyReferencePointIn::read(call.parameters)?;
+            let path = given.affected_reference_point_collection.as_ref();
+            let point = point_reference(service, "AffectedReferencePointCollection", path)?;
+            let job = group::destroy_point(vmms, point, call.asked).await?;
+            Ok(Outcome::started(service, job))
+        }
+        Method::RemoveAssociatedData => {
+            let given = p::RemoveAssociatedDataIn::read(call.parameters)?;
+            let path = given.affected_reference_point_collection.as_ref();
+            let point = point_reference(service, "AffectedReferencePointCollection", path)?;
+            let job = group::remove_data(vmms, point, call.asked).await?;
+            Ok(Outcome::started(service, job))
+        }
+        Method::ExportReferencePoint => export(service, call).await,
+        Method::RequestStateChange | Method::StartService | Method::StopService => {
+            Err(unserved(call.target.class, call.method))
+        }
+    }
+}
+
+async fn create(service: &Service, call: &Call<'_>) -> CallResult {
+    use params::collection_reference_point_service as p;
+    let read = p::CreateReferencePointIn::read(call.parameters)?;
+    let group = group_reference(service, "Collection", read.collection.as_ref())?;
+    let kind = match read.reference_point_type {
+        Some(1) => PointType::Log,
+        Some(2) | None => PointType::Rct,
+        Some(other) => {
+            return Err(fault!(
+                InvalidValue,
+                "ReferencePointType",
+                other,
+                "1 (log) and 2 (RCT) exist"
+            )
+            .into());
+        }
+    };
+    let (mut consistency, mut name) = (None, String::new());
+    if let Some(settings) = &read.reference_point_settings {
+        expect_class(
+            "ReferencePointSettings",
+            settings,
+            class::MSVM_COLLECTION_REFERENCE_POINT_SETTING_DATA,
+        )?;
+        consistency = match given::<u16>(settings, "ConsistencyLevel")? {
+            None | Some(0) => None,
+            Some(1) => Some(Consistency::Application),
+            Some(2) => Some(Consistency::Crash),
+            Some(other) => {
+                let known = "0, 1 (application) and 2 (crash) exist";
+                return Err(fault!(InvalidValue, "ConsistencyLevel", other, known).into());
+            }
+        };
+        name = given_text(settings, "ElementName")
+            .unwrap_or_default()
+            .to_owned();
+    }
+    let (_, job) =
+        group::create_point(&service.vmms, group, kind, consistency, &name, call.asked).await?;
+    Ok(Outcome::started(service, job))
+}
+
+async fn export(service: &Service, call: &Call<'_>) -> CallResult {
+    use params::collection_reference_point_service as p;
+    let read = p::ExportReferencePointIn::read(call.parameters)?;
+    let point = point_reference(
+        service,
+        "ReferencePointCollection",
+        read.reference_point_collection.as_ref(),
+    )?;
+    let directory = msvm::required("ExportDirectory", read.export_directory)?;
+    let directory = vmms::vm::device::host_path(&directory)?;
+    let (mut base, mut only) = (None, Vec::new());
+    if let Some(settings) = &read.export_setting_data {
+        expect_class(
+            "ExportSettingData",
+            settings,
+            class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_SETTING_DATA,
+        )?;
+        if let Some(text) = given_text(settings, "BaseReferencePointCollection") {
+            // A path, or the bare CollectionID.
+            let path = Path::parse(text).unwrap_or_else(|_| {
+                Path::class(class::MSVM_REFERENCE_POINT_COLLECTION).key("CollectionID", text)
+            });
+            base = Some(point_reference(
+                service,
+                "BaseReferencePointCollection",
+                Some(&path),
+            )?);
+        }
+        for value in settings.get("VirtualMachinesToDisksToExport").items() {
+            if let Some(machine) = machine_disks(service, value)? {
+                only.push(machine);
+            }
+        }
+    }
+    let job =
+        group::export_point(&service.vmms, point, base, &directory, &only, call.asked).await?;
+    Ok(Outcome::started(service, job))
+}
+
+/// An element of VirtualMachinesToDisksToExport: an embedded instance inside an embedded instance. Null and empty ones say
+/// nothing.
+fn machine_disks(service: &Service, value: &Value) -> Result<Option<MachineDisks>, CallError> {
+    const PARAMETER: &str = "VirtualMachinesToDisksToExport";
+    let instance = match value {
+        Value::Null => return Ok(None),
+        Value::Object(instance) => (**instance).clone(),
+        other => {
+            let text = other.as_str().unwrap_or_default();
+            if text.trim().is_empty() {
+                return Ok(None);
+            }
+            cim::embedded::read(text, &Context::with(msvm::virtualization()))
+                .map_err(|error| fault!(WrongType, PARAMETER, error))?
+        }
+    };
+    expect_class(PARAMETER, &instance, class::MSVM_VIRTUAL_MACHINE_TO_DISKS)?;
+    let text = given_text(&instance, "VirtualMachineId")
+        .ok_or_else(|| fault!(MissingValue, "VirtualMachineId"))?;
+    // A GUID, or the path of the machine.
+    let vm = match object::guid_in(text) {
+        Some(vm) => vm,
+        None => {
+            let path = Path::parse(text).map_err(|_| {
+                fault!(
+                    InvalidValue,
+                    "VirtualMachineId",
+                    format!("{text:?}"),
+                    "a GUID is needed"
+                )
+            })?;
+            service.vm_reference("VirtualMachineId", Some(&path))?
+        }
+    };
+    let disks = instance.get("DisksToExport");
+    let disks = disks
+        .items()
+        .iter()
+        .filter_map(|v| v.as_str().filter(|t| !t.is_empty()).map(str::to_owned));
+    Ok(Some(MachineDisks {
+        vm,
+        disks: disks.collect(),
+    }))
+}
+
+/// A collection's points, oldest first.
+pub(crate) fn points_of(service: &Service, from: &Object) -> Vec<Object> {
+    let What::Group(group) = &from.what else {
+        return Vec::new();
+    };
+    let mut points = service.vmms.db.all::<GroupPoint>();
+    points.retain(|p| p.group == group.id && p.complete);
+    points.sort_by_key(|p| p.sequence);
+    points.into_iter().map(object).collect()
+}
+
+/// The collection of a collection's point.
+pub(crate) fn collection_of(service: &Service, from: &Object) -> Vec<Object> {
+    match &from.what {
+        What::GroupPoint(point) => {
+            let group = service.vmms.db.get::<Group>(point.group).ok();
+            group.map(collection::object).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The members' points of a collection's point.
+pub(crate) fn members_of(service: &Service, from: &Object) -> Vec<Object> {
+    match &from.what {
+        What::GroupPoint(point) => {
+            let found = point
+                .members
+                .iter()
+                .filter_map(|m| service.vmms.db.get::<Point>(m.point).ok());
+            found.map(Object::of_point).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The collection's point a machine's point belongs to.
+pub(crate) fn collected_in(service: &Service, from: &Object) -> Vec<Object> {
+    let What::Point(point) = &from.what else {
+        return Vec::new();
+    };
+    let found = point
+        .group_point
+        .and_then(|id| service.vmms.db.get::<GroupPoint>(id).ok());
+    found
+        .filter(|p| p.complete)
+        .map(object)
+        .into_iter()
+        .collect()
+}

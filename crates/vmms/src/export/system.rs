@@ -1,0 +1,352 @@
+//! Exporting a whole machine, or one of its snapshots (ExportSystemDefinition).
+//!
+//! What is exported is always a frozen instant: the snapshot that was named, else one that is taken for the time of the
+//! export. Each exported instant is a directory with a manifest, of the same layout as the export of a reference point; the
+//! machine's other snapshots, where they are wanted, lie in `Snapshots/<GUID>` below it, each differing from the one it
+//! descends from.
+//!
+//! A differential export whose outputs shall be merged (BackupIntent 1) is written as a whole image at once: it holds what the base's
+//! export and the differences make together.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use disk::manifest::{HexHash, MANIFEST_NAME, PlainFile, RelativePath};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Made, Notes, Part, layout};
+use crate::job::{Job, JobContext, Output, Task};
+use crate::point::{self, Consistency, Point};
+use crate::snapshot::{self, Snapshot, SnapshotKind};
+use crate::vm::{Asked, Power, Vm};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Role of the memory in a manifest.
+pub(crate) const RUNTIME: &str = "runtime-state";
+
+/// What to export of a machine and how, after Msvm_VirtualSystemExportSettingData.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SystemExport {
+    /// The snapshot to export; one of its own is taken where there is none.
+    pub snapshot: Option<Uuid>,
+    /// Whether the snapshot was taken for this export and goes with it. Filled in by [`export_system`].
+    #[serde(default)]
+    pub own: bool,
+    /// The point or snapshot whose export this one builds on.
+    pub base: Option<Uuid>,
+    /// Where to.
+    pub directory: PathBuf,
+    /// Whether to make a directory named after the machine's GUID there.
+    pub subdirectory: bool,
+    /// Whether the disks are exported.
+    pub storage: bool,
+    /// Whether memory is exported, where the instant has any.
+    pub runtime: bool,
+    /// Disks to leave out, by instance id or resource id.
+    pub excluded: Vec<String>,
+    /// Whether the machine's snapshots are exported too.
+    pub all_snapshots: bool,
+    /// How a snapshot taken for the export is to be.
+    pub live: LiveState,
+    /// Whether a differential export is to become a whole image at the target.
+    pub merge: bool,
+}
+
+/// How the instant is taken where no snapshot was named (CaptureLiveState).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LiveState {
+    /// 0: as after a power cut.
+    Crash,
+    /// 1: with its memory.
+    Saved,
+    /// 2: with the guest's file systems frozen.
+    Application,
+}
+
+/// Starts a job that exports a machine; returns the job.
+///
+/// Refused at once: planned machines, snapshots and bases of other machines, bases that are not older or do not know a
+/// disk, unknown disks, relative directories, and a directory that holds an export of this instant already.
+pub async fn export_system(vmms: &Arc<Vmms>, vm: Uuid, mut order: SystemExport, asked: &Asked) -> Result<Uuid> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    if record.planned {
+        return Err(fault!(WrongVmState, record.name, "planned", "exporting", "realized").about(Element::Vm(vm)));
+    }
+    if !order.directory.is_absolute() {
+        return Err(fault!(PathNotUsable, order.directory.display(), "it is not absolute"));
+    }
+    let mut affected = vec![(Element::Vm(vm), Effect::Performance)];
+    match order.snapshot {
+        Some(id) => {
+            let snapshot = vmms.db.get::<Snapshot>(id)?;
+            if snapshot.vm != vm {
+                return Err(fault!(SnapshotOfOtherVm, guid(id), guid(snapshot.vm), guid(vm)).about(Element::Snapshot(id)));
+            }
+            let instant = snapshot.as_point();
+            let base = order.base.map(|b| instant_of(vmms, b)).transpose()?;
+            admit(vmms, &snapshot, base.as_deref())?;
+            let disks = chosen(&order, &instant)?;
+            if let Some(base) = &base {
+                check_base(base, &instant, &disks)?;
+            }
+            free_root(&order, &instant, &[])?;
+            affected.push((Element::Snapshot(id), Effect::Other));
+        }
+        None => {
+            point::create::admit(&record, vmms.options.max_layers)?;
+            order.snapshot = Some(Uuid::new_v4());
+            order.own = true;
+            if let Some(base) = order.base {
+                instant_of(vmms, base)?;
+            }
+        }
+    }
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        directory: Some(order.directory.clone()),
+        subject: Some(vm),
+        base: order.base,
+        ..Output::default()
+    };
+    vmms.submit(Task::ExportSystem { vm, order: Box::new(order) }, submission).await
+}
+
+/// The instant that an identifier of a point or of a snapshot means.
+fn instant_of(vmms: &Vmms, id: Uuid) -> Result<Arc<Point>> {
+    match vmms.db.get::<Snapshot>(id) {
+        Ok(snapshot) => Ok(Arc::new(snapshot.as_point())),
+        Err(_) => vmms.db.get::<Point>(id),
+    }
+}
+
+fn admit(vmms: &Vmms, snapshot: &Snapshot, base: Option<&Point>) -> Result<()> {
+    let about = |fault: Fault| fault.about(Element::Snapshot(snapshot.id));
+    if !snapshot.complete {
+        return Err(about(fault!(SnapshotIncomplete, guid(snapshot.id))));
+    }
+    super::admit_disks(vmms, &snapshot.as_point(), base).map_err(about)
+}
+
+fn check_base(base: &Point, instant: &Point, disks: &[Uuid]) -> Result<()> {
+    for disk in instant.disks.iter().filter(|d| disks.contains(&d.uid)) {
+        if !base.disks.iter().any(|d| d.uid == disk.uid) {
+            return Err(fault!(BaseWithoutDisk, guid(base.id), disk.device));
+        }
+    }
+    Ok(())
+}
+
+/// The uids of the disks that are exported.
+fn chosen(order: &SystemExport, instant: &Point) -> Result<Vec<Uuid>> {
+    if !order.storage {
+        return Ok(Vec::new());
+    }
+    let excluded = match order.excluded.as_slice() {
+        [] => Vec::new(),
+        texts => super::choose(instant, texts)?.iter().map(|d| d.uid).collect(),
+    };
+    Ok(instant.disks.iter().map(|d| d.uid).filter(|uid| !excluded.contains(uid)).collect())
+}
+
+/// The directory for the manifest: not where there is one already, and not where others write.
+fn free_root(order: &SystemExport, instant: &Point, taken: &[PathBuf]) -> Result<PathBuf> {
+    let own = if order.subdirectory {
+        layout::machine_dir(&order.directory, instant.vm)
+    } else {
+        order.directory.clone()
+    };
+    let exists = || fault!(ExportExists, order.directory.display(), guid(instant.id));
+    let there = layout::exports_in(&order.directory, instant.vm);
+    if layout::find(there, &guid(instant.vm), &guid(instant.id)).is_some() {
+        return Err(exists());
+    }
+    let further = own.join(guid(instant.id));
+    [own, further]
+        .into_iter()
+        .find(|root| !taken.contains(root) && !root.join(MANIFEST_NAME).exists())
+        .ok_or_else(exists)
+}
+
+/// Exports.
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExport) -> Result<()> {
+    let name = vmms.db.get::<Vm>(vm)?.name.clone();
+    export(vmms, ctx, vm, order).await.map_err(|cause| match cause.kind() {
+        Kind::Cancelled => cause,
+        _ => fault!(SystemExportFailed, name, order.directory.display()).about(Element::Vm(vm)).caused_by(cause),
+    })
+}
+
+async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExport) -> Result<()> {
+    ctx.checkpoint().await?;
+    let id = order.snapshot.ok_or_else(|| fault!(Internal, "an export without a snapshot"))?;
+    if order.own {
+        take_own(vmms, ctx, vm, id, order.live).await?;
+    }
+    let main = vmms.db.get::<Snapshot>(id)?;
+    let jobs = plan(vmms, ctx, &main, order).await?;
+    let count = u64::try_from(jobs.len()).unwrap_or(1).max(1);
+    let mut made: Option<Made> = None;
+    // The machine itself comes last: its manifest makes the whole an export.
+    for (i, (snapshot, part)) in (0_u64..).zip(&jobs) {
+        ctx.checkpoint().await?;
+        let told = ctx.clone();
+        let progress = move |done: u64, total: u64| {
+            if count == 1 {
+                told.progress(done, total);
+            } else {
+                // Shares of the whole, in thousandths of a part: parts differ in what they count.
+                told.progress(i * 1000 + (done * 1000).checked_div(total).unwrap_or(0), count * 1000);
+            }
+        };
+        let mut manifest = part.write(vmms, ctx, progress).await?;
+        if let Some(memory) = snapshot.memory.clone().filter(|_| order.runtime) {
+            let target = part.notes.root.clone();
+            let cancel = ctx.cancel_flag();
+            let name = runtime_name(vm);
+            let file = point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel)).await?;
+            manifest.files.push(file);
+        }
+        if let (true, Some(base)) = (order.merge && snapshot.id == id, order.base) {
+            manifest.decisions.push(disk::manifest::Decision {
+                disk: None,
+                decision: "the disks are written whole".to_owned(),
+                reason: format!("BackupIntent is 1: what base {} and the changes since make together", guid(base)),
+            });
+        }
+        if snapshot.id == id {
+            ctx.no_return().await?;
+        }
+        part.seal(manifest).await?;
+        made = Some(part.made()?);
+    }
+    if let Some(made) = made {
+        let memory = jobs.last().map(|(_, p)| p.notes.root.join(runtime_name(vm))).filter(|f| f.exists());
+        ctx.output(|output| {
+            made.tell(output);
+            if let Some(machine) = output.machines.first_mut() {
+                machine.runtime = memory;
+            }
+        })
+        .await?;
+    }
+    vmms.db
+        .change(|draft| {
+            for (snapshot, part) in &jobs {
+                if let Ok(record) = draft.get_mut::<Snapshot>(snapshot.id) {
+                    record.exports.retain(|e| *e != part.notes.root);
+                    record.exports.push(part.notes.root.clone());
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    if order.own {
+        snapshot::create::forget(vmms, id).await?;
+    }
+    Ok(())
+}
+
+fn runtime_name(vm: Uuid) -> String {
+    format!("{}/{}.vmstate", layout::MACHINES, guid(vm))
+}
+
+/// Takes the snapshot that lives as long as this export.
+async fn take_own(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid, live: LiveState) -> Result<()> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    let (kind, consistency) = match (live, record.power) {
+        (LiveState::Saved, _) | (_, Power::Saved) => (SnapshotKind::Full, Some(Consistency::Crash)),
+        (LiveState::Application, Power::Running) => (SnapshotKind::Recovery, Some(Consistency::Application)),
+        _ => (SnapshotKind::Recovery, Some(Consistency::Crash)),
+    };
+    snapshot::create::take_for_export(vmms, ctx, vm, id, kind, consistency).await
+}
+
+/// Chooses the directories of all parts, durably: no other export takes them, and undoing finds them.
+async fn plan(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    main: &Arc<Snapshot>,
+    order: &SystemExport,
+) -> Result<Vec<(Arc<Snapshot>, Part)>> {
+    let instant = Arc::new(main.as_point());
+    let base = order.base.filter(|_| !order.merge).map(|b| instant_of(vmms, b)).transpose()?;
+    let disks = chosen(order, &instant)?;
+    admit(vmms, main, base.as_deref())?;
+    if let Some(base) = &base {
+        check_base(base, &instant, &disks)?;
+    }
+    let mut others = Vec::new();
+    if order.all_snapshots {
+        others = snapshot::of_vm(vmms, main.vm);
+        others.retain(|s| s.id != main.id && s.kind != SnapshotKind::Recovery);
+    }
+    let job = ctx.job();
+    vmms.db
+        .change(|draft| {
+            let taken = super::taken(draft, job);
+            let root = free_root(order, &instant, &taken)?;
+            let mut parts = Vec::new();
+            for other in others {
+                let point = Arc::new(other.as_point());
+                // One after the other, so that each parent is written before its children.
+                let base = other.parent.and_then(|p| {
+                    let found = parts.iter().find(|(s, _): &&(Arc<Snapshot>, Part)| s.id == p);
+                    found.map(|(_, part)| Arc::clone(&part.point))
+                });
+                let disks: Vec<Uuid> = if order.storage { point.disks.iter().map(|d| d.uid).collect() } else { Vec::new() };
+                let base = base.filter(|b| check_base(b, &point, &disks).is_ok());
+                let root = root.join(layout::SNAPSHOTS).join(guid(other.id));
+                let notes = notes(&point, root.clone(), &disks)?;
+                let directory = root.parent().unwrap_or(&root).to_owned();
+                parts.push((other, Part { point, base, directory, disks, notes }));
+            }
+            let notes = notes(&instant, root, &disks)?;
+            let directory = order.directory.clone();
+            parts.push((Arc::clone(main), Part { point: instant, base, directory, disks, notes }));
+            let all: Vec<&Notes> = parts.iter().map(|(_, p)| &p.notes).collect();
+            draft.get_mut::<Job>(job)?.notes = serde_json::to_value(&all).map_err(|e| fault!(Internal, e))?;
+            Ok(parts)
+        })
+        .await
+}
+
+fn notes(instant: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
+    let mut notes = super::notes_in(instant, root, disks)?;
+    notes.files.push(runtime_name(instant.vm).into());
+    Ok(notes)
+}
+
+/// Copies the memory into the export; returns its entry.
+fn copy_memory(memory: &Path, root: &Path, name: &str, cancel: &disk::CancelFlag) -> Result<PlainFile> {
+    use std::io::{Read, Write};
+    let path = RelativePath::new(name.to_owned())?;
+    let target = root.join(&path);
+    let read = |e: std::io::Error| Fault::io("read", memory, &e);
+    let write = |e: std::io::Error| Fault::io("write", &target, &e);
+    let mut from = std::fs::File::open(memory).map_err(read)?;
+    let mut to = std::fs::File::create(&target).map_err(write)?;
+    let mut hash = blake3::Hasher::new();
+    let (mut buffer, mut bytes) = (vec![0; 1 << 20], 0_u64);
+    loop {
+        cancel.check()?;
+        let n = from.read(&mut buffer).map_err(read)?;
+        let Some(piece) = buffer.get(..n).filter(|p| !p.is_empty()) else {
+            break;
+        };
+        hash.update(piece);
+        to.write_all(piece).map_err(write)?;
+        bytes += n as u64;
+    }
+    to.sync_all().map_err(write)?;
+    Ok(PlainFile { role: RUNTIME.to_owned(), path, bytes, blake3: HexHash(hash.finalize()) })
+}
+
+/// Takes back a failed or stopped export: its files, and the snapshot that was taken for it.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExport) -> Result<()> {
+    super::undo(ctx).await?;
+    match order.snapshot.filter(|_| order.own) {
+        Some(id) => snapshot::create::undo_for_export(vmms, vm, id).await,
+        None => Ok(()),
+    }
+}

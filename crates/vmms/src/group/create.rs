@@ -1,0 +1,334 @@
+//! Taking a reference point of a collection.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hypervisor::MachineStatus;
+use uuid::Uuid;
+
+use super::instant::{self, Doing, Failures, Member, Part, side_by_side};
+use super::{Group, GroupKind, GroupPoint, MemberPoint};
+use crate::job::{Job, JobContext, MemberTask, Output, Task};
+use crate::point::create::{self, Begun, Marked, New};
+use crate::point::{Consistency, Point, PointType, quiet, settle};
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// A collection point to take.
+pub(crate) struct NewGroupPoint<'a> {
+    /// The collection.
+    pub(crate) group: Uuid,
+    /// The new point.
+    pub(crate) point: Uuid,
+    /// Its kind.
+    pub(crate) kind: PointType,
+    /// What was asked for.
+    pub(crate) consistency: Option<Consistency>,
+    /// Its name.
+    pub(crate) name: &'a str,
+}
+
+/// Starts a job that takes a point of a collection; returns the point's and the job's identifiers.
+///
+/// `consistency` `None` means: each running guest application consistent where that can be had, else crash consistent.
+/// With `Application` every running guest must be frozen; machines that are off have nothing to freeze, paused and saved
+/// ones fail the point. Refused at once: management collections, empty ones, members of which no point can be taken.
+pub async fn create_point(
+    vmms: &Arc<Vmms>,
+    group: Uuid,
+    kind: PointType,
+    consistency: Option<Consistency>,
+    name: &str,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    let record = vmms.db.get::<Group>(group)?;
+    if record.kind == GroupKind::Management {
+        let why = "points are taken of collections of machines";
+        return Err(fault!(WrongType, "Collection", why).about(Element::Group(group)));
+    }
+    if record.members.is_empty() {
+        return Err(fault!(GroupEmpty, record.name).about(Element::Group(group)));
+    }
+    for vm in &record.members {
+        create::admit(&*vmms.db.get::<Vm>(*vm)?, vmms.options.max_layers)?;
+    }
+    let mut vms = record.members.clone();
+    vms.sort();
+    let members: Vec<MemberTask> = vms
+        .into_iter()
+        .map(|vm| MemberTask {
+            vm,
+            point: Uuid::new_v4(),
+        })
+        .collect();
+    let point = Uuid::new_v4();
+    let name = match name.trim() {
+        "" => format!("{} {}", record.name, create::now_text()),
+        name => name.to_owned(),
+    };
+    let mut affected = vec![
+        (Element::Group(group), Effect::Other),
+        (Element::GroupPoint(point), Effect::Create),
+    ];
+    for member in &members {
+        affected.push((Element::Vm(member.vm), Effect::Other));
+        affected.push((Element::Point(member.point), Effect::Create));
+    }
+    let task = Task::CreateGroupPoint {
+        group,
+        point,
+        members,
+        kind,
+        consistency,
+        name,
+    };
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        created: Some(Element::GroupPoint(point)),
+        ..Output::default()
+    };
+    let job = vmms.submit(task, submission).await?;
+    // A repeated request got the job of the first time, with its point.
+    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
+        Ok(Task::CreateGroupPoint { point, .. }) => Ok((point, job)),
+        _ => Ok((point, job)),
+    }
+}
+
+/// Takes the point.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    new: &NewGroupPoint<'_>,
+    tasks: &[MemberTask],
+) -> Result<()> {
+    ctx.checkpoint().await?;
+    let mut members = Vec::new();
+    let mut failures = Vec::new();
+    for (place, task) in tasks.iter().enumerate() {
+        let lock = tokio::select! {
+            lock = vmms.lock(task.vm) => Arc::new(lock),
+            stop = ctx.stop_asked() => return Err(stop),
+        };
+        let quiet = quiet(vmms, task.vm).await;
+        let order = New {
+            point: task.point,
+            kind: new.kind,
+            consistency: new.consistency,
+            name: new.name,
+        };
+        match create::begin(vmms, task.vm, &order).await {
+            Ok(mut begun) => {
+                begun.point.group_point = Some(new.point);
+                members.push(Member {
+                    begun,
+                    lock,
+                    _quiet: quiet,
+                });
+            }
+            Err(failure) => failures.push((place, failure)),
+        }
+    }
+    if !failures.is_empty() {
+        return Err(summary(vmms, new.group, tasks, failures));
+    }
+    let record = announce(vmms, new, &members).await?;
+    // Not long from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
+    ctx.no_return().await?;
+    let reached = instant::mark(vmms, &members, new.consistency).await;
+    let reached = reached.map_err(|failures| summary(vmms, new.group, tasks, failures))?;
+    write_down(vmms, new, tasks, record, members, reached).await
+}
+
+/// Writes down what is about to happen, on all machines in one transaction.
+async fn announce(
+    vmms: &Arc<Vmms>,
+    new: &NewGroupPoint<'_>,
+    members: &[Member],
+) -> Result<GroupPoint> {
+    let mut running = Vec::new();
+    for member in members {
+        running.push(match vmms.machine(member.begun.vm.id) {
+            Some(machine) => machine
+                .status()
+                .await
+                .is_ok_and(|s| s == MachineStatus::Running),
+            None => false,
+        });
+    }
+    vmms.db
+        .change(|draft| {
+            draft.get_mut::<Group>(new.group)?;
+            let earlier = draft.all::<GroupPoint>();
+            let numbers = earlier
+                .iter()
+                .filter(|p| p.group == new.group)
+                .map(|p| p.sequence);
+            let record = GroupPoint {
+                id: new.point,
+                group: new.group,
+                name: new.name.to_owned(),
+                kind: new.kind,
+                consistency: Consistency::Crash,
+                instant: SystemTime::now(),
+                sequence: numbers.max().unwrap_or(0) + 1,
+                complete: false,
+                members: members
+                    .iter()
+                    .zip(&running)
+                    .map(|(member, running)| MemberPoint {
+                        vm: member.begun.vm.id,
+                        point: member.begun.point.id,
+                        pause_us: 0,
+                        running: *running,
+                    })
+                    .collect(),
+                skew_us: 0,
+                skew_limit_us: 0,
+            };
+            for member in members {
+                member.begun.announce(draft)?;
+            }
+            draft.put(record.clone());
+            Ok(record)
+        })
+        .await
+}
+
+/// Writes down what was reached: trees, members' points and the collection's point in one transaction.
+async fn write_down(
+    vmms: &Arc<Vmms>,
+    new: &NewGroupPoint<'_>,
+    tasks: &[MemberTask],
+    mut record: GroupPoint,
+    members: Vec<Member>,
+    reached: instant::Together,
+) -> Result<()> {
+    record.instant = reached.instant;
+    record.skew_us = micros(reached.skew);
+    record.skew_limit_us = micros(reached.skew_limit);
+    record.consistency = least(&reached.members);
+    for (member, part) in record.members.iter_mut().zip(&reached.members) {
+        member.pause_us = micros(part.reached.pause);
+        member.running = part.running;
+    }
+    // The locks live until the records are written.
+    let (begun, locks): (Vec<Begun>, Vec<_>) = members
+        .into_iter()
+        .map(|m| (m.begun, (m.lock, m._quiet)))
+        .unzip();
+    let mut looking: Vec<Doing<'_, Result<Marked>>> = Vec::new();
+    for (begun, part) in begun.into_iter().zip(reached.members) {
+        looking.push(Box::pin(begun.look(vmms, part.reached)));
+    }
+    let looks = side_by_side(looking).await;
+    let (mut marked, mut failures): (Vec<Marked>, Failures) = (Vec::new(), Vec::new());
+    for (place, look) in looks.into_iter().enumerate() {
+        match look {
+            Ok(found) => {
+                if let Err(failure) = &found.maps {
+                    failures.push((place, failure.clone()));
+                }
+                marked.push(found);
+            }
+            Err(failure) => failures.push((place, failure)),
+        }
+    }
+    record.complete = true;
+    let whole = failures.is_empty();
+    vmms.db
+        .change(|draft| {
+            for found in &marked {
+                found.record_layers(draft)?;
+                if whole {
+                    draft.put(found.point.clone());
+                }
+            }
+            if whole {
+                draft.put(record.clone());
+            }
+            Ok(())
+        })
+        .await?;
+    drop(locks);
+    if whole {
+        return Ok(());
+    }
+    Err(summary(vmms, new.group, tasks, failures))
+}
+
+/// The least that any running member reached.
+fn least(members: &[Part]) -> Consistency {
+    let mut running = members.iter().filter(|p| p.running).peekable();
+    if running.peek().is_some()
+        && running.all(|p| p.reached.consistency == Consistency::Application)
+    {
+        Consistency::Application
+    } else {
+        Consistency::Crash
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The failure of the whole, with one beneath for each machine that failed.
+fn summary(vmms: &Vmms, group: Uuid, tasks: &[MemberTask], failures: Failures) -> Fault {
+    let name = vmms
+        .db
+        .get::<Group>(group)
+        .map_or_else(|_| guid(group), |g| g.name.clone());
+    let whole =
+        fault!(GroupPointFailed, failures.len(), tasks.len(), name).about(Element::Group(group));
+    failures.into_iter().fold(whole, |whole, (place, cause)| {
+        let vm = tasks.get(place).map(|t| t.vm).unwrap_or_default();
+        whole.caused_by(member_failed(vmms, vm, cause))
+    })
+}
+
+/// That a machine could not take part.
+pub(super) fn member_failed(vmms: &Vmms, vm: Uuid, cause: Fault) -> Fault {
+    let name = vmms
+        .db
+        .get::<Vm>(vm)
+        .map_or_else(|_| guid(vm), |v| v.name.clone());
+    fault!(MemberFailed, name)
+        .about(Element::Vm(vm))
+        .caused_by(cause)
+}
+
+/// Takes back a point that was not finished: what was announced on each machine is settled, then the records go. A machine that
+/// cannot be settled now is settled before the next operation on it.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, point: Uuid, members: &[MemberTask]) -> Result<()> {
+    let mut failed = None;
+    for member in members {
+        if vmms.db.get::<Vm>(member.vm).is_err() {
+            continue;
+        }
+        let _lock = vmms.lock(member.vm).await;
+        let _quiet = quiet(vmms, member.vm).await;
+        if let Err(error) = settle(vmms, member.vm).await {
+            failed.get_or_insert(member_failed(vmms, member.vm, error));
+        }
+    }
+    if vmms.db.get::<GroupPoint>(point).is_ok_and(|p| p.complete) {
+        return Ok(());
+    }
+    vmms.db
+        .change(|draft| {
+            draft.delete::<GroupPoint>(point);
+            for member in members {
+                draft.delete::<Point>(member.point);
+            }
+            Ok(())
+        })
+        .await?;
+    for member in members {
+        create::remove_files(vmms, member.point)?;
+    }
+    match failed {
+        Some(failure) if failure.kind() != Kind::Cancelled => Err(failure),
+        _ => Ok(()),
+    }
+}

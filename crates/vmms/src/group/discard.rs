@@ -1,0 +1,131 @@
+//! Deleting a collection's points, and dropping their data.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{GroupPoint, create::member_failed};
+use crate::job::{JobContext, MemberTask, Task};
+use crate::point::{Point, PointType, create, destroy, tidy};
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+fn tasks(record: &GroupPoint) -> Vec<MemberTask> {
+    let of = |m: &super::MemberPoint| MemberTask {
+        vm: m.vm,
+        point: m.point,
+    };
+    record.members.iter().map(of).collect()
+}
+
+fn affected(point: Uuid, members: &[MemberTask]) -> Vec<(Element, Effect)> {
+    let mut out = vec![(Element::GroupPoint(point), Effect::ExclusiveUse)];
+    for member in members {
+        out.push((Element::Point(member.point), Effect::ExclusiveUse));
+        out.push((Element::Vm(member.vm), Effect::Other));
+    }
+    out
+}
+
+/// Starts a job that deletes a collection's point and with it the points of its members. Refused while an export reads one of
+/// them or builds on it.
+pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
+    let members = tasks(&*vmms.db.get::<GroupPoint>(point)?);
+    for member in &members {
+        destroy::refuse_busy(vmms, member.point)?;
+    }
+    let submission = asked.submission(affected(point, &members));
+    vmms.submit(Task::DestroyGroupPoint { point, members }, submission)
+        .await
+}
+
+/// Deletes the records, all in one transaction, then merges what only they needed.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    point: Uuid,
+    members: &[MemberTask],
+) -> Result<()> {
+    for member in members {
+        destroy::refuse_busy(vmms, member.point)?;
+    }
+    vmms.db
+        .change(|draft| {
+            draft.delete::<GroupPoint>(point);
+            for member in members {
+                draft.delete::<Point>(member.point);
+            }
+            Ok(())
+        })
+        .await?;
+    for member in members {
+        create::remove_files(vmms, member.point)?;
+    }
+    merge(vmms, ctx, members).await
+}
+
+/// Starts a job that drops the data of a log-based point of a collection. Refused where no member has any, and while
+/// an export reads it.
+pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
+    let record = vmms.db.get::<GroupPoint>(point)?;
+    let members = tasks(&record);
+    let has_data = |m: &MemberTask| vmms.db.get::<Point>(m.point).is_ok_and(|p| p.has_data);
+    if record.kind != PointType::Log || !members.iter().any(has_data) {
+        return Err(fault!(NoAssociatedData, guid(point)).about(Element::GroupPoint(point)));
+    }
+    for member in &members {
+        destroy::refuse_busy(vmms, member.point)?;
+    }
+    let submission = asked.submission(affected(point, &members));
+    vmms.submit(Task::RemoveGroupData { point, members }, submission)
+        .await
+}
+
+/// Drops the data of all members, then merges their layers.
+pub(crate) async fn run_release(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    members: &[MemberTask],
+) -> Result<()> {
+    let has_data = |m: &MemberTask| vmms.db.get::<Point>(m.point).is_ok_and(|p| p.has_data);
+    if members.iter().any(has_data) {
+        for member in members {
+            destroy::refuse_busy(vmms, member.point)?;
+        }
+        // Once merging begins the instant cannot be had back.
+        ctx.no_return().await?;
+        vmms.db
+            .change(|draft| {
+                for member in members {
+                    if let Ok(point) = draft.get_mut::<Point>(member.point) {
+                        point.has_data = false;
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    merge(vmms, ctx, members).await
+}
+
+/// Merges the layers of the members, one after the other. What fails is a warning: the sweep goes on with it.
+async fn merge(vmms: &Arc<Vmms>, ctx: &JobContext, members: &[MemberTask]) -> Result<()> {
+    for member in members {
+        if vmms.db.get::<Vm>(member.vm).is_err() {
+            continue;
+        }
+        if let Err(error) = tidy::tidy(vmms, ctx, member.vm).await {
+            vmms.points.failed(member.vm);
+            ctx.warn(member_failed(vmms, member.vm, error)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The points are there or gone; merges that were begun are settled.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, members: &[MemberTask]) -> Result<()> {
+    for member in members {
+        tidy::undo(vmms, ctx, member.vm).await?;
+    }
+    Ok(())
+}

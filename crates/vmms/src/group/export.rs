@@ -1,0 +1,299 @@
+//! Exporting a collection's point: each member into `<directory>/<VMGUID>/`, one after the other, all or none.
+//!
+//! Every member is looked at before anything is written, so that all that cannot be exported are told at once, each
+//! with its own failure. The manifests, which make the directories exports, are written when all disks of all members are there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::create::member_failed;
+use super::{GroupPoint, MemberPoint};
+use crate::export::{self, Part, layout};
+use crate::job::{ExportedMachine, Job, JobContext, MemberExport, Output, Task};
+use crate::point::Point;
+use crate::vm::Asked;
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// The disks to export of a machine, by their identifiers; none means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineDisks {
+    /// The machine.
+    pub vm: Uuid,
+    /// Identifiers as [`crate::export::export_point`] takes them.
+    pub disks: Vec<String>,
+}
+
+/// Starts a job that exports a collection's point; returns the job. `only`: these machines and disks; empty means all.
+///
+/// Refused at once: unknown machines and disks, a base of another collection, a newer one, one that does not know a machine,
+/// relative directories, directories that hold an export of a member's point. What is wrong with the
+/// content of a member fails the job, with a failure for each such member.
+pub async fn export_point(
+    vmms: &Arc<Vmms>,
+    point: Uuid,
+    base: Option<Uuid>,
+    directory: &Path,
+    only: &[MachineDisks],
+    asked: &Asked,
+) -> Result<Uuid> {
+    let about = |fault: Fault| fault.about(Element::GroupPoint(point));
+    let record = vmms.db.get::<GroupPoint>(point)?;
+    let base_record = base.map(|b| vmms.db.get::<GroupPoint>(b)).transpose()?;
+    if !record.complete {
+        return Err(about(fault!(PointIncomplete, guid(point))));
+    }
+    if let Some(base) = &base_record {
+        if base.group != record.group {
+            let of = (guid(base.group), guid(record.group));
+            return Err(about(fault!(NotOfGroup, guid(base.id), of.0, of.1)));
+        }
+        if base.sequence >= record.sequence {
+            return Err(about(fault!(BaseNotOlder, guid(base.id), guid(point))));
+        }
+    }
+    if !directory.is_absolute() {
+        return Err(fault!(
+            PathNotUsable,
+            directory.display(),
+            "it is not absolute"
+        ));
+    }
+    let mut members = Vec::new();
+    for (member, disks) in choose(&record, only)? {
+        let own = vmms.db.get::<Point>(member.point)?;
+        let base = match &base_record {
+            None => None,
+            Some(base) => {
+                let known = base.point_of(member.vm);
+                let known = known.ok_or_else(|| {
+                    about(fault!(BaseWithoutMachine, guid(base.id), guid(member.vm)))
+                })?;
+                Some(known)
+            }
+        };
+        let dirs = layout::exports_in(directory, member.vm);
+        if layout::find(dirs, &guid(member.vm), &guid(member.point)).is_some() {
+            let exists = fault!(ExportExists, directory.display(), guid(member.point));
+            return Err(exists.about(Element::Vm(member.vm)));
+        }
+        members.push(MemberExport {
+            vm: member.vm,
+            point: member.point,
+            base,
+            disks: export::choose(&own, disks)?.iter().map(|d| d.uid).collect(),
+        });
+    }
+    let mut affected = vec![
+        (Element::GroupPoint(point), Effect::Other),
+        (Element::Group(record.group), Effect::Other),
+    ];
+    for member in &members {
+        affected.push((Element::Vm(member.vm), Effect::Performance));
+        affected.push((Element::Point(member.point), Effect::Other));
+    }
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        directory: Some(directory.to_owned()),
+        point: Some(point),
+        base,
+        subject: Some(record.group),
+        machines: members
+            .iter()
+            .map(|m| ExportedMachine {
+                vm: m.vm,
+                ..ExportedMachine::default()
+            })
+            .collect(),
+        ..Output::default()
+    };
+    let task = Task::ExportGroupPoint {
+        point,
+        base,
+        directory: directory.to_owned(),
+        members,
+    };
+    vmms.submit(task, submission).await
+}
+
+/// The members to export, with the identifiers of their disks.
+fn choose<'a>(
+    point: &'a GroupPoint,
+    only: &'a [MachineDisks],
+) -> Result<Vec<(&'a MemberPoint, &'a [String])>> {
+    if only.is_empty() {
+        let none: &[String] = &[];
+        return Ok(point.members.iter().map(|m| (m, none)).collect());
+    }
+    for (place, wanted) in only.iter().enumerate() {
+        if point.point_of(wanted.vm).is_none() {
+            return Err(fault!(NotAMember, guid(wanted.vm), guid(point.group))
+                .about(Element::GroupPoint(point.id)));
+        }
+        if only.iter().take(place).any(|o| o.vm == wanted.vm) {
+            return Err(fault!(
+                InvalidValue,
+                "VirtualMachinesToDisksToExport",
+                guid(wanted.vm),
+                "a machine is named twice"
+            ));
+        }
+    }
+    let wanted = |m: &'a MemberPoint| {
+        only.iter()
+            .find(|o| o.vm == m.vm)
+            .map(|o| (m, o.disks.as_slice()))
+    };
+    Ok(point.members.iter().filter_map(wanted).collect())
+}
+
+/// Exports the point.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    point: Uuid,
+    base: Option<Uuid>,
+    directory: &Path,
+    members: &[MemberExport],
+) -> Result<()> {
+    let failed = |failures: Vec<(Uuid, Fault)>| {
+        let whole = fault!(ExportFailed, guid(point), directory.display())
+            .about(Element::GroupPoint(point));
+        failures.into_iter().fold(whole, |whole, (vm, cause)| {
+            whole.caused_by(member_failed(vmms, vm, cause))
+        })
+    };
+    // A cancelled job is that, and no failure of a machine.
+    let of_one = |vm: Uuid, cause: Fault| match cause.kind() {
+        Kind::Cancelled => cause,
+        _ => failed(vec![(vm, cause)]),
+    };
+    ctx.checkpoint().await?;
+    let _ = base;
+    let parts = begin(vmms, ctx, directory, members)
+        .await
+        .map_err(failed_or(&failed))?;
+    if !parts.iter().all(Part::is_whole) {
+        let mut totals = Vec::new();
+        let mut failures = Vec::new();
+        for part in &parts {
+            ctx.checkpoint().await?;
+            match part.total(vmms, ctx).await {
+                Ok(total) => totals.push(total),
+                Err(cause) if cause.kind() == Kind::Cancelled => return Err(cause),
+                Err(cause) => failures.push((part.point.vm, cause)),
+            }
+        }
+        if !failures.is_empty() {
+            return Err(failed(failures));
+        }
+        let whole: u64 = totals.iter().sum();
+        let mut before = 0;
+        let mut manifests = Vec::new();
+        for (part, total) in parts.iter().zip(totals) {
+            ctx.checkpoint().await?;
+            let progress = ctx.clone();
+            let told = move |done: u64, _: u64| progress.progress(before + done.min(total), whole);
+            let written = part.write(vmms, ctx, told).await;
+            manifests.push(written.map_err(|cause| of_one(part.point.vm, cause))?);
+            before += total;
+        }
+        // The manifests make it an export: what comes before is nothing, what comes after is done.
+        ctx.no_return().await?;
+        for (part, manifest) in parts.iter().zip(manifests) {
+            part.seal(manifest)
+                .await
+                .map_err(|cause| of_one(part.point.vm, cause))?;
+        }
+    }
+    let mut made = Vec::new();
+    for part in &parts {
+        made.push(part.made().map_err(|cause| of_one(part.point.vm, cause))?);
+    }
+    ctx.output(|output| {
+        (output.bytes_read, output.bytes_written) = (0, 0);
+        output.report.clear();
+        made.into_iter().for_each(|made| made.tell(output));
+    })
+    .await?;
+    for part in &parts {
+        part.record(vmms, ctx).await?;
+    }
+    Ok(())
+}
+
+/// Why an export could not begin: failures of machines, or something about the whole.
+enum Refusal {
+    Machines(Vec<(Uuid, Fault)>),
+    Whole(Fault),
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Refusal::Whole(fault)
+    }
+}
+
+fn failed_or(failed: &impl Fn(Vec<(Uuid, Fault)>) -> Fault) -> impl Fn(Refusal) -> Fault {
+    move |refusal| match refusal {
+        Refusal::Machines(failures) => failed(failures),
+        Refusal::Whole(fault) => fault,
+    }
+}
+
+/// Chooses the directories, durably, so that no other export takes them and undoing finds them. A resumed job has them
+/// already, and kept the content all the time.
+async fn begin(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    directory: &Path,
+    members: &[MemberExport],
+) -> Result<Vec<Part>, Refusal> {
+    let (mut parts, mut failures) = (Vec::new(), Vec::new());
+    let noted = ctx.notes::<Vec<export::Notes>>();
+    let mut records = Vec::new();
+    for member in members {
+        let point = vmms.db.get::<Point>(member.point)?;
+        let base = member.base.map(|b| vmms.db.get::<Point>(b)).transpose()?;
+        if noted.is_none()
+            && let Err(cause) = export::admit(vmms, &point, base.as_deref())
+        {
+            failures.push((member.vm, cause));
+        }
+        records.push((point, base, member));
+    }
+    if !failures.is_empty() {
+        return Err(Refusal::Machines(failures));
+    }
+    let notes = match noted {
+        Some(notes) => notes,
+        None => {
+            let job = ctx.job();
+            let plan = |draft: &mut crate::db::Draft<'_>| {
+                let taken: Vec<PathBuf> = export::taken(draft, job);
+                let mut notes = Vec::new();
+                for (point, _, member) in &records {
+                    notes.push(export::plan(point, directory, &member.disks, &taken)?);
+                }
+                draft.get_mut::<Job>(job)?.notes =
+                    serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
+                Ok(notes)
+            };
+            vmms.db.change(plan).await?
+        }
+    };
+    if notes.len() != records.len() {
+        return Err(fault!(Internal, "an export's notes do not fit its task").into());
+    }
+    for ((point, base, member), notes) in records.into_iter().zip(notes) {
+        parts.push(Part {
+            point,
+            base,
+            directory: directory.to_owned(),
+            disks: member.disks.clone(),
+            notes,
+        });
+    }
+    Ok(parts)
+}

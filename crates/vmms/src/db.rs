@@ -1,9 +1,13 @@
 //! The records in memory, and the one way to change them.
 //!
-//! All machines, points and visible jobs are kept in memory as well; reading never touches the store. A
+//! All machines, points, collections and visible jobs are kept in memory as well; reading never touches the store. A
 //! change is made on copies in a [`Draft`], becomes one transaction of the store, and shows in memory only
 //! after the store has made it durable. Changes are serialised by one lock; what is done outside of
-//! the store (files, QEMU) is never done under it.
+//! the store (files, QEMU) is never done under it. A change whose caller goes away in the middle is carried to its
+//! end all the same, so that memory never lags behind the store.
+//!
+//! Jobs that have vanished from view move to a prefix of their own, in one transaction: the history does not
+//! slow the start of the service.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,22 +19,15 @@ use uuid::Uuid;
 use crate::group::{Group, GroupPoint};
 use crate::job::Job;
 use crate::point::Point;
+use crate::snapshot::Snapshot;
 use crate::vm::Vm;
 use crate::{Fault, Result, fault};
 
 type Map<T> = RwLock<BTreeMap<Uuid, Arc<T>>>;
+type Changes<T> = BTreeMap<Uuid, Option<T>>;
 
-/// The tables.
-pub struct Db {
-    store: Arc<dyn Store>,
-    commit: Mutex<()>,
-    vms: Map<Vm>,
-    points: Map<Point>,
-    jobs: Map<Job>,
-    groups: Map<Group>,
-    group_points: Map<GroupPoint>,
-    changed: watch::Sender<u64>,
-}
+/// Where jobs go that have vanished from view.
+const HISTORY: &str = "past-job/";
 
 /// A kind of record: where it is stored and kept.
 pub trait Row: Versioned + Clone + 'static {
@@ -41,14 +38,40 @@ pub trait Row: Versioned + Clone + 'static {
     /// That there is none with this identifier.
     fn missing(id: Uuid) -> Fault;
     #[doc(hidden)]
-    fn table(db: &Db) -> &Map<Self>;
+    fn table(tables: &Tables) -> &Map<Self>;
     #[doc(hidden)]
-    fn staged<'a>(draft: &'a mut Draft<'_>) -> &'a mut BTreeMap<Uuid, Option<Self>>;
+    fn staged(staged: &mut Staged) -> &mut Changes<Self>;
 }
 
-macro_rules! row {
-    ($type:ty, $prefix:literal, $table:ident, $missing:ident) => {
-        impl Row for $type {
+macro_rules! tables {
+    ($($field:ident: $type:ty = $prefix:literal, $missing:ident;)*) => {
+        /// What is in memory.
+        #[doc(hidden)]
+        #[derive(Default)]
+        pub struct Tables {
+            $($field: Map<$type>,)*
+        }
+
+        /// What is being changed.
+        #[doc(hidden)]
+        #[derive(Default)]
+        pub struct Staged {
+            $($field: Changes<$type>,)*
+        }
+
+        impl Staged {
+            fn txn(&self) -> Result<Txn> {
+                let txn = Txn::new();
+                $(let txn = add(txn, &self.$field)?;)*
+                Ok(txn)
+            }
+
+            fn publish(self, tables: &Tables) {
+                $(publish(self.$field, &tables.$field);)*
+            }
+        }
+
+        $(impl Row for $type {
             const PREFIX: &'static str = $prefix;
             fn id(&self) -> Uuid {
                 self.id
@@ -56,211 +79,202 @@ macro_rules! row {
             fn missing(id: Uuid) -> Fault {
                 fault!($missing, crate::guid(id))
             }
-            fn table(db: &Db) -> &Map<Self> {
-                &db.$table
+            fn table(tables: &Tables) -> &Map<Self> {
+                &tables.$field
             }
-            fn staged<'a>(draft: &'a mut Draft<'_>) -> &'a mut BTreeMap<Uuid, Option<Self>> {
-                &mut draft.$table
+            fn staged(staged: &mut Staged) -> &mut Changes<Self> {
+                &mut staged.$field
+            }
+        })*
+
+        impl Db {
+            async fn load_all(&self) -> Result<()> {
+                $(self.load::<$type>().await?;)*
+                Ok(())
             }
         }
     };
 }
-row!(Vm, "vm/", vms, VmNotFound);
-row!(Point, "point/", points, PointNotFound);
-row!(Job, "job/", jobs, JobNotFound);
-row!(Group, "group/", groups, GroupNotFound);
-row!(GroupPoint, "group-point/", group_points, PointNotFound);
+
+tables! {
+    vms: Vm = "vm/", VmNotFound;
+    points: Point = "point/", PointNotFound;
+    jobs: Job = "job/", JobNotFound;
+    groups: Group = "group/", GroupNotFound;
+    group_points: GroupPoint = "group-point/", PointNotFound;
+    snapshots: Snapshot = "snapshot/", SnapshotNotFound;
+}
 
 fn key<T: Row>(id: Uuid) -> String {
     format!("{}{id}", T::PREFIX)
 }
 
+fn value<T: Row>(record: &T) -> Result<serde_json::Value> {
+    serde_json::to_value(record)
+        .map_err(|e| fault!(Internal, format!("a record cannot be written: {e}")))
+}
+
+fn add<T: Row>(mut txn: Txn, changes: &Changes<T>) -> Result<Txn> {
+    for (id, record) in changes {
+        txn = match record {
+            Some(record) => txn.put(key::<T>(*id), T::VERSION, value(record)?),
+            None => txn.delete(key::<T>(*id)),
+        };
+    }
+    Ok(txn)
+}
+
+fn publish<T>(changes: Changes<T>, table: &Map<T>) {
+    let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
+    for (id, record) in changes {
+        match record {
+            Some(record) => drop(table.insert(id, Arc::new(record))),
+            None => drop(table.remove(&id)),
+        }
+    }
+}
+
+fn get<T: Row>(tables: &Tables, id: Uuid) -> Result<Arc<T>> {
+    let table = T::table(tables).read().unwrap_or_else(PoisonError::into_inner);
+    table.get(&id).cloned().ok_or_else(|| T::missing(id))
+}
+
+fn all<T: Row>(tables: &Tables) -> Vec<Arc<T>> {
+    let table = T::table(tables).read().unwrap_or_else(PoisonError::into_inner);
+    table.values().cloned().collect()
+}
+
 /// Changes being put together. Reads see what was staged before.
 pub struct Draft<'db> {
-    db: &'db Db,
-    vms: BTreeMap<Uuid, Option<Vm>>,
-    points: BTreeMap<Uuid, Option<Point>>,
-    jobs: BTreeMap<Uuid, Option<Job>>,
-    groups: BTreeMap<Uuid, Option<Group>>,
-    group_points: BTreeMap<Uuid, Option<GroupPoint>>,
+    tables: &'db Tables,
+    staged: Staged,
 }
 
 impl Draft<'_> {
     /// A record to change.
     pub fn get_mut<T: Row>(&mut self, id: Uuid) -> Result<&mut T> {
-        let current = self.db.get::<T>(id);
-        let slot = T::staged(self)
-            .entry(id)
-            .or_insert_with(|| current.ok().map(|a| (*a).clone()));
+        let tables = self.tables;
+        let current = || get::<T>(tables, id).ok().map(|a| (*a).clone());
+        let slot = T::staged(&mut self.staged).entry(id).or_insert_with(current);
         slot.as_mut().ok_or_else(|| T::missing(id))
     }
 
     /// A new record, or a whole one in place of the old.
     pub fn put<T: Row>(&mut self, record: T) {
-        T::staged(self).insert(record.id(), Some(record));
+        T::staged(&mut self.staged).insert(record.id(), Some(record));
     }
 
     /// Deletes a record; one that is not there is no error.
     pub fn delete<T: Row>(&mut self, id: Uuid) {
-        T::staged(self).insert(id, None);
+        T::staged(&mut self.staged).insert(id, None);
     }
 
     /// All records of a kind as they would be after this draft.
     pub fn all<T: Row>(&mut self) -> Vec<T> {
-        let mut all: BTreeMap<Uuid, T> = self
-            .db
-            .all::<T>()
-            .into_iter()
-            .map(|r| (r.id(), (*r).clone()))
-            .collect();
-        for (id, staged) in T::staged(self) {
+        let now = all::<T>(self.tables);
+        let mut now: BTreeMap<Uuid, T> = now.into_iter().map(|r| (r.id(), (*r).clone())).collect();
+        for (id, staged) in T::staged(&mut self.staged) {
             match staged {
-                Some(record) => drop(all.insert(*id, record.clone())),
-                None => drop(all.remove(id)),
+                Some(record) => drop(now.insert(*id, record.clone())),
+                None => drop(now.remove(id)),
             }
         }
-        all.into_values().collect()
-    }
-
-    fn add<T: Row>(&mut self, mut txn: Txn) -> Result<Txn> {
-        for (id, record) in std::mem::take(T::staged(self)) {
-            txn = match &record {
-                Some(record) => {
-                    let value = serde_json::to_value(record).map_err(|e| {
-                        fault!(Internal, format!("a record cannot be written: {e}"))
-                    })?;
-                    txn.put(key::<T>(id), T::VERSION, value)
-                }
-                None => txn.delete(key::<T>(id)),
-            };
-            T::staged(self).insert(id, record);
-        }
-        Ok(txn)
-    }
-
-    fn publish<T: Row>(&mut self) {
-        let staged = std::mem::take(T::staged(self));
-        let mut table = T::table(self.db)
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (id, record) in staged {
-            match record {
-                Some(record) => drop(table.insert(id, Arc::new(record))),
-                None => drop(table.remove(&id)),
-            }
-        }
+        now.into_values().collect()
     }
 }
 
+/// The tables.
+pub struct Db {
+    store: Arc<dyn Store>,
+    commit: Arc<Mutex<()>>,
+    tables: Arc<Tables>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
 impl Db {
-    /// Reads everything that is stored. Jobs that have vanished from view stay in the store only.
+    /// Reads everything that is stored but the history of jobs.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self> {
         let db = Db {
             store,
-            commit: Mutex::new(()),
-            vms: RwLock::default(),
-            points: RwLock::default(),
-            jobs: RwLock::default(),
-            groups: RwLock::default(),
-            group_points: RwLock::default(),
-            changed: watch::Sender::new(0),
+            commit: Arc::default(),
+            tables: Arc::default(),
+            changed: Arc::new(watch::Sender::new(0)),
         };
-        db.load::<Vm>(|_| true).await?;
-        db.load::<Point>(|_| true).await?;
-        db.load::<Group>(|_| true).await?;
-        db.load::<GroupPoint>(|_| true).await?;
-        let now = std::time::SystemTime::now();
-        db.load::<Job>(|job| job.vanishes().is_none_or(|at| at > now))
-            .await?;
+        db.load_all().await?;
         Ok(db)
     }
 
-    async fn load<T: Row>(&self, keep: impl Fn(&T) -> bool) -> Result<()> {
+    async fn load<T: Row>(&self) -> Result<()> {
         let records = store::Records::<T>::new(Arc::clone(&self.store), T::PREFIX);
-        let mut after: Option<String> = None;
-        loop {
-            let page = records.page("", after.as_deref(), store::MAX_PAGE).await?;
-            after = page.records.last().map(|r| r.id.clone());
-            let mut table = T::table(self).write().unwrap_or_else(PoisonError::into_inner);
-            for stored in page.records {
-                if keep(&stored.value) {
-                    table.insert(stored.value.id(), Arc::new(stored.value));
-                }
-            }
-            if !page.more {
-                return Ok(());
-            }
-        }
+        let (all, _) = records.all("").await?;
+        let mut table = T::table(&self.tables).write().unwrap_or_else(PoisonError::into_inner);
+        table.extend(all.into_iter().map(|stored| (stored.value.id(), Arc::new(stored.value))));
+        Ok(())
     }
 
     /// The record with that identifier.
     pub fn get<T: Row>(&self, id: Uuid) -> Result<Arc<T>> {
-        let table = T::table(self)
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        table.get(&id).cloned().ok_or_else(|| T::missing(id))
+        get(&self.tables, id)
     }
 
     /// All records of a kind, in the order of their identifiers.
     pub fn all<T: Row>(&self) -> Vec<Arc<T>> {
-        T::table(self)
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        all(&self.tables)
     }
 
     /// Changes records: `change` works on a draft; when it returns `Ok`, all its changes become durable in one
     /// transaction and visible, otherwise none.
     pub async fn change<R>(&self, change: impl FnOnce(&mut Draft<'_>) -> Result<R>) -> Result<R> {
-        let _one_at_a_time = self.commit.lock().await;
-        let mut draft = Draft {
-            db: self,
-            vms: BTreeMap::new(),
-            points: BTreeMap::new(),
-            jobs: BTreeMap::new(),
-            groups: BTreeMap::new(),
-            group_points: BTreeMap::new(),
-        };
+        let one_at_a_time = Arc::clone(&self.commit).lock_owned().await;
+        let mut draft = Draft { tables: &self.tables, staged: Staged::default() };
         let result = change(&mut draft)?;
-        let txn = draft.add::<Vm>(Txn::new())?;
-        let txn = draft.add::<Point>(txn)?;
-        let txn = draft.add::<Job>(txn)?;
-        let txn = draft.add::<Group>(txn)?;
-        let txn = draft.add::<GroupPoint>(txn)?;
-        if !txn.ops().is_empty() {
-            self.store.txn(txn).await?;
+        let staged = draft.staged;
+        let txn = staged.txn()?;
+        if txn.ops().is_empty() {
+            return Ok(result);
         }
-        draft.publish::<Vm>();
-        draft.publish::<Point>();
-        draft.publish::<Job>();
-        draft.publish::<Group>();
-        draft.publish::<GroupPoint>();
-        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+        let (store, tables) = (Arc::clone(&self.store), Arc::clone(&self.tables));
+        let changed = Arc::clone(&self.changed);
+        let committed = tokio::spawn(async move {
+            let _held = one_at_a_time;
+            store.txn(txn).await?;
+            staged.publish(&tables);
+            changed.send_modify(|n| *n = n.wrapping_add(1));
+            Ok::<(), Fault>(())
+        });
+        committed.await.map_err(|e| fault!(Internal, e))??;
         Ok(result)
     }
 
-    /// Forgets a job that has vanished from view; its record stays in the store as history.
-    pub fn forget(&self, job: Uuid) {
-        self.jobs
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&job);
+    /// Moves a job that has vanished from view to the history.
+    pub async fn retire(&self, job: Uuid) -> Result<()> {
+        let _one_at_a_time = self.commit.lock().await;
+        let Ok(record) = self.get::<Job>(job) else {
+            return Ok(());
+        };
+        let txn = Txn::new()
+            .delete(key::<Job>(job))
+            .put(format!("{HISTORY}{job}"), Job::VERSION, value(&*record)?);
+        self.store.txn(txn).await?;
+        let mut table = self.tables.jobs.write().unwrap_or_else(PoisonError::into_inner);
+        table.remove(&job);
+        Ok(())
     }
 
-    /// Stored jobs, also those that vanished from view: the history, in pages by identifier.
+    /// Jobs that vanished from view, in pages by identifier.
     pub async fn history(&self, after: Option<Uuid>, limit: usize) -> Result<Vec<Job>> {
-        let records = store::Records::<Job>::new(Arc::clone(&self.store), Job::PREFIX);
+        let records = store::Records::<Job>::new(Arc::clone(&self.store), HISTORY);
         let after = after.map(|id| id.to_string());
-        let page = records.page("", after.as_deref(), limit)
-            .await?;
+        let page = records.page("", after.as_deref(), limit).await?;
         Ok(page.records.into_iter().map(|r| r.value).collect())
     }
 
-    /// A stored job, also one that vanished from view.
+    /// A job, also one that vanished from view.
     pub async fn past_job(&self, id: Uuid) -> Result<Job> {
-        let records = store::Records::<Job>::new(Arc::clone(&self.store), Job::PREFIX);
+        if let Ok(job) = self.get::<Job>(id) {
+            return Ok((*job).clone());
+        }
+        let records = store::Records::<Job>::new(Arc::clone(&self.store), HISTORY);
         let found = records.get(&id.to_string()).await?;
         found.map(|r| r.value).ok_or_else(|| Job::missing(id))
     }

@@ -61,11 +61,10 @@ pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
     let info = info.map_err(|e| fault!(ImageUnreadable, path.display()).caused_by(e))?;
     let owner = attached(vmms, path);
     let mut size = info.virtual_size;
-    if let Some((_, disk)) = &owner {
-        if let Some(active) = disk.layers.nodes.get(&disk.layers.active) {
+    if let Some((_, disk)) = &owner
+        && let Some(active) = disk.layers.nodes.get(&disk.layers.active) {
             size = size.max(active.size);
         }
-    }
     let parent = info.backing.as_ref().map(|b| path.parent().map_or_else(|| PathBuf::from(b), |d| d.join(b)));
     Ok(Image {
         path: path.to_owned(),
@@ -85,7 +84,7 @@ pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
 }
 
 fn check_size(size: u64) -> Result<()> {
-    if size == 0 || size % 512 != 0 || size > MAX_SIZE {
+    if size == 0 || !size.is_multiple_of(512) || size > MAX_SIZE {
         return Err(fault!(
             InvalidValue,
             "MaxInternalSize",

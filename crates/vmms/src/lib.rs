@@ -24,6 +24,7 @@ pub mod job;
 pub mod layer;
 pub mod point;
 mod service;
+pub mod snapshot;
 pub mod verify;
 pub mod vm;
 mod wiring;

@@ -1,5 +1,12 @@
 //! Machines from state to state, and the jobs that bring them there, on a scripted hypervisor.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests"
+)]
+
 mod support;
 
 use std::sync::Arc;
@@ -216,7 +223,7 @@ async fn the_same_request_key_of_the_same_user_is_the_same_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
     let brief = Options { job_keep: Duration::from_millis(50), ..options() };
-    let f = fake_with(brief).await;
+    let mut f = fake_with(brief).await;
     let job = f.ended(StateChange::Start).await;
     assert!(job.vanishes().is_some_and(|at| at > SystemTime::now() - Duration::from_secs(60)));
     tokio::time::sleep(Duration::from_millis(80)).await;
@@ -224,6 +231,9 @@ async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
     assert_eq!(f.bench.vmms.job(job.id).expect_err("gone").message, Message::JobNotFound);
     assert_eq!(f.bench.vmms.db.past_job(job.id).await.unwrap().state, JobState::Completed);
     assert!(f.bench.vmms.db.history(None, 10).await.unwrap().iter().any(|j| j.id == job.id));
+    f.bench.restart().await;
+    assert!(f.bench.vmms.jobs().is_empty(), "the history does not come back into view");
+    assert!(f.bench.vmms.db.past_job(job.id).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

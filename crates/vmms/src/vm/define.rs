@@ -73,6 +73,7 @@ pub fn new_vm(new: NewVm, owner: &str, dirs: &crate::Dirs) -> Vm {
         devices: default_devices(new.generation),
         machine_type: None,
         saved_state: None,
+        last_applied: None,
         owner: owner.to_owned(),
     }
 }
@@ -181,12 +182,11 @@ pub async fn change(vmms: &Arc<Vmms>, id: Uuid, edit: impl FnOnce(&mut Vm) -> Re
                 return Ok(());
             }
             validate(&after)?;
-            if before.power != Power::Off {
-                if let Some(what) = fixed_while_on(&before, &after) {
+            if before.power != Power::Off
+                && let Some(what) = fixed_while_on(&before, &after) {
                     return Err(fault!(WrongVmState, before.name, state.word(), format!("changing {what}"), "off")
                         .about(Element::Vm(id)));
                 }
-            }
             after.changed = SystemTime::now();
             draft.put(after);
             Ok(())

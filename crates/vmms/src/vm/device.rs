@@ -69,11 +69,10 @@ pub enum NewDevice {
 pub fn host_path(text: &str) -> Result<PathBuf> {
     let refuse = |why: &str| Err(fault!(PathNotUsable, format!("{text:?}"), why));
     let mut chars = text.chars();
-    if let (Some(drive), Some(':')) = (chars.next(), chars.next()) {
-        if drive.is_ascii_alphabetic() {
+    if let (Some(drive), Some(':')) = (chars.next(), chars.next())
+        && drive.is_ascii_alphabetic() {
             return refuse("it is a Windows drive path, and this host runs Linux");
         }
-    }
     if text.starts_with("\\\\") {
         return refuse("it is a Windows network path, and this host runs Linux");
     }
@@ -391,8 +390,10 @@ pub async fn remove(vmms: &Arc<Vmms>, id: Uuid, device: &str) -> Result<()> {
     }
     let gone = with_children(&before, &target.id);
     let points = vmms.db.all::<Point>();
+    let snapshots = vmms.db.all::<crate::snapshot::Snapshot>();
     for disk in before.disks().filter(|(d, _)| gone.iter().any(|g| g == d)).map(|(_, disk)| disk) {
-        let held = points.iter().any(|p| p.disks.iter().any(|d| d.uid == disk.uid));
+        let held = points.iter().any(|p| p.disks.iter().any(|d| d.uid == disk.uid))
+            || snapshots.iter().any(|s| s.disks.iter().any(|d| d.uid == disk.uid));
         if held || disk.layers.active_chain().iter().filter(|l| !l.shared).count() > 1 {
             return Err(fault!(DiskHasPoints, disk.path.display()).about(Element::Vm(id)));
         }

@@ -244,7 +244,8 @@ fn remove_file(path: &std::path::Path) {
     }
 }
 
-async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+/// Saves memory and ends the process. The caller holds the machine's lock.
+pub(crate) async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let runtime = vmms.runtime(vm);
     // QEMU cannot hand over images that a job of its own works on.
     let _quiet = crate::point::quiet(vmms, vm).await;
@@ -264,11 +265,10 @@ async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
         })
         .await?;
     if let Err(error) = machine.save_state(&path).await {
-        if record.power == Power::Running {
-            if let Err(error) = machine.resume().await {
+        if record.power == Power::Running
+            && let Err(error) = machine.resume().await {
                 tracing::warn!(vm = %guid(vm), %error, "the guest could not be continued after a failed save");
             }
-        }
         vmms.db
             .change(|draft| {
                 draft.get_mut::<Vm>(vm)?.saved_state = None;

@@ -46,6 +46,9 @@ pub struct Vm {
     /// The saved state's file, where `power` is `Saved`.
     #[serde(default)]
     pub saved_state: Option<PathBuf>,
+    /// The snapshot that was applied last, whether it still exists or not.
+    #[serde(default)]
+    pub last_applied: Option<Uuid>,
     /// Which host owns it.
     pub owner: String,
 }

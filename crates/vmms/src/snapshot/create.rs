@@ -1,0 +1,241 @@
+//! Taking a snapshot.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Snapshot, SnapshotKind, current};
+use crate::job::{Job, JobContext, Output, Task};
+use crate::point::create::{New, admit, begin, now_text, remove_files};
+use crate::point::{self, Consistency, Point, PointType, freeze, settle};
+use crate::vm::{Asked, Power, Vm};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault};
+
+/// Starts a job that takes a snapshot; returns the snapshot's and the job's identifiers. `consistency` `None` means:
+/// application consistent where that can be had, else crash consistent; a full snapshot has the memory and needs neither.
+///
+/// Refused at once: unknown and planned machines, machines without a writable disk, chains that are as long as they may be,
+/// and an application consistent full snapshot.
+pub async fn create(
+    vmms: &Arc<Vmms>,
+    vm: Uuid,
+    kind: SnapshotKind,
+    consistency: Option<Consistency>,
+    name: &str,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    admit(&record, vmms.options.max_layers)?;
+    if kind == SnapshotKind::Full && consistency == Some(Consistency::Application) {
+        let why = "a full snapshot keeps the memory instead; take one of the disks (3) or a recovery snapshot (32768)";
+        return Err(fault!(InvalidValue, "ConsistencyLevel", 1, why).about(Element::Vm(vm)));
+    }
+    let snapshot = Uuid::new_v4();
+    let name = match name.trim() {
+        "" => format!("{} - ({})", record.name, now_text()),
+        name => name.to_owned(),
+    };
+    let task = Task::CreateSnapshot { vm, snapshot, kind, consistency, name };
+    let affected = vec![
+        (Element::Vm(vm), Effect::Other),
+        (Element::Snapshot(snapshot), Effect::Create),
+    ];
+    let mut submission = asked.submission(affected);
+    submission.output = Output { created: Some(Element::Snapshot(snapshot)), ..Output::default() };
+    let job = vmms.submit(task, submission).await?;
+    // A repeated request got the job of the first time, with its snapshot.
+    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
+        Ok(Task::CreateSnapshot { snapshot, .. }) => Ok((snapshot, job)),
+        _ => Ok((snapshot, job)),
+    }
+}
+
+/// Takes the snapshot.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    snapshot: Uuid,
+    kind: SnapshotKind,
+    consistency: Option<Consistency>,
+    name: &str,
+) -> Result<()> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    let new = NewSnapshot { id: snapshot, kind, consistency, name };
+    taken(vmms, ctx, vm, &new).await.map_err(|cause| match cause.kind() {
+        Kind::Cancelled => cause,
+        _ => fault!(SnapshotFailed, name, record.name).about(Element::Vm(vm)).caused_by(cause),
+    })
+}
+
+async fn taken(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &NewSnapshot<'_>) -> Result<()> {
+    let _lock = tokio::select! {
+        lock = vmms.lock(vm) => lock,
+        stop = ctx.stop_asked() => return Err(stop),
+    };
+    ctx.checkpoint().await?;
+    let before = record_power(vmms, vm)?;
+    if new.kind != SnapshotKind::Full || !matches!(before, Power::Running | Power::Paused) {
+        return take(vmms, ctx, vm, new).await;
+    }
+    // The state the machine has to come back to, whatever happens from here on.
+    ctx.note(&before).await?;
+    ctx.no_return().await?;
+    crate::vm::save(vmms, vm).await?;
+    let taken = take(vmms, ctx, vm, new).await;
+    let back = go_on(vmms, vm, before).await;
+    taken.and(back)
+}
+
+fn record_power(vmms: &Vmms, vm: Uuid) -> Result<Power> {
+    Ok(vmms.db.get::<Vm>(vm)?.power)
+}
+
+/// Brings a machine that was saved for its memory back into the state it had.
+async fn go_on(vmms: &Arc<Vmms>, vm: Uuid, before: Power) -> Result<()> {
+    if record_power(vmms, vm)? != Power::Saved || !matches!(before, Power::Running | Power::Paused) {
+        return Ok(());
+    }
+    crate::vm::start(vmms, vm).await?;
+    if before == Power::Paused
+        && let Some(machine) = vmms.machine(vm)
+    {
+        machine.pause().await?;
+        vmms.db
+            .change(|draft| {
+                draft.get_mut::<Vm>(vm)?.power = Power::Paused;
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// A snapshot to take.
+pub(crate) struct NewSnapshot<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) kind: SnapshotKind,
+    pub(crate) consistency: Option<Consistency>,
+    pub(crate) name: &'a str,
+}
+
+/// Freezes the layers and writes the snapshot down. The caller holds the machine's lock.
+pub(crate) async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &NewSnapshot<'_>) -> Result<()> {
+    let _quiet = point::quiet(vmms, vm).await;
+    let point = New { point: new.id, kind: PointType::Rct, consistency: new.consistency, name: new.name };
+    let begun = begin(vmms, vm, &point).await?;
+    let parent = current(vmms, &begun.vm).filter(|s| s.kind != SnapshotKind::Recovery).map(|s| s.id);
+    let config = begun.point.config.clone();
+    let memory = match &begun.vm.saved_state {
+        Some(saved) if new.kind == SnapshotKind::Full && begun.vm.power == Power::Saved => {
+            Some(keep_memory(saved, &config)?)
+        }
+        _ => None,
+    };
+    let settings = (*begun.vm).clone();
+    let snapshot = |point: &Point| Snapshot::of(point, new.kind, parent, settings.clone(), memory.clone());
+    vmms.db
+        .change(|draft| {
+            freeze::announce(draft, vm, &begun.steps)?;
+            draft.put(snapshot(&begun.point));
+            Ok(())
+        })
+        .await?;
+    // Milliseconds from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
+    ctx.no_return().await?;
+    let asked = if new.kind == SnapshotKind::Full { Some(Consistency::Crash) } else { new.consistency };
+    let reached = freeze::mark(vmms, &begun.vm, &begun.steps, asked).await?;
+    let marked = begun.look(vmms, reached).await?;
+    vmms.db
+        .change(|draft| {
+            marked.record_layers(draft)?;
+            draft.put(snapshot(&marked.point));
+            Ok(())
+        })
+        .await?;
+    marked.maps
+}
+
+/// Keeps the saved memory beside the snapshot's configuration: as another name of the same file where that works, since
+/// nobody ever writes into a saved state.
+fn keep_memory(saved: &Path, config: &Path) -> Result<PathBuf> {
+    let target = config.with_file_name("memory.vmstate");
+    let failed = |e: std::io::Error| Fault::io("keep the memory in", &target, &e);
+    if target.exists() {
+        std::fs::remove_file(&target).map_err(failed)?;
+    }
+    if std::fs::hard_link(saved, &target).is_err() {
+        std::fs::copy(saved, &target).map_err(failed)?;
+    }
+    std::fs::File::open(&target).and_then(|f| f.sync_all()).map_err(failed)?;
+    Ok(target)
+}
+
+/// Takes a snapshot for the time of an export, unless it is there. Its name is nobody's to see.
+pub(crate) async fn take_for_export(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    id: Uuid,
+    kind: SnapshotKind,
+    consistency: Option<Consistency>,
+) -> Result<()> {
+    if vmms.db.get::<Snapshot>(id).is_ok_and(|s| s.complete) {
+        return Ok(());
+    }
+    run(vmms, ctx, vm, id, kind, consistency, "export").await
+}
+
+/// Removes the snapshot of an export that failed; what it alone needed is merged by the next sweep.
+pub(crate) async fn undo_for_export(vmms: &Arc<Vmms>, vm: Uuid, id: Uuid) -> Result<()> {
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    let _lock = vmms.lock(vm).await;
+    let _quiet = point::quiet(vmms, vm).await;
+    settle(vmms, vm).await?;
+    forget(vmms, id).await
+}
+
+/// Takes back a snapshot that was not finished.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: Uuid) -> Result<()> {
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    let _lock = vmms.lock(vm).await;
+    {
+        let _quiet = point::quiet(vmms, vm).await;
+        settle(vmms, vm).await?;
+        if !vmms.db.get::<Snapshot>(snapshot).is_ok_and(|s| s.complete) {
+            forget(vmms, snapshot).await?;
+        }
+    }
+    match ctx.notes::<Power>() {
+        Some(before) => go_on(vmms, vm, before).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes the record of a snapshot and its directory; its children descend from its parent. Layers that it alone
+/// needed are merged by the next sweep.
+pub(crate) async fn forget(vmms: &Arc<Vmms>, snapshot: Uuid) -> Result<()> {
+    vmms.db
+        .change(|draft| {
+            let parent = draft.get_mut::<Snapshot>(snapshot).ok().and_then(|s| s.parent);
+            for mut child in draft.all::<Snapshot>() {
+                if child.parent == Some(snapshot) {
+                    child.parent = parent;
+                    draft.put(child);
+                }
+            }
+            draft.delete::<Snapshot>(snapshot);
+            Ok(())
+        })
+        .await?;
+    // A point that the snapshot became has the same directory.
+    match vmms.db.get::<Point>(snapshot) {
+        Ok(_) => Ok(()),
+        Err(_) => remove_files(vmms, snapshot),
+    }
+}

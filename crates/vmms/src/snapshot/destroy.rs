@@ -1,0 +1,78 @@
+//! Deleting snapshots: the record goes at once, what only it needed is merged afterwards, visibly and restartably.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Snapshot, SnapshotKind, create, of_vm, refuse_busy};
+use crate::job::{JobContext, Task};
+use crate::point::tidy::tidy;
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+/// Starts a job that deletes a snapshot, with `tree` also everything below it; returns the job.
+///
+/// Refused at once: recovery snapshots, and snapshots that an export reads or builds on.
+pub async fn destroy(vmms: &Arc<Vmms>, snapshot: Uuid, tree: bool, asked: &Asked) -> Result<Uuid> {
+    let record = vmms.db.get::<Snapshot>(snapshot)?;
+    let doomed = doomed(vmms, &record, tree)?;
+    let mut affected = vec![(Element::Vm(record.vm), Effect::Other)];
+    affected.extend(doomed.iter().map(|s| (Element::Snapshot(*s), Effect::ExclusiveUse)));
+    let task = Task::DestroySnapshot { vm: record.vm, snapshot, tree };
+    vmms.submit(task, asked.submission(affected)).await
+}
+
+/// The snapshots that go, the lowest first.
+fn doomed(vmms: &Vmms, root: &Snapshot, tree: bool) -> Result<Vec<Uuid>> {
+    let mut doomed = vec![root.id];
+    if tree {
+        // Children are younger than their parents.
+        for snapshot in of_vm(vmms, root.vm) {
+            if snapshot.parent.is_some_and(|p| doomed.contains(&p)) {
+                doomed.push(snapshot.id);
+            }
+        }
+    }
+    for id in &doomed {
+        if vmms.db.get::<Snapshot>(*id)?.kind == SnapshotKind::Recovery {
+            return Err(fault!(SnapshotIsRecovery, guid(*id), "deleted").about(Element::Snapshot(*id)));
+        }
+        refuse_busy(vmms, *id)?;
+    }
+    doomed.reverse();
+    Ok(doomed)
+}
+
+/// What is to be deleted, so that a restart does not take the rest of the tree for something else.
+#[derive(Serialize, Deserialize)]
+struct Notes {
+    doomed: Vec<Uuid>,
+}
+
+/// Deletes the records, then merges the layers.
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: Uuid, tree: bool) -> Result<()> {
+    let notes = match ctx.notes::<Notes>() {
+        Some(notes) => notes,
+        None => {
+            let notes = Notes { doomed: doomed(vmms, &*vmms.db.get::<Snapshot>(snapshot)?, tree)? };
+            ctx.note(&notes).await?;
+            notes
+        }
+    };
+    {
+        let _lock = vmms.lock(vm).await;
+        for id in notes.doomed {
+            create::forget(vmms, id).await?;
+        }
+    }
+    if vmms.db.get::<Vm>(vm).is_err() {
+        return Ok(());
+    }
+    // Made way for somebody, or failed: the sweep goes on with it. The snapshot itself is gone.
+    if let Err(error) = tidy(vmms, ctx, vm).await {
+        vmms.points.failed(vm);
+        ctx.warn(error).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Snapshots of machines: the same frozen layers as reference points, with the machine's settings and, in full
+//! snapshots, its memory.
+//!
+//! # Model
+//! A snapshot names one node in the layer tree of each of its disks and keeps it readable for as long as it exists.
+//! Applying it puts a new active layer on these nodes: the tree branches. The state before is given up: its active layers
+//! are deleted, unless a snapshot was taken of it first.
+//!
+//! # Points and snapshots
+//! Points stay when a snapshot is applied. A point on the branch that was left keeps its change map, and its data
+//! where it holds any; it is still a base: a difference across branches is the union of the maps on the path between
+//! the two nodes. Layers of a branch that nobody needs are deleted by the merging that comes round; a layer is never merged
+//! into one that other branches lie on.
+
+mod apply;
+mod convert;
+pub(crate) mod create;
+mod destroy;
+mod record;
+
+pub use apply::{apply, clear};
+pub(crate) use apply::{run as run_apply, run_clear, undo as undo_apply};
+pub use convert::convert;
+pub(crate) use convert::run as run_convert;
+pub use create::create;
+pub(crate) use create::{run as run_create, undo as undo_create};
+pub use destroy::destroy;
+pub(crate) use destroy::run as run_destroy;
+pub use record::{Snapshot, SnapshotKind};
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::job::{Job, Task};
+use crate::{Element, Result, Vmms, fault, guid};
+
+/// The finished snapshots of a machine, the oldest first.
+pub fn of_vm(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Snapshot>> {
+    let mut all = vmms.db.all::<Snapshot>();
+    all.retain(|s| s.vm == vm && s.complete);
+    all.sort_by_key(|s| s.sequence);
+    all
+}
+
+/// The snapshot the machine's present descends from: the newest one all of whose disks' nodes the machine still has
+/// lie beneath what the guest writes to now.
+pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
+    of_vm(vmms, vm.id).into_iter().rev().find(|s| {
+        let mut known = s.disks.iter().filter_map(|d| Some((d, vm.disk(d.uid)?))).peekable();
+        known.peek().is_some() && known.all(|(d, disk)| disk.layers.is_ancestor(d.node, disk.layers.active))
+    })
+}
+
+/// Refuses a snapshot that a running export reads or builds on.
+fn refuse_busy(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
+    for job in vmms.db.all::<Job>() {
+        let uses = match &job.task {
+            Task::ExportSystem { order, .. } => {
+                order.snapshot == Some(snapshot) || order.base == Some(snapshot)
+            }
+            _ => false,
+        };
+        if uses && !job.state.is_final() {
+            return Err(fault!(SnapshotBusy, guid(snapshot), guid(job.id)).about(Element::Snapshot(snapshot)));
+        }
+    }
+    Ok(())
+}

@@ -255,7 +255,7 @@ impl Service {
                 let point = self.vmms.db.get::<Point>(*id).ok()?;
                 point.complete.then(|| Object::of_point(point))
             }
-            Element::Snapshot(id) => crate::provider::snapshot::find(self, *id).map(Object::of_snapshot),
+            Element::Snapshot(id) => provider::snapshot::find(self, *id).map(Object::of_snapshot),
             Element::Job(id) => self.vmms.job(*id).ok().map(Object::of_job),
             Element::Host => Some(self.host_object()),
             Element::Group(id) => self.vmms.db.get::<Group>(*id).ok().map(provider::collection::object),

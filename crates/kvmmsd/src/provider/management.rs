@@ -6,7 +6,7 @@ use uuid::Uuid;
 use vmms::vm::{NewVm, Settings, Vm};
 use vmms::{Fault, Message, fault};
 
-use super::{Call, CallResult, Outcome, expect_class, resource, settings, summary, unserved};
+use super::{Call, CallResult, Outcome, expect_class, exports, resource, settings, summary, unserved};
 use crate::Service;
 use crate::errors::CallError;
 use crate::object::Part;
@@ -48,7 +48,6 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::AddSystemComponentSettings
         | Method::DefinePlannedSystem
         | Method::DiagnoseNetworkConnection
-        | Method::ExportSystemDefinition
         | Method::GenerateWwpn
         | Method::GetCurrentWwpnFromGenerator
         | Method::GetDefinitionFileSummaryInformation
@@ -75,6 +74,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::TestNetworkConnection
         | Method::UpgradeSystemVersion
         | Method::ValidatePlannedSystem => Err(unserved(call.target.class, call.method)),
+        Method::ExportSystemDefinition => exports::call(service, call).await,
         Method::ImportSystemDefinition => import(service, call).await,
     }
 }

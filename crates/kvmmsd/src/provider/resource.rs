@@ -61,13 +61,18 @@ impl Provider for Resources {
 
     fn list(&self, service: &Service, class: &str) -> Vec<Object> {
         let own = service.vmms.db.all::<Vm>();
-        let own = own.iter().flat_map(objects).filter(|o| o.class == class);
+        let snapshots = super::snapshot::all(service);
+        let kept = snapshots.iter().flat_map(|s| super::snapshot::resources(s));
+        let own = own.iter().flat_map(objects).chain(kept).filter(|o| o.class == class);
         own.chain(super::host::templates(service, class)).collect()
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
         let text = path.keys.first().and_then(|(_, v)| v.as_str());
-        let vm = text.and_then(object::guid_in).and_then(|id| service.vmms.db.get::<Vm>(id).ok());
+        let vm = text.and_then(object::guid_in).and_then(|id| {
+            let snapshot = || super::snapshot::find(service, id).map(|s| super::snapshot::machine(&s));
+            service.vmms.db.get::<Vm>(id).ok().or_else(snapshot)
+        });
         match vm {
             Some(vm) => {
                 let mut all = objects(&vm);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use vmms::vm::{Power, Settings as VmSettings, Vm};
 use vmms::{fault, guid};
 
-use super::{Provider, given, given_bool, given_text};
+use super::{Provider, snapshot, given, given_bool, given_text};
 use crate::Service;
 use crate::errors::CallError;
 use crate::object::{self, Object, What};
@@ -32,14 +32,20 @@ impl Provider for Settings {
 
     fn list(&self, service: &Service, class: &str) -> Vec<Object> {
         let export = class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA;
-        let of = if export { Object::of_export_settings } else { Object::of_settings };
-        service.vmms.db.all::<Vm>().into_iter().map(of).collect()
+        let vms = service.vmms.db.all::<Vm>().into_iter();
+        if export {
+            return vms.map(Object::of_export_settings).collect();
+        }
+        let snapshots = snapshot::all(service).into_iter().map(Object::of_snapshot);
+        vms.map(Object::of_settings).chain(snapshots).collect()
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
         let id = path.keys.first().and_then(|(_, v)| v.as_str()).and_then(object::guid_in);
         let Some(vm) = id.and_then(|id| service.vmms.db.get::<Vm>(id).ok()) else {
-            return Vec::new();
+            let found = id.filter(|_| class == class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA);
+            let found = found.and_then(|id| snapshot::find(service, id)).map(Object::of_snapshot);
+            return found.filter(|o| o.is_named_by(path)).into_iter().collect();
         };
         let object = if class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA {
             Object::of_export_settings(vm)
@@ -49,9 +55,13 @@ impl Provider for Settings {
         Some(object).filter(|o| o.is_named_by(path)).into_iter().collect()
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, service: &Service, object: &Object) -> Instance {
         match &object.what {
-            What::Settings(vm) if object.class == class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA => read(vm),
+            What::Snapshot(snapshot) => snapshot::read(service, snapshot),
+            What::Settings(vm) if object.class == class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA => {
+                let current = vmms::snapshot::current(&service.vmms, vm).map(|s| s.id);
+                read(vm).with("Parent", snapshot::parent_path(service, current))
+            }
             What::Settings(vm) => Instance::new(object.class)
                 .with("ElementName", vm.name.as_str())
                 .with("CopySnapshotConfiguration", 1u8)

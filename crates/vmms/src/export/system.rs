@@ -68,20 +68,39 @@ pub enum LiveState {
 ///
 /// Refused at once: planned machines, snapshots and bases of other machines, bases that are not older or do not know a
 /// disk, unknown disks, relative directories, and a directory that holds an export of this instant already.
-pub async fn export_system(vmms: &Arc<Vmms>, vm: Uuid, mut order: SystemExport, asked: &Asked) -> Result<Uuid> {
+pub async fn export_system(
+    vmms: &Arc<Vmms>,
+    vm: Uuid,
+    mut order: SystemExport,
+    asked: &Asked,
+) -> Result<Uuid> {
     let record = vmms.db.get::<Vm>(vm)?;
     if record.planned {
-        return Err(fault!(WrongVmState, record.name, "planned", "exporting", "realized").about(Element::Vm(vm)));
+        return Err(fault!(
+            WrongVmState,
+            record.name,
+            "planned",
+            "exporting",
+            "realized"
+        )
+        .about(Element::Vm(vm)));
     }
     if !order.directory.is_absolute() {
-        return Err(fault!(PathNotUsable, order.directory.display(), "it is not absolute"));
+        return Err(fault!(
+            PathNotUsable,
+            order.directory.display(),
+            "it is not absolute"
+        ));
     }
     let mut affected = vec![(Element::Vm(vm), Effect::Performance)];
     match order.snapshot {
         Some(id) => {
             let snapshot = vmms.db.get::<Snapshot>(id)?;
             if snapshot.vm != vm {
-                return Err(fault!(SnapshotOfOtherVm, guid(id), guid(snapshot.vm), guid(vm)).about(Element::Snapshot(id)));
+                return Err(
+                    fault!(SnapshotOfOtherVm, guid(id), guid(snapshot.vm), guid(vm))
+                        .about(Element::Snapshot(id)),
+                );
             }
             let instant = snapshot.as_point();
             let base = order.base.map(|b| instant_of(vmms, b)).transpose()?;
@@ -109,7 +128,14 @@ pub async fn export_system(vmms: &Arc<Vmms>, vm: Uuid, mut order: SystemExport, 
         base: order.base,
         ..Output::default()
     };
-    vmms.submit(Task::ExportSystem { vm, order: Box::new(order) }, submission).await
+    vmms.submit(
+        Task::ExportSystem {
+            vm,
+            order: Box::new(order),
+        },
+        submission,
+    )
+    .await
 }
 
 /// The instant that an identifier of a point or of a snapshot means.
@@ -144,9 +170,17 @@ fn chosen(order: &SystemExport, instant: &Point) -> Result<Vec<Uuid>> {
     }
     let excluded = match order.excluded.as_slice() {
         [] => Vec::new(),
-        texts => super::choose(instant, texts)?.iter().map(|d| d.uid).collect(),
+        texts => super::choose(instant, texts)?
+            .iter()
+            .map(|d| d.uid)
+            .collect(),
     };
-    Ok(instant.disks.iter().map(|d| d.uid).filter(|uid| !excluded.contains(uid)).collect())
+    Ok(instant
+        .disks
+        .iter()
+        .map(|d| d.uid)
+        .filter(|uid| !excluded.contains(uid))
+        .collect())
 }
 
 /// The directory for the manifest: not where there is one already, and not where others write.
@@ -169,17 +203,28 @@ fn free_root(order: &SystemExport, instant: &Point, taken: &[PathBuf]) -> Result
 }
 
 /// Exports.
-pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExport) -> Result<()> {
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    order: &SystemExport,
+) -> Result<()> {
     let name = vmms.db.get::<Vm>(vm)?.name.clone();
-    export(vmms, ctx, vm, order).await.map_err(|cause| match cause.kind() {
-        Kind::Cancelled => cause,
-        _ => fault!(SystemExportFailed, name, order.directory.display()).about(Element::Vm(vm)).caused_by(cause),
-    })
+    export(vmms, ctx, vm, order)
+        .await
+        .map_err(|cause| match cause.kind() {
+            Kind::Cancelled => cause,
+            _ => fault!(SystemExportFailed, name, order.directory.display())
+                .about(Element::Vm(vm))
+                .caused_by(cause),
+        })
 }
 
 async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExport) -> Result<()> {
     ctx.checkpoint().await?;
-    let id = order.snapshot.ok_or_else(|| fault!(Internal, "an export without a snapshot"))?;
+    let id = order
+        .snapshot
+        .ok_or_else(|| fault!(Internal, "an export without a snapshot"))?;
     if order.own {
         take_own(vmms, ctx, vm, id, order.live).await?;
     }
@@ -196,7 +241,10 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
                 told.progress(done, total);
             } else {
                 // Shares of the whole, in thousandths of a part: parts differ in what they count.
-                told.progress(i * 1000 + (done * 1000).checked_div(total).unwrap_or(0), count * 1000);
+                told.progress(
+                    i * 1000 + (done * 1000).checked_div(total).unwrap_or(0),
+                    count * 1000,
+                );
             }
         };
         let mut manifest = part.write(vmms, ctx, progress).await?;
@@ -204,14 +252,18 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
             let target = part.notes.root.clone();
             let cancel = ctx.cancel_flag();
             let name = runtime_name(vm);
-            let file = point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel)).await?;
+            let file = point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel))
+                .await?;
             manifest.files.push(file);
         }
         if let (true, Some(base)) = (order.merge && snapshot.id == id, order.base) {
             manifest.decisions.push(disk::manifest::Decision {
                 disk: None,
                 decision: "the disks are written whole".to_owned(),
-                reason: format!("BackupIntent is 1: what base {} and the changes since make together", guid(base)),
+                reason: format!(
+                    "BackupIntent is 1: what base {} and the changes since make together",
+                    guid(base)
+                ),
             });
         }
         if snapshot.id == id {
@@ -221,7 +273,10 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
         made = Some(part.made()?);
     }
     if let Some(made) = made {
-        let memory = jobs.last().map(|(_, p)| p.notes.root.join(runtime_name(vm))).filter(|f| f.exists());
+        let memory = jobs
+            .last()
+            .map(|(_, p)| p.notes.root.join(runtime_name(vm)))
+            .filter(|f| f.exists());
         ctx.output(|output| {
             made.tell(output);
             if let Some(machine) = output.machines.first_mut() {
@@ -252,11 +307,19 @@ fn runtime_name(vm: Uuid) -> String {
 }
 
 /// Takes the snapshot that lives as long as this export.
-async fn take_own(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid, live: LiveState) -> Result<()> {
+async fn take_own(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    id: Uuid,
+    live: LiveState,
+) -> Result<()> {
     let record = vmms.db.get::<Vm>(vm)?;
     let (kind, consistency) = match (live, record.power) {
         (LiveState::Saved, _) | (_, Power::Saved) => (SnapshotKind::Full, Some(Consistency::Crash)),
-        (LiveState::Application, Power::Running) => (SnapshotKind::Recovery, Some(Consistency::Application)),
+        (LiveState::Application, Power::Running) => {
+            (SnapshotKind::Recovery, Some(Consistency::Application))
+        }
         _ => (SnapshotKind::Recovery, Some(Consistency::Crash)),
     };
     snapshot::create::take_for_export(vmms, ctx, vm, id, kind, consistency).await
@@ -270,7 +333,11 @@ async fn plan(
     order: &SystemExport,
 ) -> Result<Vec<(Arc<Snapshot>, Part)>> {
     let instant = Arc::new(main.as_point());
-    let base = order.base.filter(|_| !order.merge).map(|b| instant_of(vmms, b)).transpose()?;
+    let base = order
+        .base
+        .filter(|_| !order.merge)
+        .map(|b| instant_of(vmms, b))
+        .transpose()?;
     let disks = chosen(order, &instant)?;
     admit(vmms, main, base.as_deref())?;
     if let Some(base) = &base {
@@ -291,21 +358,46 @@ async fn plan(
                 let point = Arc::new(other.as_point());
                 // One after the other, so that each parent is written before its children.
                 let base = other.parent.and_then(|p| {
-                    let found = parts.iter().find(|(s, _): &&(Arc<Snapshot>, Part)| s.id == p);
+                    let found = parts
+                        .iter()
+                        .find(|(s, _): &&(Arc<Snapshot>, Part)| s.id == p);
                     found.map(|(_, part)| Arc::clone(&part.point))
                 });
-                let disks: Vec<Uuid> = if order.storage { point.disks.iter().map(|d| d.uid).collect() } else { Vec::new() };
+                let disks: Vec<Uuid> = if order.storage {
+                    point.disks.iter().map(|d| d.uid).collect()
+                } else {
+                    Vec::new()
+                };
                 let base = base.filter(|b| check_base(b, &point, &disks).is_ok());
                 let root = root.join(layout::SNAPSHOTS).join(guid(other.id));
                 let notes = notes(&point, root.clone(), &disks)?;
                 let directory = root.parent().unwrap_or(&root).to_owned();
-                parts.push((other, Part { point, base, directory, disks, notes }));
+                parts.push((
+                    other,
+                    Part {
+                        point,
+                        base,
+                        directory,
+                        disks,
+                        notes,
+                    },
+                ));
             }
             let notes = notes(&instant, root, &disks)?;
             let directory = order.directory.clone();
-            parts.push((Arc::clone(main), Part { point: instant, base, directory, disks, notes }));
+            parts.push((
+                Arc::clone(main),
+                Part {
+                    point: instant,
+                    base,
+                    directory,
+                    disks,
+                    notes,
+                },
+            ));
             let all: Vec<&Notes> = parts.iter().map(|(_, p)| &p.notes).collect();
-            draft.get_mut::<Job>(job)?.notes = serde_json::to_value(&all).map_err(|e| fault!(Internal, e))?;
+            draft.get_mut::<Job>(job)?.notes =
+                serde_json::to_value(&all).map_err(|e| fault!(Internal, e))?;
             Ok(parts)
         })
         .await
@@ -318,7 +410,12 @@ fn notes(instant: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
 }
 
 /// Copies the memory into the export; returns its entry.
-fn copy_memory(memory: &Path, root: &Path, name: &str, cancel: &disk::CancelFlag) -> Result<PlainFile> {
+fn copy_memory(
+    memory: &Path,
+    root: &Path,
+    name: &str,
+    cancel: &disk::CancelFlag,
+) -> Result<PlainFile> {
     use std::io::{Read, Write};
     let path = RelativePath::new(name.to_owned())?;
     let target = root.join(&path);
@@ -339,11 +436,21 @@ fn copy_memory(memory: &Path, root: &Path, name: &str, cancel: &disk::CancelFlag
         bytes += n as u64;
     }
     to.sync_all().map_err(write)?;
-    Ok(PlainFile { role: RUNTIME.to_owned(), path, bytes, blake3: HexHash(hash.finalize()) })
+    Ok(PlainFile {
+        role: RUNTIME.to_owned(),
+        path,
+        bytes,
+        blake3: HexHash(hash.finalize()),
+    })
 }
 
 /// Takes back a failed or stopped export: its files, and the snapshot that was taken for it.
-pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExport) -> Result<()> {
+pub(crate) async fn undo(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    order: &SystemExport,
+) -> Result<()> {
     super::undo(ctx).await?;
     match order.snapshot.filter(|_| order.own) {
         Some(id) => snapshot::create::undo_for_export(vmms, vm, id).await,

@@ -29,7 +29,14 @@ pub async fn apply(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uu
         (Element::Vm(record.vm), Effect::ExclusiveUse),
         (Element::Snapshot(snapshot), Effect::Other),
     ];
-    vmms.submit(Task::ApplySnapshot { vm: record.vm, snapshot }, asked.submission(affected)).await
+    vmms.submit(
+        Task::ApplySnapshot {
+            vm: record.vm,
+            snapshot,
+        },
+        asked.submission(affected),
+    )
+    .await
 }
 
 fn admit(vmms: &Vmms, snapshot: &Snapshot) -> Result<()> {
@@ -43,17 +50,42 @@ fn admit(vmms: &Vmms, snapshot: &Snapshot) -> Result<()> {
     let vm = vmms.db.get::<Vm>(snapshot.vm)?;
     let state = vmms.state_of(&vm);
     if !matches!(state, VmState::Off | VmState::Saved) {
-        let fault = fault!(WrongVmState, vm.name, state.word(), "applying a snapshot", "off or saved");
+        let fault = fault!(
+            WrongVmState,
+            vm.name,
+            state.word(),
+            "applying a snapshot",
+            "off or saved"
+        );
         return Err(fault.about(Element::Vm(vm.id)));
     }
     let points = vmms.db.all::<Point>();
     let snapshots = vmms.db.all::<Snapshot>();
     for (_, disk) in vm.disks() {
         let kept = snapshot.settings.disk(disk.uid).is_some();
-        let named = points.iter().flat_map(|p| &p.disks).any(|d| d.uid == disk.uid)
-            || snapshots.iter().flat_map(|s| &s.disks).any(|d| d.uid == disk.uid);
-        if !kept && (named || disk.layers.active_chain().iter().filter(|f| !f.shared).count() > 1) {
-            return about(fault!(LayersWouldBeLost, disk.path.display(), guid(snapshot.id)));
+        let named = points
+            .iter()
+            .flat_map(|p| &p.disks)
+            .any(|d| d.uid == disk.uid)
+            || snapshots
+                .iter()
+                .flat_map(|s| &s.disks)
+                .any(|d| d.uid == disk.uid);
+        if !kept
+            && (named
+                || disk
+                    .layers
+                    .active_chain()
+                    .iter()
+                    .filter(|f| !f.shared)
+                    .count()
+                    > 1)
+        {
+            return about(fault!(
+                LayersWouldBeLost,
+                disk.path.display(),
+                guid(snapshot.id)
+            ));
         }
     }
     for disk in &snapshot.disks {
@@ -73,14 +105,23 @@ struct Branch {
 }
 
 /// Applies the snapshot.
-pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: Uuid) -> Result<()> {
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    snapshot: Uuid,
+) -> Result<()> {
     let _lock = vmms.lock(vm).await;
     let _quiet = point::quiet(vmms, vm).await;
     let name = vmms.db.get::<Vm>(vm)?.name.clone();
-    bring_back(vmms, ctx, vm, snapshot).await.map_err(|cause| match cause.kind() {
-        Kind::Cancelled => cause,
-        _ => fault!(ApplyFailed, guid(snapshot), name).about(Element::Vm(vm)).caused_by(cause),
-    })
+    bring_back(vmms, ctx, vm, snapshot)
+        .await
+        .map_err(|cause| match cause.kind() {
+            Kind::Cancelled => cause,
+            _ => fault!(ApplyFailed, guid(snapshot), name)
+                .about(Element::Vm(vm))
+                .caused_by(cause),
+        })
 }
 
 async fn bring_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid) -> Result<()> {
@@ -91,20 +132,34 @@ async fn bring_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid) -> R
     let record = vmms.db.get::<Vm>(vm)?;
     let mut branches = Vec::new();
     for part in &snapshot.disks {
-        let disk = record.disk(part.uid).ok_or_else(|| fault!(DiskNotFound, guid(vm), part.device))?;
+        let disk = record
+            .disk(part.uid)
+            .ok_or_else(|| fault!(DiskNotFound, guid(vm), part.device))?;
         point::check_chain(&part.device, &disk.layers, part.node)?;
         let layer = Uuid::new_v4();
         let path = point::layer_path(vmms, disk, layer)?;
         let format = hypervisor::ImageFormat::Qcow2;
-        let file = LayerRef { layer, path, format, shared: false };
-        branches.push(Branch { disk: part.uid, on: part.node, node: Uuid::new_v4(), file });
+        let file = LayerRef {
+            layer,
+            path,
+            format,
+            shared: false,
+        };
+        branches.push(Branch {
+            disk: part.uid,
+            on: part.node,
+            node: Uuid::new_v4(),
+            file,
+        });
     }
     vmms.db
         .change(|draft| {
             let record = draft.get_mut::<Vm>(vm)?;
             for branch in &branches {
                 if let Some(disk) = record.disk_mut(branch.disk) {
-                    disk.layers.pending = Some(Pending::Branch { file: branch.file.clone() });
+                    disk.layers.pending = Some(Pending::Branch {
+                        file: branch.file.clone(),
+                    });
                 }
             }
             Ok(())
@@ -130,7 +185,8 @@ async fn bring_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid) -> R
             }
             for branch in &branches {
                 if let Some(disk) = back.disk_mut(branch.disk) {
-                    disk.layers.branch(branch.on, branch.node, branch.file.clone());
+                    disk.layers
+                        .branch(branch.on, branch.node, branch.file.clone());
                 }
             }
             back.name.clone_from(&now.name);
@@ -138,7 +194,11 @@ async fn bring_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid) -> R
             back.created = now.created;
             back.changed = SystemTime::now();
             back.power_changed = SystemTime::now();
-            back.power = if memory.is_some() { Power::Saved } else { Power::Off };
+            back.power = if memory.is_some() {
+                Power::Saved
+            } else {
+                Power::Off
+            };
             back.saved_state.clone_from(&memory);
             back.last_applied = Some(id);
             crate::vm::check_images(&draft.all::<Vm>(), &back)?;
@@ -154,11 +214,20 @@ async fn bring_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid) -> R
 }
 
 /// Makes the new layers, and a copy of the memory that the next start may use up; returns where that is.
-async fn make(vmms: &Arc<Vmms>, vm: &Vm, snapshot: &Snapshot, branches: &[Branch]) -> Result<Option<PathBuf>> {
+async fn make(
+    vmms: &Arc<Vmms>,
+    vm: &Vm,
+    snapshot: &Snapshot,
+    branches: &[Branch],
+) -> Result<Option<PathBuf>> {
     for branch in branches {
-        let disk = vm.disk(branch.disk).ok_or_else(|| fault!(DiskNotFound, guid(vm.id), branch.disk))?;
+        let disk = vm
+            .disk(branch.disk)
+            .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), branch.disk))?;
         let chain = disk.layers.chain(branch.on).unwrap_or_default();
-        let below = chain.last().ok_or_else(|| fault!(TrackingLost, disk.path.display(), guid(branch.on)))?;
+        let below = chain
+            .last()
+            .ok_or_else(|| fault!(TrackingLost, disk.path.display(), guid(branch.on)))?;
         let size = disk.layers.nodes.get(&branch.on).map_or(0, |n| n.size);
         let name = freeze::backing_name(&branch.file, below);
         let image = NewImage::overlay(&branch.file.path, name, below.format, size);
@@ -199,18 +268,31 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
 pub async fn clear(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uuid> {
     let record = vmms.db.get::<Snapshot>(snapshot)?;
     if record.kind == SnapshotKind::Recovery {
-        return Err(fault!(SnapshotIsRecovery, guid(snapshot), "cleared").about(Element::Snapshot(snapshot)));
+        return Err(fault!(SnapshotIsRecovery, guid(snapshot), "cleared")
+            .about(Element::Snapshot(snapshot)));
     }
     refuse_busy(vmms, snapshot)?;
     let affected = vec![
         (Element::Vm(record.vm), Effect::Other),
         (Element::Snapshot(snapshot), Effect::ExclusiveUse),
     ];
-    vmms.submit(Task::ClearSnapshot { vm: record.vm, snapshot }, asked.submission(affected)).await
+    vmms.submit(
+        Task::ClearSnapshot {
+            vm: record.vm,
+            snapshot,
+        },
+        asked.submission(affected),
+    )
+    .await
 }
 
 /// Drops the memory. The record forgets the file before it goes.
-pub(crate) async fn run_clear(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid, snapshot: Uuid) -> Result<()> {
+pub(crate) async fn run_clear(
+    vmms: &Arc<Vmms>,
+    _ctx: &JobContext,
+    vm: Uuid,
+    snapshot: Uuid,
+) -> Result<()> {
     let _lock = vmms.lock(vm).await;
     let record = vmms.db.get::<Snapshot>(snapshot)?;
     refuse_busy(vmms, snapshot)?;

@@ -22,8 +22,18 @@ pub async fn convert(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<
         (Element::Point(snapshot), Effect::Create),
     ];
     let mut submission = asked.submission(affected);
-    submission.output = Output { created: Some(Element::Point(snapshot)), ..Output::default() };
-    vmms.submit(Task::ConvertSnapshot { vm: record.vm, snapshot }, submission).await
+    submission.output = Output {
+        created: Some(Element::Point(snapshot)),
+        ..Output::default()
+    };
+    vmms.submit(
+        Task::ConvertSnapshot {
+            vm: record.vm,
+            snapshot,
+        },
+        submission,
+    )
+    .await
 }
 
 fn admit(vmms: &Vmms, record: &Snapshot) -> Result<()> {
@@ -38,7 +48,12 @@ fn admit(vmms: &Vmms, record: &Snapshot) -> Result<()> {
 }
 
 /// Converts: one transaction. An exported snapshot needs no hold; one that was not exported can still be, as a point.
-pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: Uuid) -> Result<()> {
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    snapshot: Uuid,
+) -> Result<()> {
     let _lock = vmms.lock(vm).await;
     // Run again after a restart: it is done when the point is there.
     if vmms.db.get::<Point>(snapshot).is_ok() {
@@ -49,7 +64,11 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: 
     ctx.no_return().await?;
     let mut point = record.as_point();
     if record.exports.is_empty() {
-        point.hold = point::hold(vmms.options.hold_time, vmms.options.hold_bytes, std::time::SystemTime::now());
+        point.hold = point::hold(
+            vmms.options.hold_time,
+            vmms.options.hold_bytes,
+            std::time::SystemTime::now(),
+        );
     }
     vmms.db
         .change(|draft| {

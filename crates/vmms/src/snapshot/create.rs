@@ -36,13 +36,22 @@ pub async fn create(
         "" => format!("{} - ({})", record.name, now_text()),
         name => name.to_owned(),
     };
-    let task = Task::CreateSnapshot { vm, snapshot, kind, consistency, name };
+    let task = Task::CreateSnapshot {
+        vm,
+        snapshot,
+        kind,
+        consistency,
+        name,
+    };
     let affected = vec![
         (Element::Vm(vm), Effect::Other),
         (Element::Snapshot(snapshot), Effect::Create),
     ];
     let mut submission = asked.submission(affected);
-    submission.output = Output { created: Some(Element::Snapshot(snapshot)), ..Output::default() };
+    submission.output = Output {
+        created: Some(Element::Snapshot(snapshot)),
+        ..Output::default()
+    };
     let job = vmms.submit(task, submission).await?;
     // A repeated request got the job of the first time, with its snapshot.
     match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
@@ -62,11 +71,20 @@ pub(crate) async fn run(
     name: &str,
 ) -> Result<()> {
     let record = vmms.db.get::<Vm>(vm)?;
-    let new = NewSnapshot { id: snapshot, kind, consistency, name };
-    taken(vmms, ctx, vm, &new).await.map_err(|cause| match cause.kind() {
-        Kind::Cancelled => cause,
-        _ => fault!(SnapshotFailed, name, record.name).about(Element::Vm(vm)).caused_by(cause),
-    })
+    let new = NewSnapshot {
+        id: snapshot,
+        kind,
+        consistency,
+        name,
+    };
+    taken(vmms, ctx, vm, &new)
+        .await
+        .map_err(|cause| match cause.kind() {
+            Kind::Cancelled => cause,
+            _ => fault!(SnapshotFailed, name, record.name)
+                .about(Element::Vm(vm))
+                .caused_by(cause),
+        })
 }
 
 async fn taken(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &NewSnapshot<'_>) -> Result<()> {
@@ -94,7 +112,8 @@ fn record_power(vmms: &Vmms, vm: Uuid) -> Result<Power> {
 
 /// Brings a machine that was saved for its memory back into the state it had.
 async fn go_on(vmms: &Arc<Vmms>, vm: Uuid, before: Power) -> Result<()> {
-    if record_power(vmms, vm)? != Power::Saved || !matches!(before, Power::Running | Power::Paused) {
+    if record_power(vmms, vm)? != Power::Saved || !matches!(before, Power::Running | Power::Paused)
+    {
         return Ok(());
     }
     crate::vm::start(vmms, vm).await?;
@@ -121,11 +140,23 @@ pub(crate) struct NewSnapshot<'a> {
 }
 
 /// Freezes the layers and writes the snapshot down. The caller holds the machine's lock.
-pub(crate) async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &NewSnapshot<'_>) -> Result<()> {
+pub(crate) async fn take(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    new: &NewSnapshot<'_>,
+) -> Result<()> {
     let _quiet = point::quiet(vmms, vm).await;
-    let point = New { point: new.id, kind: PointType::Rct, consistency: new.consistency, name: new.name };
+    let point = New {
+        point: new.id,
+        kind: PointType::Rct,
+        consistency: new.consistency,
+        name: new.name,
+    };
     let begun = begin(vmms, vm, &point).await?;
-    let parent = current(vmms, &begun.vm).filter(|s| s.kind != SnapshotKind::Recovery).map(|s| s.id);
+    let parent = current(vmms, &begun.vm)
+        .filter(|s| s.kind != SnapshotKind::Recovery)
+        .map(|s| s.id);
     let config = begun.point.config.clone();
     let memory = match &begun.vm.saved_state {
         Some(saved) if new.kind == SnapshotKind::Full && begun.vm.power == Power::Saved => {
@@ -134,7 +165,8 @@ pub(crate) async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New
         _ => None,
     };
     let settings = (*begun.vm).clone();
-    let snapshot = |point: &Point| Snapshot::of(point, new.kind, parent, settings.clone(), memory.clone());
+    let snapshot =
+        |point: &Point| Snapshot::of(point, new.kind, parent, settings.clone(), memory.clone());
     vmms.db
         .change(|draft| {
             freeze::announce(draft, vm, &begun.steps)?;
@@ -144,7 +176,11 @@ pub(crate) async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New
         .await?;
     // Milliseconds from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
     ctx.no_return().await?;
-    let asked = if new.kind == SnapshotKind::Full { Some(Consistency::Crash) } else { new.consistency };
+    let asked = if new.kind == SnapshotKind::Full {
+        Some(Consistency::Crash)
+    } else {
+        new.consistency
+    };
     let reached = freeze::mark(vmms, &begun.vm, &begun.steps, asked).await?;
     let marked = begun.look(vmms, reached).await?;
     vmms.db
@@ -168,7 +204,9 @@ fn keep_memory(saved: &Path, config: &Path) -> Result<PathBuf> {
     if std::fs::hard_link(saved, &target).is_err() {
         std::fs::copy(saved, &target).map_err(failed)?;
     }
-    std::fs::File::open(&target).and_then(|f| f.sync_all()).map_err(failed)?;
+    std::fs::File::open(&target)
+        .and_then(|f| f.sync_all())
+        .map_err(failed)?;
     Ok(target)
 }
 
@@ -199,7 +237,12 @@ pub(crate) async fn undo_for_export(vmms: &Arc<Vmms>, vm: Uuid, id: Uuid) -> Res
 }
 
 /// Takes back a snapshot that was not finished.
-pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: Uuid) -> Result<()> {
+pub(crate) async fn undo(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    snapshot: Uuid,
+) -> Result<()> {
     if vmms.db.get::<Vm>(vm).is_err() {
         return Ok(());
     }
@@ -222,7 +265,10 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot:
 pub(crate) async fn forget(vmms: &Arc<Vmms>, snapshot: Uuid) -> Result<()> {
     vmms.db
         .change(|draft| {
-            let parent = draft.get_mut::<Snapshot>(snapshot).ok().and_then(|s| s.parent);
+            let parent = draft
+                .get_mut::<Snapshot>(snapshot)
+                .ok()
+                .and_then(|s| s.parent);
             for mut child in draft.all::<Snapshot>() {
                 if child.parent == Some(snapshot) {
                     child.parent = parent;

@@ -18,8 +18,16 @@ pub async fn destroy(vmms: &Arc<Vmms>, snapshot: Uuid, tree: bool, asked: &Asked
     let record = vmms.db.get::<Snapshot>(snapshot)?;
     let doomed = doomed(vmms, &record, tree)?;
     let mut affected = vec![(Element::Vm(record.vm), Effect::Other)];
-    affected.extend(doomed.iter().map(|s| (Element::Snapshot(*s), Effect::ExclusiveUse)));
-    let task = Task::DestroySnapshot { vm: record.vm, snapshot, tree };
+    affected.extend(
+        doomed
+            .iter()
+            .map(|s| (Element::Snapshot(*s), Effect::ExclusiveUse)),
+    );
+    let task = Task::DestroySnapshot {
+        vm: record.vm,
+        snapshot,
+        tree,
+    };
     vmms.submit(task, asked.submission(affected)).await
 }
 
@@ -36,7 +44,9 @@ fn doomed(vmms: &Vmms, root: &Snapshot, tree: bool) -> Result<Vec<Uuid>> {
     }
     for id in &doomed {
         if vmms.db.get::<Snapshot>(*id)?.kind == SnapshotKind::Recovery {
-            return Err(fault!(SnapshotIsRecovery, guid(*id), "deleted").about(Element::Snapshot(*id)));
+            return Err(
+                fault!(SnapshotIsRecovery, guid(*id), "deleted").about(Element::Snapshot(*id))
+            );
         }
         refuse_busy(vmms, *id)?;
     }
@@ -51,11 +61,19 @@ struct Notes {
 }
 
 /// Deletes the records, then merges the layers.
-pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, snapshot: Uuid, tree: bool) -> Result<()> {
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    snapshot: Uuid,
+    tree: bool,
+) -> Result<()> {
     let notes = match ctx.notes::<Notes>() {
         Some(notes) => notes,
         None => {
-            let notes = Notes { doomed: doomed(vmms, &*vmms.db.get::<Snapshot>(snapshot)?, tree)? };
+            let notes = Notes {
+                doomed: doomed(vmms, &*vmms.db.get::<Snapshot>(snapshot)?, tree)?,
+            };
             ctx.note(&notes).await?;
             notes
         }

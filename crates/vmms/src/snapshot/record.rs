@@ -68,7 +68,13 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The snapshot of that kind whose instant and disks are those of `point`.
-    pub(crate) fn of(point: &Point, kind: SnapshotKind, parent: Option<Uuid>, settings: Vm, memory: Option<PathBuf>) -> Self {
+    pub(crate) fn of(
+        point: &Point,
+        kind: SnapshotKind,
+        parent: Option<Uuid>,
+        settings: Vm,
+        memory: Option<PathBuf>,
+    ) -> Self {
         Snapshot {
             id: point.id,
             vm: point.vm,

@@ -1,0 +1,337 @@
+//! Snapshots as settings of their own, the methods of their service, and their associations.
+
+use std::sync::Arc;
+
+use cim::{Datetime, Instance, Path};
+use msvm::{class, params};
+use uuid::Uuid;
+use vmms::point::Consistency;
+use vmms::snapshot::{self, Snapshot, SnapshotKind};
+use vmms::vm::Vm;
+use vmms::{fault, guid};
+
+use super::{
+    Call, CallResult, Outcome, expect_class, given, given_text, internal, resource, settings,
+    unserved,
+};
+use crate::Service;
+use crate::errors::CallError;
+use crate::object::{NAMESPACE, Object, Part, What};
+
+impl Object {
+    /// A snapshot: settings with an id of their own.
+    pub(crate) fn of_snapshot(snapshot: Arc<Snapshot>) -> Self {
+        let id = format!("Microsoft:{}", guid(snapshot.id));
+        Object::with_id(
+            class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+            id,
+            What::Snapshot(snapshot),
+        )
+    }
+}
+
+/// All finished snapshots, each machine's together, the oldest first.
+pub(crate) fn all(service: &Service) -> Vec<Arc<Snapshot>> {
+    let mut all = service.vmms.db.all::<Snapshot>();
+    all.retain(|s| s.complete);
+    all.sort_by_key(|s| (s.vm, s.sequence));
+    all
+}
+
+/// The finished snapshot of that id.
+pub(crate) fn find(service: &Service, id: Uuid) -> Option<Arc<Snapshot>> {
+    service
+        .vmms
+        .db
+        .get::<Snapshot>(id)
+        .ok()
+        .filter(|s| s.complete)
+}
+
+/// The machine as it was, under the snapshot's id: its resource settings are named by that.
+pub(crate) fn machine(snapshot: &Snapshot) -> Arc<Vm> {
+    let mut vm = (*snapshot.settings).clone();
+    vm.id = snapshot.id;
+    Arc::new(vm)
+}
+
+/// A snapshot's settings as an instance.
+pub(crate) fn read(service: &Service, snapshot: &Snapshot) -> Instance {
+    let kind = if snapshot.kind == SnapshotKind::Recovery {
+        "Recovery"
+    } else {
+        "Realized"
+    };
+    let mut i = settings::read(&snapshot.settings);
+    i.set(
+        "Description",
+        "Settings of a snapshot of the virtual machine.",
+    )
+    .set("ElementName", snapshot.name.as_str())
+    .set(
+        "VirtualSystemType",
+        format!("Microsoft:Hyper-V:Snapshot:{kind}"),
+    )
+    .set("Notes", snapshot.notes.clone())
+    .set("CreationTime", Datetime::from(snapshot.instant))
+    .set("ConfigurationID", guid(snapshot.id))
+    .set("ConfigurationFile", format!("{}.json", guid(snapshot.id)))
+    .set("IsSaved", snapshot.memory.is_some())
+    .set("Parent", parent_path(service, snapshot.parent));
+    i
+}
+
+/// The path of a snapshot as text.
+pub(crate) fn parent_path(service: &Service, snapshot: Option<Uuid>) -> Option<String> {
+    let found = find(service, snapshot?)?;
+    Some(
+        Object::of_snapshot(found)
+            .path(service, NAMESPACE)
+            .to_string(),
+    )
+}
+
+/// The snapshot a REF parameter names.
+pub(crate) fn reference(
+    service: &Service,
+    parameter: &'static str,
+    path: Option<&Path>,
+) -> Result<Uuid, CallError> {
+    let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
+    let object = service.reference(parameter, path, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)?;
+    match object.what {
+        What::Snapshot(snapshot) => Ok(snapshot.id),
+        What::Settings(_) => Err(fault!(
+            WrongType,
+            parameter,
+            "these are settings of a machine, not of a snapshot"
+        )
+        .into()),
+        _ => Err(internal(format!("{} is not a snapshot", path.class))),
+    }
+}
+
+/// The ConsistencyLevel of settings: 0 or nothing is application where it can be had, else crash.
+pub(crate) fn consistency(settings: &Instance) -> Result<Option<Consistency>, CallError> {
+    match given::<u16>(settings, "ConsistencyLevel")? {
+        None | Some(0) => Ok(None),
+        Some(1) => Ok(Some(Consistency::Application)),
+        Some(2) => Ok(Some(Consistency::Crash)),
+        Some(other) => Err(fault!(
+            InvalidValue,
+            "ConsistencyLevel",
+            other,
+            "0, 1 (application) and 2 (crash) exist"
+        )
+        .into()),
+    }
+}
+
+/// Calls a method of Msvm_VirtualSystemSnapshotService.
+pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+    use msvm::method::VirtualSystemSnapshotService as Method;
+    use params::virtual_system_snapshot_service as p;
+    let vmms = &service.vmms;
+    let Ok(method) = call.method.parse() else {
+        return Err(unserved(call.target.class, call.method));
+    };
+    let job = match method {
+        Method::CreateSnapshot => return create(service, call).await,
+        Method::ApplySnapshot => {
+            let given = p::ApplySnapshotIn::read(call.parameters)?;
+            let id = reference(service, "Snapshot", given.snapshot.as_ref())?;
+            snapshot::apply(vmms, id, call.asked).await?
+        }
+        Method::ClearSnapshotState => {
+            let given = p::ClearSnapshotStateIn::read(call.parameters)?;
+            let id = reference(
+                service,
+                "SnapshotSettingData",
+                given.snapshot_setting_data.as_ref(),
+            )?;
+            snapshot::clear(vmms, id, call.asked).await?
+        }
+        Method::DestroySnapshot => {
+            let given = p::DestroySnapshotIn::read(call.parameters)?;
+            let id = reference(
+                service,
+                "AffectedSnapshot",
+                given.affected_snapshot.as_ref(),
+            )?;
+            snapshot::destroy(vmms, id, false, call.asked).await?
+        }
+        Method::DestroySnapshotTree => {
+            let given = p::DestroySnapshotTreeIn::read(call.parameters)?;
+            let id = reference(
+                service,
+                "SnapshotSettingData",
+                given.snapshot_setting_data.as_ref(),
+            )?;
+            snapshot::destroy(vmms, id, true, call.asked).await?
+        }
+        Method::ConvertToReferencePoint => {
+            let given = p::ConvertToReferencePointIn::read(call.parameters)?;
+            let id = reference(
+                service,
+                "AffectedSnapshot",
+                given.affected_snapshot.as_ref(),
+            )?;
+            if let Some(settings) = &given.reference_point_settings {
+                expect_class(
+                    "ReferencePointSettings",
+                    settings,
+                    class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SETTING_DATA,
+                )?;
+                // What was reached at the instant cannot be had better afterwards.
+                let reached = vmms.db.get::<Snapshot>(id)?.consistency;
+                if consistency(settings)? == Some(Consistency::Application)
+                    && reached == Consistency::Crash
+                {
+                    let why = "the snapshot is crash consistent";
+                    return Err(fault!(InvalidValue, "ConsistencyLevel", 1, why).into());
+                }
+            }
+            snapshot::convert(vmms, id, call.asked).await?
+        }
+        Method::RequestStateChange | Method::StartService | Method::StopService => {
+            return Err(unserved(call.target.class, call.method));
+        }
+    };
+    Ok(Outcome::started(service, job))
+}
+
+async fn create(service: &Service, call: &Call<'_>) -> CallResult {
+    use params::virtual_system_snapshot_service as p;
+    let given_in = p::CreateSnapshotIn::read(call.parameters)?;
+    let vm = service.vm_reference("AffectedSystem", given_in.affected_system.as_ref())?;
+    let kind = match given_in.snapshot_type {
+        Some(2) | None => SnapshotKind::Full,
+        Some(3) => SnapshotKind::Disk,
+        Some(32768) => SnapshotKind::Recovery,
+        Some(other) => {
+            let why = "2 (full), 3 (disk) and 32768 (recovery) exist";
+            return Err(fault!(InvalidValue, "SnapshotType", other, why).into());
+        }
+    };
+    let (mut level, mut name) = (None, String::new());
+    if let Some(settings) = &given_in.snapshot_settings {
+        expect_class(
+            "SnapshotSettings",
+            settings,
+            class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SETTING_DATA,
+        )?;
+        level = consistency(settings)?;
+        given_text(settings, "ElementName")
+            .unwrap_or_default()
+            .clone_into(&mut name);
+    }
+    let (_, job) = snapshot::create(&service.vmms, vm, kind, level, &name, call.asked).await?;
+    Ok(Outcome::started(service, job))
+}
+
+/// A machine's snapshots, oldest first.
+pub(crate) fn snapshots_of(service: &Service, object: &Object) -> Vec<Object> {
+    match &object.what {
+        What::Vm(vm) => snapshot::of_vm(&service.vmms, vm.id)
+            .into_iter()
+            .map(Object::of_snapshot)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The machine of a snapshot.
+pub(crate) fn vm_of_snapshot(service: &Service, object: &Object) -> Vec<Object> {
+    match &object.what {
+        What::Snapshot(s) => service
+            .vmms
+            .db
+            .get::<Vm>(s.vm)
+            .ok()
+            .map(Object::of_vm)
+            .into_iter()
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The snapshot a machine's present descends from.
+pub(crate) fn current_of(service: &Service, object: &Object) -> Vec<Object> {
+    match &object.what {
+        What::Vm(vm) => snapshot::current(&service.vmms, vm)
+            .map(Object::of_snapshot)
+            .into_iter()
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The machine whose present descends from a snapshot.
+pub(crate) fn vm_at(service: &Service, object: &Object) -> Vec<Object> {
+    let mut vms = vm_of_snapshot(service, object);
+    vms.retain(|vm| {
+        current_of(service, vm)
+            .iter()
+            .any(|s| s.keys == object.keys)
+    });
+    vms
+}
+
+/// The snapshot applied last to a machine.
+pub(crate) fn applied_to(service: &Service, object: &Object) -> Vec<Object> {
+    match &object.what {
+        What::Vm(vm) => vm
+            .last_applied
+            .and_then(|id| find(service, id))
+            .map(Object::of_snapshot)
+            .into_iter()
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The machine a snapshot was the last to be applied to.
+pub(crate) fn vm_applied(service: &Service, object: &Object) -> Vec<Object> {
+    let mut vms = vm_of_snapshot(service, object);
+    vms.retain(|vm| {
+        applied_to(service, vm)
+            .iter()
+            .any(|s| s.keys == object.keys)
+    });
+    vms
+}
+
+/// What descends from a snapshot: other snapshots, and the machine's settings.
+pub(crate) fn children_of(service: &Service, object: &Object) -> Vec<Object> {
+    let What::Snapshot(parent) = &object.what else {
+        return Vec::new();
+    };
+    let mut out: Vec<Object> = snapshot::of_vm(&service.vmms, parent.vm)
+        .into_iter()
+        .filter(|s| s.parent == Some(parent.id))
+        .map(Object::of_snapshot)
+        .collect();
+    if let Ok(vm) = service.vmms.db.get::<Vm>(parent.vm)
+        && snapshot::current(&service.vmms, &vm).is_some_and(|s| s.id == parent.id)
+    {
+        out.push(Object::of_settings(vm));
+    }
+    out
+}
+
+/// The snapshot that settings descend from.
+pub(crate) fn parent_of(service: &Service, object: &Object) -> Vec<Object> {
+    let parent = match &object.what {
+        What::Snapshot(s) => s.parent.and_then(|p| find(service, p)),
+        What::Settings(vm) => snapshot::current(&service.vmms, vm),
+        _ => None,
+    };
+    parent.map(Object::of_snapshot).into_iter().collect()
+}
+
+/// The resources a snapshot kept.
+pub(crate) fn resources(snapshot: &Snapshot) -> Vec<Object> {
+    let mut all = resource::objects(&machine(snapshot));
+    all.retain(|o| !matches!(o.what, What::Resource(_, Part::Security)));
+    all
+}

@@ -4,12 +4,13 @@ use std::path::Path as FilePath;
 
 use cim::Instance;
 use msvm::class;
+use serde_json::json;
 
 use super::storage::{self, Bus, Storage};
 use crate::cli::{AttachArgs, CreateDiskArgs, DiskFormat, DiskVerb};
 use crate::error::Result;
 use crate::find;
-use crate::inspect::{boolean, embedded, number, some_text, text};
+use crate::inspect::{boolean, embedded, number, some_text, text, texts};
 use crate::output::Row;
 use crate::session::{Followed, Session, images, parameters, quoted};
 use crate::size::Size;
@@ -235,19 +236,19 @@ async fn show(session: &Session, path: &FilePath) -> Result<()> {
         .maybe("parent", "Parent", some_text(&setting, "ParentPath"))
         .yes("inUse", "In use", boolean(&state, "InUse"));
     if let Some(own) = &own {
-        // Whatever else the server tells about it, under the server's names.
-        for property in &own.properties {
-            let name = property.name.as_str();
-            if ["Path", "Format", "Caption", "Description", "InstanceID"]
-                .iter()
-                .any(|known| property.name.is(known))
-                || property.value.is_null()
-            {
-                continue;
-            }
-            let words = crate::inspect::words(&property.value);
-            row = row.both(name, name, words, crate::inspect::json(&property.value));
-        }
+        row = row
+            .text("machine", "Machine", text(own, "VirtualSystemName"))
+            .size("allocated", "All files take", number(own, "AllocatedSize"))
+            .maybe("activeFile", "Written to", some_text(own, "ActiveFile"))
+            .lines("layers", "Layers", texts(own, "Layers"))
+            .lines("instants", "Instants", texts(own, "Instants"))
+            .maybe("warning", "Warning", some_text(own, "Warning"))
+            .hidden("diskId", json!(some_text(own, "DiskIdentifier")))
+            .hidden("instanceId", json!(some_text(own, "InstanceID")))
+            .hidden(
+                "machineId",
+                json!(some_text(own, "VirtualSystemIdentifier")),
+            );
     }
     session.output.one(&row)
 }

@@ -1,15 +1,18 @@
 //! `kvmms host` and `kvmms error`.
 
+use std::time::Duration;
+
 use cim::Instance;
 use msvm::{class, code};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::inspect::{number, some_text, text, texts};
+use crate::inspect::{boolean, duration, instant, moment, number, some_text, text, texts};
 use crate::output::Row;
 use crate::report::code_hint;
 use crate::session::{Session, quoted};
+use crate::size::span;
 use crate::vendor;
 
 /// Shows the host.
@@ -37,48 +40,101 @@ pub(super) async fn show(session: &Session) -> Result<()> {
     if let Some(host) = host {
         row = row.text("host", "Host", text(host, "Name"));
     }
-    let machines = systems.len().saturating_sub(usize::from(host.is_some()));
-    row = row.number("machines", "Machines", u64::try_from(machines).ok());
-    if let Some(own) = own {
-        for property in &own.properties {
-            let name = property.name.as_str();
-            if [
-                "Caption",
-                "Description",
-                "InstanceID",
-                "Name",
-                "ElementName",
-            ]
-            .iter()
-            .any(|known| property.name.is(known))
-            {
-                continue;
-            }
-            let json = crate::inspect::json(&property.value);
-            row = row.both(
-                name,
-                &spaced(name),
-                crate::inspect::words(&property.value),
-                json,
-            );
+    let row = match &own {
+        Some(own) => details(row, own),
+        None => {
+            let machines = systems.len().saturating_sub(usize::from(host.is_some()));
+            row.number("machines", "Machines", u64::try_from(machines).ok())
         }
-    }
+    };
     session.output.one(&row)
 }
 
-/// `QemuVersion` as `Qemu version`.
-fn spaced(name: &str) -> String {
-    let mut out = String::new();
-    let mut before = ' ';
-    for c in name.chars() {
-        let starts = c.is_ascii_uppercase() && before.is_ascii_lowercase();
-        if starts {
-            out.push(' ');
-        }
-        out.push(if starts { c.to_ascii_lowercase() } else { c });
-        before = c;
+/// Usable or not, and why not.
+fn usable(usable: bool, problem: Option<String>, words: &str) -> String {
+    match (usable, problem) {
+        (true, _) => words.to_owned(),
+        (false, Some(why)) => format!("not usable: {why}"),
+        (false, None) => "not usable".to_owned(),
     }
-    out
+}
+
+/// What a kvmms knows of its host.
+fn details(row: Row, own: &Instance) -> Row {
+    let problem = some_text(own, "QemuProblem");
+    let program = format!("{} ({})", text(own, "QemuVersion"), text(own, "QemuPath"));
+    let qemu = usable(problem.is_none(), problem.clone(), &program);
+    let kvm = boolean(own, "KvmUsable").unwrap_or(false);
+    let kvm_words = usable(kvm, some_text(own, "KvmProblem"), "usable");
+    let free = number(own, "StateDirectoryFree");
+    let hold = duration(own, "HoldTime").map(|d| d.as_secs());
+    let keep = duration(own, "JobKeepTime").map(|d| d.as_secs());
+    let seconds = |n: Option<u64>| n.map_or_else(String::new, |n| span(Duration::from_secs(n)));
+    let machines = text(own, "Machines");
+    let machines = format!(
+        "{machines}, {} of them running",
+        text(own, "RunningMachines")
+    );
+    row.maybe(
+        "started",
+        "Service since",
+        instant(own, "StartTime").map(moment),
+    )
+    .both("qemu", "QEMU", qemu, json!(some_text(own, "QemuVersion")))
+    .hidden("qemuPath", json!(some_text(own, "QemuPath")))
+    .hidden("qemuProblem", json!(problem))
+    .both("kvmUsable", "KVM", kvm_words, json!(kvm))
+    .hidden("kvmProblem", json!(some_text(own, "KvmProblem")))
+    .text(
+        "acceleration",
+        "Acceleration",
+        text(own, "Acceleration").to_lowercase(),
+    )
+    .yes("sandbox", "QEMU sandbox", boolean(own, "Sandbox"))
+    .maybe(
+        "firmware",
+        "UEFI firmware",
+        some_text(own, "FirmwareCode")
+            .or_else(|| Some("none: generation 2 cannot start".to_owned())),
+    )
+    .text(
+        "machineTypeGeneration1",
+        "Generation 1",
+        text(own, "MachineTypeGeneration1"),
+    )
+    .text(
+        "machineTypeGeneration2",
+        "Generation 2",
+        text(own, "MachineTypeGeneration2"),
+    )
+    .hidden("machineTypes", json!(texts(own, "MachineTypes")))
+    .number(
+        "maxProcessors",
+        "Most processors",
+        number(own, "MaxVirtualProcessors"),
+    )
+    .both(
+        "machines",
+        "Machines",
+        machines,
+        json!(number(own, "Machines")),
+    )
+    .hidden("runningMachines", json!(number(own, "RunningMachines")))
+    .number("points", "Points", number(own, "ReferencePoints"))
+    .number("jobs", "Jobs", number(own, "VisibleJobs"))
+    .number("maxLayers", "Most layers", number(own, "MaxLayers"))
+    .both("holdSeconds", "RCT points held", seconds(hold), json!(hold))
+    .size("holdBytes", "or until grown", number(own, "HoldBytes"))
+    .both("jobKeepSeconds", "Jobs kept", seconds(keep), json!(keep))
+    .text("runDirectory", "Run directory", text(own, "RunDirectory"))
+    .text(
+        "stateDirectory",
+        "State directory",
+        text(own, "StateDirectory"),
+    )
+    .size("stateDirectoryFree", "Free there", free)
+    .text("store", "Store", text(own, "Store"))
+    .size("storeSize", "Store size", number(own, "StoreSize"))
 }
 
 fn entry(i: &Instance) -> Row {
@@ -153,9 +209,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn property_names_become_words() {
-        assert_eq!(spaced("QemuVersion"), "Qemu version");
-        assert_eq!(spaced("KVM"), "KVM");
-        assert_eq!(spaced("KvmUsable"), "Kvm usable");
+    fn what_is_not_usable_says_why() {
+        let host = Instance::new("Kvmms_Host")
+            .with("QemuVersion", "10.0.2")
+            .with("QemuPath", "/usr/bin/q")
+            .with("KvmUsable", false)
+            .with("KvmProblem", "no /dev/kvm");
+        let json = details(Row::new(), &host).json();
+        assert_eq!(json["qemu"], "10.0.2");
+        assert_eq!(json["kvmUsable"], false);
+        assert_eq!(json["kvmProblem"], "no /dev/kvm");
+        assert_eq!(usable(false, Some("x".into()), "fine"), "not usable: x");
+        assert_eq!(usable(true, None, "fine"), "fine");
     }
 }

@@ -1,8 +1,9 @@
 //! `kvmms vm`.
 
-use cim::{Instance, Value};
+use cim::{Instance, Name, Value};
 use msvm::{class, code};
 use serde_json::json;
+use wbem::Walk;
 
 use super::storage::{Storage, resources};
 use super::vm_create;
@@ -160,6 +161,22 @@ pub(super) async fn describe(session: &Session, machine: &Machine) -> Result<Row
     let adapters = of(class::MSVM_SYNTHETIC_ETHERNET_PORT_SETTING_DATA)
         .map(|i| text(i, "Address"))
         .collect();
+    let walk = Walk {
+        result_class: Some(Name::of("CIM_ConcreteJob")),
+        ..Walk::default()
+    };
+    let jobs = session.client.associators(&machine.path(), &walk).await?;
+    let jobs: Vec<_> = jobs
+        .iter()
+        .filter(|j| number(j, "JobState").is_some_and(|s| !watch::is_final(s)))
+        .map(|j| {
+            Row::new()
+                .text("title", "Job", watch::title(j))
+                .text("state", "State", watch::outcome(j))
+                .number("percent", "%", number(j, "PercentComplete"))
+                .text("id", "Id", text(j, "InstanceID"))
+        })
+        .collect();
     let changed = instant(&machine.instance, "TimeOfLastStateChange").map(moment);
     let i = &machine.instance;
     Ok(Row::new()
@@ -201,7 +218,8 @@ pub(super) async fn describe(session: &Session, machine: &Machine) -> Result<Row
                 .iter()
                 .map(super::point::short_row)
                 .collect::<Vec<_>>(),
-        ))
+        )
+        .rows("jobs", "Jobs", &jobs))
 }
 
 /// Brings a machine into another state.

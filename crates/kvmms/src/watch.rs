@@ -86,20 +86,22 @@ fn pace(first: Progress, now: Progress, passed: Duration) -> (Option<u64>, Optio
     if seconds < 0.5 {
         return (None, None);
     }
-    let (gained, left) = match (first.bytes, now.bytes) {
+    let (gained, left, in_bytes) = match (first.bytes, now.bytes) {
         (Some((from, _)), Some((done, total))) => (
             done.saturating_sub(from) as f64,
             total.saturating_sub(done) as f64,
+            true,
         ),
         _ => (
             now.percent.saturating_sub(first.percent) as f64,
             100u64.saturating_sub(now.percent) as f64,
+            false,
         ),
     };
     if gained <= 0.0 {
         return (None, None);
     }
-    let rate = now.bytes.map(|_| (gained / seconds) as u64);
+    let rate = in_bytes.then_some((gained / seconds) as u64);
     let left = Duration::try_from_secs_f64(left * seconds / gained).ok();
     (rate, left)
 }
@@ -147,7 +149,12 @@ impl Display {
 
     fn update(&mut self, job: &Instance, record: Option<&Instance>) {
         let now = Progress::of(job, record);
-        let (since, first) = *self.first.get_or_insert((Instant::now(), now));
+        let (since, first) = self.first.get_or_insert((Instant::now(), now));
+        if let (None, Some((_, total))) = (first.bytes, now.bytes) {
+            // The job had not begun to count yet.
+            first.bytes = Some((0, total));
+        }
+        let (since, first) = (*since, *first);
         let (rate, left) = pace(first, now, since.elapsed());
         let state = number(job, "JobState").unwrap_or(0);
         let mut words = line(now, rate, left);
@@ -368,6 +375,13 @@ mod tests {
         let (rate, left) = pace(at(10, None), at(20, None), Duration::from_secs(10));
         assert_eq!((rate, left), (None, Some(Duration::from_secs(80))));
         assert_eq!(line(at(20, None), rate, left), "1m20s left");
+    }
+
+    #[test]
+    fn percent_is_never_taken_for_bytes() {
+        let now = at(99, Some((700 << 20, 700 << 20)));
+        let (rate, _) = pace(at(0, None), now, Duration::from_secs(1));
+        assert_eq!(rate, None);
     }
 
     #[test]

@@ -220,12 +220,12 @@ fn killed_at(nth: i64, after: bool, running: bool) -> bool {
     lived
 }
 
-/// Every step is tried with KVMMS_STEP=1; otherwise each fifth, beginning elsewhere for each kind of end.
+/// Every step is tried with KVMMS_STEP=1; otherwise each ninth, beginning elsewhere for each kind of end.
 fn stride() -> i64 {
     std::env::var("KVMMS_STEP")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(5)
+        .unwrap_or(9)
 }
 
 fn every_step(begin: i64, after: bool, running: bool) {

@@ -410,6 +410,9 @@ impl Bed<'_> {
 /// Not `assert_eq`: a failing comparison of disks must not print them.
 pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: size");
+    if found == expected {
+        return;
+    }
     let at = found
         .iter()
         .zip(expected)

@@ -1,0 +1,423 @@
+//! Snapshots on real files and a real QEMU: branches, points beside them, merging, memory, exports of the machine.
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hypervisor::ImageFormat;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use support::{Bed, Bench, KIB, MIB, files};
+use uuid::Uuid;
+use vmms::export::{LiveState, SystemExport};
+use vmms::job::{Job, JobState, StateChange};
+use vmms::point::{Consistency, Point, PointType};
+use vmms::snapshot::{self, Snapshot, SnapshotKind};
+use vmms::vm::{Asked, Power};
+use vmms::{Message, Result};
+
+const SIZE: u64 = 2 * MIB;
+const TWO: [(&str, ImageFormat, u64); 2] = [
+    ("a.qcow2", ImageFormat::Qcow2, SIZE),
+    ("b.img", ImageFormat::Raw, SIZE),
+];
+
+type Disks = BTreeMap<String, Vec<u8>>;
+
+async fn take(bed: &Bed<'_>, kind: SnapshotKind) -> Uuid {
+    let crash = Some(Consistency::Crash);
+    let made = snapshot::create(&bed.bench.vmms, bed.vm, kind, crash, "", &Asked::default()).await;
+    let (id, job) = made.unwrap();
+    bed.bench.done(job).await;
+    id
+}
+
+async fn job_of(bed: &Bed<'_>, started: Result<Uuid>) -> Job {
+    bed.bench.done(started.unwrap()).await
+}
+
+async fn apply(bed: &Bed<'_>, id: Uuid) -> Job {
+    job_of(bed, snapshot::apply(&bed.bench.vmms, id, &Asked::default()).await).await
+}
+
+async fn destroy(bed: &Bed<'_>, id: Uuid, tree: bool) -> Job {
+    let asked = Asked::default();
+    job_of(bed, snapshot::destroy(&bed.bench.vmms, id, tree, &asked).await).await
+}
+
+fn order(bed: &Bed<'_>, to: &str) -> SystemExport {
+    SystemExport {
+        snapshot: None,
+        own: false,
+        base: None,
+        directory: bed.bench.path(to),
+        subdirectory: false,
+        storage: true,
+        runtime: true,
+        excluded: Vec::new(),
+        all_snapshots: false,
+        live: LiveState::Crash,
+        merge: false,
+    }
+}
+
+async fn export(bed: &Bed<'_>, order: SystemExport) -> Job {
+    let started =
+        vmms::export::export_system(&bed.bench.vmms, bed.vm, order, &Asked::default()).await;
+    job_of(bed, started).await
+}
+
+async fn calm(bed: &Bed<'_>) {
+    for _ in 0..4 {
+        bed.sweep().await;
+    }
+}
+
+#[tokio::test]
+async fn a_machine_goes_back_and_forth_between_its_snapshots() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    bed.write("b.img", 1, 0, MIB);
+    let first = take(&bed, SnapshotKind::Disk).await;
+    let at_first = bed.disks.clone();
+    bed.write("a.qcow2", 2, 64 * KIB, MIB);
+    let second = take(&bed, SnapshotKind::Disk).await;
+    let at_second = bed.disks.clone();
+    bed.write("b.img", 3, MIB, 4096);
+    assert_eq!(snapshot::current(&bench.vmms, &bed.record()).unwrap().id, second);
+
+    apply(&bed, first).await;
+    bed.disks = at_first.clone();
+    bed.assert_present().await;
+    assert_eq!(snapshot::current(&bench.vmms, &bed.record()).unwrap().id, first);
+    assert_eq!(bed.record().last_applied, Some(first));
+    bed.write("a.qcow2", 4, 0, 4096);
+    let third = take(&bed, SnapshotKind::Disk).await;
+    let at_third = bed.disks.clone();
+    let parent = |id: Uuid| bench.vmms.db.get::<Snapshot>(id).unwrap().parent;
+    assert_eq!([parent(first), parent(second), parent(third)], [None, Some(first), Some(first)]);
+
+    for (id, held) in [(second, &at_second), (third, &at_third), (first, &at_first), (second, &at_second)] {
+        bed.write("b.img", 9, 0, SIZE);
+        apply(&bed, id).await;
+        bed.disks.clone_from(held);
+        bed.assert_present().await;
+        calm(&bed).await;
+        bed.assert_present().await;
+    }
+    // The tree below the first goes, the present stays what it is, and each disk is one plain file again.
+    destroy(&bed, first, true).await;
+    assert!(snapshot::of_vm(&bench.vmms, bed.vm).is_empty());
+    calm(&bed).await;
+    bed.assert_present().await;
+    assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"]);
+}
+
+#[tokio::test]
+async fn a_snapshot_in_the_middle_goes_and_its_child_descends_from_its_parent() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    let mut taken = Vec::new();
+    for n in 1..=3 {
+        bed.write("a.qcow2", n, u64::from(n) * 64 * KIB, 64 * KIB);
+        taken.push((take(&bed, SnapshotKind::Disk).await, bed.disks.clone()));
+    }
+    bed.write("a.qcow2", 7, 0, MIB);
+    let chain = bed.disk("a.qcow2").layers.active_chain().len();
+    destroy(&bed, taken[1].0, false).await;
+    calm(&bed).await;
+    assert_eq!(bed.disk("a.qcow2").layers.active_chain().len(), chain - 1);
+    let child = bench.vmms.db.get::<Snapshot>(taken[2].0).unwrap();
+    assert_eq!(child.parent, Some(taken[0].0));
+    bed.assert_present().await;
+    for (id, held) in [&taken[2], &taken[0]] {
+        apply(&bed, *id).await;
+        bed.disks.clone_from(held);
+        bed.assert_present().await;
+    }
+}
+
+#[tokio::test]
+async fn points_stay_when_a_snapshot_is_applied_and_differences_cross_branches() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let fork = take(&bed, SnapshotKind::Disk).await;
+    let at_fork = bed.disks.clone();
+    bed.write("a.qcow2", 2, 0, 64 * KIB);
+    bed.write("b.img", 2, MIB, 64 * KIB);
+    let left = bed.point(PointType::Log).await;
+    let at_left = bed.disks.clone();
+    let exported = bed.export(left, None, "out").await;
+    bed.assert_exported(&exported, &at_left).await;
+    bed.write("a.qcow2", 3, 0, SIZE);
+
+    apply(&bed, fork).await;
+    bed.disks = at_fork;
+    calm(&bed).await;
+    bed.assert_present().await;
+    bed.write("b.img", 4, 128 * KIB, 64 * KIB);
+    let right = bed.point(PointType::Rct).await;
+    let at_right = bed.disks.clone();
+    bed.write("b.img", 5, 0, SIZE);
+    // From one branch to the other: what the base changed since the fork is told back, too.
+    let difference = bed.export(right, Some(left), "out").await;
+    bed.assert_exported(&difference, &at_right).await;
+    // The point on the branch that was left still holds its data.
+    let again = bed.export(left, None, "again").await;
+    bed.assert_exported(&again, &at_left).await;
+
+    destroy(&bed, fork, false).await;
+    for point in [left, right] {
+        bed.destroy(point).await;
+    }
+    calm(&bed).await;
+    bed.assert_present().await;
+    assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"]);
+}
+
+#[tokio::test]
+async fn a_full_snapshot_of_a_running_machine_has_its_memory_and_comes_back_saved() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.state(StateChange::Start).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let full = take(&bed, SnapshotKind::Full).await;
+    let held = bed.disks.clone();
+    assert_eq!(bed.record().power, Power::Running, "it goes on");
+    let memory = bench.vmms.db.get::<Snapshot>(full).unwrap().memory.clone().unwrap();
+    assert!(memory.exists());
+    bed.write("a.qcow2", 2, 0, SIZE);
+    let refused = snapshot::apply(&bench.vmms, full, &Asked::default()).await;
+    assert_eq!(refused.unwrap_err().message, Message::WrongVmState);
+    bed.state(StateChange::Stop).await;
+    for _ in 0..2 {
+        apply(&bed, full).await;
+        bed.disks.clone_from(&held);
+        bed.assert_present().await;
+        assert_eq!(bed.record().power, Power::Saved);
+        bed.state(StateChange::Start).await;
+        assert!(memory.exists(), "the snapshot keeps its own");
+        bed.write("a.qcow2", 3, 0, 4096);
+        bed.state(StateChange::Stop).await;
+    }
+    job_of(&bed, snapshot::clear(&bench.vmms, full, &Asked::default()).await).await;
+    assert!(!memory.exists());
+    apply(&bed, full).await;
+    assert_eq!(bed.record().power, Power::Off);
+}
+
+#[tokio::test]
+async fn a_recovery_snapshot_is_exported_converted_and_a_base_of_the_next() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.state(StateChange::Start).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let first = take(&bed, SnapshotKind::Recovery).await;
+    let held = bed.disks.clone();
+    bed.write("a.qcow2", 2, 0, SIZE);
+    for refused in [
+        snapshot::destroy(&bench.vmms, first, false, &Asked::default()).await,
+        snapshot::clear(&bench.vmms, first, &Asked::default()).await,
+    ] {
+        assert_eq!(refused.unwrap_err().message, Message::SnapshotIsRecovery);
+    }
+    let backup = |snapshot, base, merge, to| SystemExport {
+        snapshot: Some(snapshot),
+        base,
+        merge,
+        ..order(&bed, to)
+    };
+    let job = export(&bed, backup(first, None, false, "full")).await;
+    bed.assert_exported(&job, &held).await;
+    job_of(&bed, snapshot::convert(&bench.vmms, first, &Asked::default()).await).await;
+    assert!(bench.vmms.db.get::<Point>(first).unwrap().hold.is_none(), "it was exported");
+    calm(&bed).await;
+
+    let second = take(&bed, SnapshotKind::Recovery).await;
+    let held = bed.disks.clone();
+    bed.write("b.img", 3, 0, SIZE);
+    let difference = backup(second, Some(first), false, "next");
+    let job = export(&bed, difference.clone()).await;
+    bed.assert_exported(&job, &held).await;
+    assert!(job.output.bytes_written < held["a.qcow2"].len() as u64 * 2);
+    let again = vmms::export::export_system(&bench.vmms, bed.vm, difference, &Asked::default()).await;
+    assert_eq!(again.unwrap_err().message, Message::ExportExists);
+    let merged = backup(second, Some(first), true, "merged");
+    let job = export(&bed, merged).await;
+    bed.assert_exported(&job, &held).await;
+    std::fs::remove_dir_all(bench.path("full")).unwrap();
+    bed.assert_exported(&job, &held).await;
+    assert!(job.output.report.iter().any(|l| l.contains("BackupIntent")), "{:?}", job.output.report);
+
+    let disk = take(&bed, SnapshotKind::Disk).await;
+    let refused = snapshot::convert(&bench.vmms, disk, &Asked::default()).await;
+    assert_eq!(refused.unwrap_err().message, Message::SnapshotNotRecovery);
+}
+
+#[tokio::test]
+async fn a_machine_is_exported_with_all_its_snapshots_and_none_is_left_behind() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.state(StateChange::Start).await;
+    let mut held: Vec<(Uuid, Disks)> = Vec::new();
+    for n in 1..=2 {
+        bed.write("a.qcow2", n, 0, 64 * KIB);
+        held.push((take(&bed, SnapshotKind::Disk).await, bed.disks.clone()));
+    }
+    bed.write("b.img", 7, 0, 64 * KIB);
+    let now = bed.disks.clone();
+    let all = SystemExport { all_snapshots: true, live: LiveState::Saved, subdirectory: true, ..order(&bed, "all") };
+    let job = export(&bed, all).await;
+    bed.assert_exported(&job, &now).await;
+    assert!(job.output.machines[0].runtime.as_ref().unwrap().exists());
+    assert_eq!(bed.record().power, Power::Running);
+    assert_eq!(snapshot::of_vm(&bench.vmms, bed.vm).len(), 2, "the one taken for the export is gone");
+    let root = bench.path("all").join(vmms::guid(bed.vm));
+    for (id, disks) in &held {
+        let dir = root.join("Snapshots").join(vmms::guid(*id)).join("Virtual Hard Disks");
+        for (name, bytes) in disks {
+            let stem = name.split('.').next().unwrap();
+            let file = std::fs::read_dir(&dir)
+                .unwrap()
+                .map(|e| e.unwrap().path())
+                .find(|p| p.extension().is_some_and(|e| e == "qcow2") && p.file_name().unwrap().to_string_lossy().starts_with(stem))
+                .unwrap();
+            support::assert_same(&bench.contents(&file, ImageFormat::Qcow2).await, bytes, name);
+        }
+    }
+    let device = bed.device("b.img");
+    let less = SystemExport { excluded: vec![device], ..order(&bed, "less") };
+    let job = export(&bed, less).await;
+    assert_eq!(job.output.disks.len(), 1);
+}
+
+#[tokio::test]
+async fn an_export_that_cannot_be_written_leaves_neither_files_nor_a_snapshot() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    std::fs::write(bench.path("file"), "in the way").unwrap();
+    let order = order(&bed, "file/below");
+    let job = vmms::export::export_system(&bench.vmms, bed.vm, order, &Asked::default()).await;
+    let job = bench.vmms.wait(job.unwrap()).await.unwrap();
+    assert_eq!(job.state, JobState::Exception);
+    assert!(job.faults[0].chain().len() > 1);
+    assert!(bench.vmms.db.all::<Snapshot>().is_empty());
+    calm(&bed).await;
+    assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"]);
+    bed.assert_present().await;
+}
+
+/// One random life of a machine with snapshots and points, restarts of the service included.
+async fn live(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut bench = Bench::new().await;
+    let (vm, mut disks) = {
+        let bed = bench.machine(&TWO).await;
+        (bed.vm, bed.disks)
+    };
+    let mut taken: Vec<(Uuid, Disks)> = Vec::new();
+    let mut points: Vec<(Uuid, Disks)> = Vec::new();
+    for step in 0..28 {
+        if rng.random_ratio(1, 10) {
+            bench.restart().await;
+        }
+        let mut bed = Bed { bench: &bench, vm, disks };
+        for _ in 0..rng.random_range(0..3) {
+            let name = ["a.qcow2", "b.img"].choose(&mut rng).unwrap();
+            let offset = rng.random_range(0..SIZE / 4096) * 4096;
+            let length = rng.random_range(1..=(SIZE - offset) / 512).min(256) * 512;
+            bed.write(name, rng.random(), offset, length);
+        }
+        match rng.random_range(0..9) {
+            0..=2 => taken.push((take(&bed, SnapshotKind::Disk).await, bed.disks.clone())),
+            3 => points.push((bed.point(PointType::Log).await, bed.disks.clone())),
+            4 => {
+                let id = take(&bed, SnapshotKind::Recovery).await;
+                job_of(&bed, snapshot::convert(&bench.vmms, id, &Asked::default()).await).await;
+                points.push((id, bed.disks.clone()));
+            }
+            5 | 6 => {
+                if let Some((id, held)) = taken.choose(&mut rng) {
+                    apply(&bed, *id).await;
+                    bed.disks.clone_from(held);
+                }
+            }
+            7 => {
+                if !taken.is_empty() {
+                    let (id, _) = taken.swap_remove(rng.random_range(0..taken.len()));
+                    destroy(&bed, id, rng.random_ratio(1, 4)).await;
+                    taken.retain(|(id, _)| bench.vmms.db.get::<Snapshot>(*id).is_ok());
+                }
+            }
+            _ => {
+                // Any older point is a base, whatever branch it is on.
+                if points.len() >= 2 {
+                    let n = rng.random_range(1..points.len());
+                    let (point, held) = &points[n];
+                    let base = points[rng.random_range(0..n)].0;
+                    if bench.vmms.db.get::<Point>(*point).unwrap().holds_content() {
+                        let base_out = format!("base-{step}");
+                        // The differences alone are judged: the base lies beneath them as it was.
+                        let whole = bench.vmms.db.get::<Point>(base).unwrap().holds_content();
+                        if whole {
+                            bed.export(base, None, &base_out).await;
+                            let job = bed.export(*point, Some(base), &base_out).await;
+                            bed.assert_exported(&job, held).await;
+                        }
+                    }
+                }
+            }
+        }
+        if rng.random_ratio(1, 2) {
+            bed.sweep().await;
+        }
+        bed.assert_present().await;
+        disks = bed.disks;
+    }
+    let mut bed = Bed { bench: &bench, vm, disks };
+    for (id, held) in taken.clone() {
+        apply(&bed, id).await;
+        bed.disks = held;
+        bed.assert_present().await;
+    }
+    for (point, _) in &points {
+        bed.destroy(*point).await;
+    }
+    for (id, _) in &taken {
+        destroy(&bed, *id, false).await;
+    }
+    calm(&bed).await;
+    bed.assert_present().await;
+    assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"], "seed {seed}");
+}
+
+#[tokio::test]
+async fn random_lives_with_branches_lose_nothing() {
+    for seed in 0..6 {
+        live(seed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_machine_takes_its_snapshots_along() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    let first = take(&bed, SnapshotKind::Disk).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    take(&bed, SnapshotKind::Recovery).await;
+    apply(&bed, first).await;
+    bed.write("a.qcow2", 2, 0, 4096);
+    let vm: Arc<vmms::vm::Vm> = bed.record();
+    job_of(&bed, vmms::vm::destroy(&bench.vmms, vm.id, &Asked::default()).await).await;
+    assert!(bench.vmms.db.all::<Snapshot>().is_empty());
+    assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"]);
+}

@@ -181,7 +181,7 @@ pub(crate) struct CreateVmArgs {
     /// Make a disk and attach it; may be given several times
     #[arg(long = "new-disk", value_name = "PATH:SIZE")]
     pub(crate) new_disks: Vec<NewDisk>,
-    /// Add a network adapter
+    /// Add a network adapter, plugged into the host's switch where it has just one
     #[arg(long)]
     pub(crate) nic: bool,
     /// Free text

@@ -292,6 +292,18 @@ pub(super) fn nic() -> Instance {
     .with("ElementName", "Network Adapter")
 }
 
+/// The cable from an adapter to a switch, to add.
+pub(super) fn connection(nic: &Path, switch: &Path) -> Instance {
+    resource(
+        class::MSVM_ETHERNET_PORT_ALLOCATION_SETTING_DATA,
+        33,
+        "Microsoft:Hyper-V:Ethernet Connection",
+    )
+    .with("EnabledState", 2u16)
+    .with("Parent", full(nic))
+    .with("HostResource", vec![full(switch)])
+}
+
 /// Adds a drive with an image in it; adds a SCSI controller where one is needed.
 pub(super) async fn attach(
     session: &Session,

@@ -1,6 +1,6 @@
 //! `kvmms vm create`: a machine with its disks, or nothing.
 
-use cim::{Instance, Value};
+use cim::{Instance, Path, Value};
 use msvm::class;
 
 use super::storage::{self, Bus};
@@ -39,6 +39,26 @@ pub(super) async fn create(session: &Session, arguments: CreateVmArgs) -> Result
     session.output.done(&line, &row)
 }
 
+/// Plugs an adapter into the host's switch, where there is no choice.
+async fn connect(session: &Session, machine: &find::Machine, nic: &Path) -> Result<()> {
+    let switches = session
+        .optional("SELECT * FROM Msvm_VirtualEthernetSwitch")
+        .await?;
+    let [switch] = switches.as_slice() else {
+        session.output.remark(&format!(
+            "The network adapter is not plugged in: the host has {} switches.",
+            switches.len()
+        ));
+        return Ok(());
+    };
+    let name = switch.get_str("Name").unwrap_or_default();
+    let switch = Path::class(class::MSVM_VIRTUAL_ETHERNET_SWITCH)
+        .key("CreationClassName", class::MSVM_VIRTUAL_ETHERNET_SWITCH)
+        .key("Name", name);
+    storage::add(session, machine, storage::connection(nic, &switch)).await?;
+    Ok(())
+}
+
 async fn build(
     session: &Session,
     arguments: &CreateVmArgs,
@@ -56,7 +76,8 @@ async fn build(
             storage::attach(session, &machine, file, buses, false).await?;
         }
         if arguments.nic {
-            storage::add(session, &machine, storage::nic()).await?;
+            let nic = storage::add(session, &machine, storage::nic()).await?;
+            connect(session, &machine, &nic).await?;
         }
         Ok(())
     }

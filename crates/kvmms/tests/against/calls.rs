@@ -99,6 +99,28 @@ fn a_new_machine_gets_its_disks_in_boot_order() {
 }
 
 #[test]
+fn a_network_adapter_is_plugged_into_the_only_switch() {
+    let host = defining();
+    let name = "C08CB7B8-9B3C-408E-8E30-5E16A3AEB444";
+    host.world.add(
+        Instance::new("Msvm_VirtualEthernetSwitch")
+            .with("CreationClassName", "Msvm_VirtualEthernetSwitch")
+            .with("Name", name),
+    );
+    let ran = host.run(&["vm", "create", "new", "--nic"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let added = host.world.calls_of("AddResourceSettings").into_iter();
+    let last = added.last().expect("calls").instances("ResourceSettings");
+    assert_eq!(last[0].class, "Msvm_EthernetPortAllocationSettingData");
+    let switch = last[0]
+        .get("HostResource")
+        .items()
+        .first()
+        .and_then(|v| v.as_str());
+    assert!(switch.is_some_and(|s| s.contains(name)), "{switch:?}");
+}
+
+#[test]
 fn a_machine_that_cannot_be_finished_is_removed_and_the_reason_told() {
     let host = defining();
     let ran = host.run(&["vm", "create", "new", "--disk", "/a", "--disk", "/bad"]);

@@ -1,5 +1,9 @@
 """Collections of machines: members, points of one instant, exports of all or none, failures machine by machine."""
 import json
+import os
+import socket
+import subprocess
+import threading
 import uuid
 from pathlib import Path
 
@@ -9,11 +13,13 @@ from harness import images, records
 from harness.host import (APPLICATION, CRASH, DONE, EXCEPTION, LOG, OFF, PAUSED, RCT, RUNNING, U8, U16, JobFailed, Refused,
                           let_it_write)
 from harness.model import ApiFault, Ref
+from harness.service import wait_until
 from test_spine import MIB, running_writer
 
 MANAGEMENT = "Msvm_CollectionManagementService"
 POINTS = "Msvm_CollectionReferencePointService"
 OF_MACHINES, OF_COLLECTIONS = 0, 1
+GUEST = Path(__file__).parent / "guest" / "relay.s"
 
 
 def define(host, name, kind=OF_MACHINES, members=()):
@@ -291,3 +297,106 @@ def test_a_deleted_machine_leaves_its_collections_and_their_points(host, scratch
         host.api.get(point.ref)
     assert host.api.get(collection).text("ElementName") == "shrinks"
     host.do(MANAGEMENT, "DestroyCollection", Collection=collection)
+
+
+class Ring:
+    """Guests that pass a number on: the host hands N to the first, waits until it says that N is on its disk, hands it to the next,
+    and after the last goes on with N + 1. So at any one instant the disks hold n0 >= n1 >= ... >= n0 - 1."""
+
+    def __init__(self, host, directory, count):
+        for tool in (["as", "--32", "-o", directory / "relay.o", GUEST], ["ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary",
+                                                                         "-o", directory / "relay.bin", directory / "relay.o"]):
+            subprocess.run(tool, check=True)
+        self.host, self.machines, self.sockets, self.disks = host, [], [], []
+        self.number, self.stopping = 0, threading.Event()
+        for n in range(count):
+            (directory / str(n)).mkdir()
+            disk = directory / str(n) / "boot.img"
+            disk.write_bytes((directory / "relay.bin").read_bytes())
+            os.truncate(disk, 4 * MIB)
+            machine = host.machine_with_disks(f"ring{n}", [disk], memory=32)
+            machine.start()
+            self.machines.append(machine)
+            self.disks.append(disk)
+            self.sockets.append(self.connect(machine))
+        self.thread = threading.Thread(target=self.turn)
+        self.thread.start()
+
+    def connect(self, machine):
+        path = self.host.service.run / machine.guid.replace("-", "").lower()[:16] / "com1.sock"
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(60)
+        s.connect(str(path))
+        return s
+
+    def turn(self):
+        while not self.stopping.is_set():
+            self.number += 1
+            sent = self.number.to_bytes(4, "little")
+            for s in self.sockets:
+                s.sendall(sent)
+                answer = b""
+                # What the BIOS prints comes first.
+                while not answer.endswith(sent):
+                    got = s.recv(64)
+                    assert got
+                    answer = (answer + got)[-8:]
+
+    def rounds(self, count):
+        wanted = self.number + count
+        wait_until(lambda: self.number >= wanted or not self.thread.is_alive(), 60, f"round {wanted}")
+        assert self.thread.is_alive(), "the ring is broken"
+
+    def numbers(self, files):
+        """The highest number on each exported disk."""
+        found = []
+        for n, file in enumerate(files):
+            raw = images.flatten(file, f"{file}.raw").read_bytes()
+            highest = 0
+            for at in range(2048 * 512, 3072 * 512, 512):
+                word = raw[at:at + 4]
+                assert raw[at:at + 512] == word * 128, f"guest {n}: a torn sector"
+                highest = max(highest, int.from_bytes(word, "little"))
+            found.append(highest)
+        return found
+
+    def stop(self):
+        self.stopping.set()
+        self.thread.join(60)
+        for s in self.sockets:
+            s.close()
+
+
+def in_one_instant(numbers):
+    return all(a >= b for a, b in zip(numbers, numbers[1:])) and numbers[-1] >= numbers[0] - 1
+
+
+def test_guests_that_pass_a_number_on_are_never_ahead_of_one_another(host, scratch):
+    ring = Ring(host, scratch, 4)
+    try:
+        collection = define(host, "ring", members=[m.ref for m in ring.machines])
+        base = None
+        for n in range(5):
+            ring.rounds(3)
+            point = take_point(host, collection, LOG)
+            known = detail(host, point)
+            print(f"skew {known.num('SkewMicroseconds')} us (at most {known.num('SkewLimitMicroseconds')} us), "
+                  f"pauses {known.nums('PauseMicroseconds')} us")
+            assert known.num("SkewMicroseconds") <= known.num("SkewLimitMicroseconds")
+            assert all(p > 0 for p in known.nums("PauseMicroseconds")) and known.texts("WasRunning").count("false") == 0
+            ring.rounds(1)
+            files = files_of(export(host, point, scratch / "export", base))
+            numbers = ring.numbers([files[disk_id(m, "boot.img").lower()] for m in ring.machines])
+            assert numbers[0] >= 3 * (n + 1)
+            assert in_one_instant(numbers), numbers
+            base = point
+        # The judge can tell: points of single machines, one after the other, are not of one instant.
+        singles = []
+        for machine in ring.machines:
+            singles.append(machine.point(LOG))
+            ring.rounds(3)
+        jobs = [m.export(p, scratch / "single") for m, p in zip(ring.machines, singles)]
+        numbers = ring.numbers([files_of(j)[disk_id(m, "boot.img").lower()] for m, j in zip(ring.machines, jobs)])
+        assert not in_one_instant(numbers), numbers
+    finally:
+        ring.stop()

@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hypervisor::ImageFormat;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use support::{Bed, Bench, KIB, MIB, files};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
@@ -229,11 +228,13 @@ async fn a_recovery_snapshot_is_exported_converted_and_a_base_of_the_next() {
     ] {
         assert_eq!(refused.unwrap_err().message, Message::SnapshotIsRecovery);
     }
-    let backup = |snapshot, base, merge, to| SystemExport {
+    let template = order(&bed, "");
+    let backup = |snapshot, base, merge, to: &str| SystemExport {
         snapshot: Some(snapshot),
         base,
         merge,
-        ..order(&bed, to)
+        directory: bench.path(to),
+        ..template.clone()
     };
     let job = export(&bed, backup(first, None, false, "full")).await;
     bed.assert_exported(&job, &held).await;
@@ -316,9 +317,27 @@ async fn an_export_that_cannot_be_written_leaves_neither_files_nor_a_snapshot() 
     bed.assert_present().await;
 }
 
+/// Numbers that look random and are the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    /// A number below `sides`.
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    /// A place in a list of that length.
+    fn pick(&mut self, length: usize) -> usize {
+        usize::try_from(self.roll(length as u64)).unwrap()
+    }
+}
+
 /// One random life of a machine with snapshots and points, restarts of the service included.
 async fn live(seed: u64) {
-    let mut rng = StdRng::seed_from_u64(seed);
+    let mut dice = Dice(0x9E37_79B9_7F4A_7C15 ^ (seed + 1));
     let mut bench = Bench::new().await;
     let (vm, mut disks) = {
         let bed = bench.machine(&TWO).await;
@@ -327,17 +346,17 @@ async fn live(seed: u64) {
     let mut taken: Vec<(Uuid, Disks)> = Vec::new();
     let mut points: Vec<(Uuid, Disks)> = Vec::new();
     for step in 0..28 {
-        if rng.random_ratio(1, 10) {
+        if dice.roll(10) == 0 {
             bench.restart().await;
         }
         let mut bed = Bed { bench: &bench, vm, disks };
-        for _ in 0..rng.random_range(0..3) {
-            let name = ["a.qcow2", "b.img"].choose(&mut rng).unwrap();
-            let offset = rng.random_range(0..SIZE / 4096) * 4096;
-            let length = rng.random_range(1..=(SIZE - offset) / 512).min(256) * 512;
-            bed.write(name, rng.random(), offset, length);
+        for _ in 0..dice.roll(3) {
+            let name = ["a.qcow2", "b.img"][dice.pick(2)];
+            let offset = dice.roll(SIZE / 4096) * 4096;
+            let length = (1 + dice.roll((SIZE - offset) / 512)).min(256) * 512;
+            bed.write(name, u8::try_from(dice.roll(256)).unwrap(), offset, length);
         }
-        match rng.random_range(0..9) {
+        match dice.roll(9) {
             0..=2 => taken.push((take(&bed, SnapshotKind::Disk).await, bed.disks.clone())),
             3 => points.push((bed.point(PointType::Log).await, bed.disks.clone())),
             4 => {
@@ -346,24 +365,25 @@ async fn live(seed: u64) {
                 points.push((id, bed.disks.clone()));
             }
             5 | 6 => {
-                if let Some((id, held)) = taken.choose(&mut rng) {
+                if !taken.is_empty() {
+                    let (id, held) = &taken[dice.pick(taken.len())];
                     apply(&bed, *id).await;
                     bed.disks.clone_from(held);
                 }
             }
             7 => {
                 if !taken.is_empty() {
-                    let (id, _) = taken.swap_remove(rng.random_range(0..taken.len()));
-                    destroy(&bed, id, rng.random_ratio(1, 4)).await;
+                    let (id, _) = taken.swap_remove(dice.pick(taken.len()));
+                    destroy(&bed, id, dice.roll(4) == 0).await;
                     taken.retain(|(id, _)| bench.vmms.db.get::<Snapshot>(*id).is_ok());
                 }
             }
             _ => {
                 // Any older point is a base, whatever branch it is on.
                 if points.len() >= 2 {
-                    let n = rng.random_range(1..points.len());
+                    let n = 1 + dice.pick(points.len() - 1);
                     let (point, held) = &points[n];
-                    let base = points[rng.random_range(0..n)].0;
+                    let base = points[dice.pick(n)].0;
                     if bench.vmms.db.get::<Point>(*point).unwrap().holds_content() {
                         let base_out = format!("base-{step}");
                         // The differences alone are judged: the base lies beneath them as it was.
@@ -377,7 +397,7 @@ async fn live(seed: u64) {
                 }
             }
         }
-        if rng.random_ratio(1, 2) {
+        if dice.roll(2) == 0 {
             bed.sweep().await;
         }
         bed.assert_present().await;

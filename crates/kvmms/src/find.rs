@@ -194,13 +194,28 @@ pub(crate) async fn points(session: &Session, machine: Option<&Machine>) -> Resu
         .collect())
 }
 
-/// The point a text names, among those of a machine or all.
+/// The point a text names, among those of a machine or all; `MACHINE/POINT` names both.
 pub(crate) async fn point(
     session: &Session,
     machine: Option<&Machine>,
     wanted: &str,
 ) -> Result<Point> {
-    choose_point(points(session, machine).await?, wanted)
+    let all = points(session, machine).await?;
+    let missing = match choose_point(all.clone(), wanted) {
+        Err(error @ Error::NotFound { .. }) => error,
+        other => return other,
+    };
+    // Names may hold a slash themselves: they go first.
+    let Some((vm, name)) = wanted.split_once('/') else {
+        return Err(missing);
+    };
+    let vm = self::machine(session, vm).await?;
+    choose_point(of_machine(all, &vm), name)
+}
+
+fn of_machine(mut points: Vec<Point>, machine: &Machine) -> Vec<Point> {
+    points.retain(|p| p.machine.eq_ignore_ascii_case(&machine.id));
+    points
 }
 
 fn choose_point(mut points: Vec<Point>, wanted: &str) -> Result<Point> {
@@ -217,8 +232,7 @@ fn choose_point(mut points: Vec<Point>, wanted: &str) -> Result<Point> {
 
 /// The point a text names, or the newest one of the machine it names.
 pub(crate) async fn point_or_newest(session: &Session, wanted: &str) -> Result<Point> {
-    let all = points(session, None).await?;
-    let missing = match choose_point(all.clone(), wanted) {
+    let missing = match point(session, None, wanted).await {
         Err(error @ Error::NotFound { .. }) => error,
         other => return other,
     };
@@ -226,15 +240,12 @@ pub(crate) async fn point_or_newest(session: &Session, wanted: &str) -> Result<P
         Err(Error::NotFound { .. }) => return Err(missing),
         other => other?,
     };
-    newest(all, &machine)
+    newest(points(session, Some(&machine)).await?, &machine)
 }
 
-/// The newest point of a machine.
-pub(crate) fn newest(all: Vec<Point>, machine: &Machine) -> Result<Point> {
-    let mut own = all
-        .into_iter()
-        .filter(|p| p.machine.eq_ignore_ascii_case(&machine.id));
-    own.next_back().ok_or_else(|| Error::NotFound {
+/// The newest of a machine's points.
+pub(crate) fn newest(mut points: Vec<Point>, machine: &Machine) -> Result<Point> {
+    points.pop().ok_or_else(|| Error::NotFound {
         kind: "point of the machine",
         text: machine.name.clone(),
         hint: format!("Take one: kvmms point create {}", machine.name),

@@ -3,7 +3,7 @@
 //! # Model
 //! A WS-Management client and nothing more: every verb is one or a few calls of the documented API, so that it
 //! works against a Hyper-V host too; what only kvmms has (history of jobs, verify, import, the catalogue of
-//! errors) are the `Kvmms_` classes, named in [`vendor`].
+//! errors) are the `Kvmms_` classes, named in `vendor`.
 //!
 //! ```text
 //! arguments -> cli (clap) -> verb/* -> session (calls, jobs, retries) -> wbem::client
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! # Errors
-//! [`error::Error`]: a fault of the server, a refused method, a failed job with its chain, a name that
+//! `error::Error`: a fault of the server, a refused method, a failed job with its chain, a name that
 //! names nothing or too much. Printed once, in `main_with`, to the standard error stream.
 //!
 //! # Concurrency
@@ -44,7 +44,7 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line; the first argument is the program's name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match cli::Cli::try_parse_from(arguments) {
+    let mut cli = match cli::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are errors to clap, and go to standard output with code 0.
@@ -52,6 +52,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    cli.global.complete(|name| std::env::var_os(name));
     let output = output::Output::new(cli.global.output);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::Format;
 use crate::error::{Error, Result};
 use crate::inspect;
-use crate::report::Report;
+use crate::report::{Link, Report, links_text};
 use crate::size::Size;
 
 /// One value of a result.
@@ -191,6 +191,18 @@ impl Output {
         if !self.is_json() {
             let _ = writeln!(io::stderr(), "{line}");
         }
+    }
+
+    /// Prints what a job that succeeded still has to say.
+    pub(crate) fn warnings(&self, links: &[Link]) {
+        let text = match self.is_json() {
+            true => {
+                let links: Vec<_> = links.iter().map(Link::json).collect();
+                format!("{:#}\n", json!({"warnings": links}))
+            }
+            false => links_text(links).replace("because: ", "warning: "),
+        };
+        let _ = io::stderr().write_all(text.as_bytes());
     }
 
     /// Prints an error.

@@ -58,7 +58,8 @@ impl Link {
         }
     }
 
-    fn json(&self) -> Value {
+    /// For programs.
+    pub(crate) fn json(&self) -> Value {
         let mut object = Map::new();
         object.insert("message".into(), json!(self.message));
         let fields = [

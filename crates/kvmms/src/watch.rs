@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::inspect::{number, some_text, text, texts};
-use crate::report::{Link, links_text};
+use crate::report::Link;
 use crate::session::{NAMESPACE, Session, is_lost};
 use crate::size::{Size, span};
 use crate::vendor;
@@ -252,8 +252,7 @@ pub(crate) async fn to_the_end(session: &Session, job: &Path) -> Result<Instance
             let warnings = session.job_errors(job).await?;
             if !warnings.is_empty() {
                 let links: Vec<_> = warnings.iter().map(Link::of).collect();
-                let text = links_text(&links).replace("because: ", "warning: ");
-                session.output.remark(text.trim_end());
+                session.output.warnings(&links);
             }
             Ok(ended)
         }

@@ -6,6 +6,7 @@ mod job;
 mod point;
 mod vm;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -38,7 +39,7 @@ Examples:
   kvmms verify /backup/web
 
 Machines, points and jobs are named by name, by GUID, or by the beginning of either where that is
-unambiguous. Sizes take K, M, G and T (1K = 1024)."
+unambiguous; points of the same name as MACHINE/POINT. Sizes take K, M, G and T (1K = 1024)."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -60,38 +61,17 @@ pub(crate) struct Global {
     )]
     pub(crate) socket: Option<PathBuf>,
 
-    /// The host to talk to: http(s)://HOST[:PORT]/wsman, or the path of a socket
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "KVMMS_HOST",
-        hide_env_values = true,
-        global = true,
-        help_heading = "Connection"
-    )]
+    /// The host to talk to: http(s)://HOST[:PORT]/wsman, or the path of a socket [env: KVMMS_HOST]
+    #[arg(long, value_name = "URL", global = true, help_heading = "Connection")]
     pub(crate) host: Option<String>,
 
-    /// The user for HTTP Basic authentication
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "KVMMS_USER",
-        hide_env_values = true,
-        global = true,
-        help_heading = "Connection"
-    )]
+    /// The user for HTTP Basic authentication [env: KVMMS_USER]
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
     pub(crate) user: Option<String>,
 
     /// A file whose first line is the password; there is no option for the password itself, since others
-    /// can read command lines
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "KVMMS_PASSWORD_FILE",
-        hide_env_values = true,
-        global = true,
-        help_heading = "Connection"
-    )]
+    /// can read command lines [env: KVMMS_PASSWORD_FILE]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Connection")]
     pub(crate) password_file: Option<PathBuf>,
 
     /// Trust the certificates in this PEM file, and no others
@@ -126,6 +106,23 @@ pub(crate) struct Global {
     /// No progress while a job is followed
     #[arg(long, short, global = true, help_heading = "Output")]
     pub(crate) quiet: bool,
+}
+
+impl Global {
+    /// Takes from the environment what the arguments leave open. Done here and not by clap, to which a
+    /// `KVMMS_HOST` would contradict a `--socket`.
+    pub(crate) fn complete(&mut self, variable: impl Fn(&str) -> Option<OsString>) {
+        let text = |name| variable(name).and_then(|v| v.into_string().ok());
+        if self.socket.is_none() && self.host.is_none() {
+            self.host = text("KVMMS_HOST");
+        }
+        if self.user.is_none() {
+            self.user = text("KVMMS_USER");
+        }
+        if self.password_file.is_none() {
+            self.password_file = variable("KVMMS_PASSWORD_FILE").map(PathBuf::from);
+        }
+    }
 }
 
 /// How results are printed.
@@ -266,6 +263,26 @@ mod tests {
     fn a_socket_and_a_host_exclude_each_other() {
         assert!(parse("kvmms vm list --socket /a --host https://h").is_err());
         assert!(parse("kvmms vm list --host https://h --ca f --insecure").is_err());
+    }
+
+    #[test]
+    fn arguments_go_before_the_environment() {
+        let variable = |name: &str| Some(OsString::from(format!("/{name}")));
+        let completed = |line| {
+            let mut global = parse(line).expect("a line").global;
+            global.complete(variable);
+            (global.host, global.user, global.password_file)
+        };
+        let (host, user, file) = completed("kvmms vm list");
+        assert_eq!(host.as_deref(), Some("/KVMMS_HOST"));
+        assert_eq!(user.as_deref(), Some("/KVMMS_USER"));
+        assert_eq!(file, Some("/KVMMS_PASSWORD_FILE".into()));
+        assert_eq!(completed("kvmms vm list --socket /a").0, None);
+        let (host, user, _) = completed("kvmms vm list --host https://h --user u");
+        assert_eq!(
+            (host.as_deref(), user.as_deref()),
+            (Some("https://h"), Some("u"))
+        );
     }
 
     #[test]

@@ -118,12 +118,14 @@ async fn show(session: &Session, wanted: &str) -> Result<()> {
     };
     let bytes = |property: &str| record.as_ref().and_then(|r| number(r, property));
     let told = links_text(&links);
+    let files = record.as_ref().map(|r| crate::inspect::texts(r, "Files"));
     let report = record.as_ref().map(|r| crate::inspect::texts(r, "Report"));
     let row = row(&job)
         .yes("cancellable", "Cancellable", boolean(&job, "Cancellable"))
         .size("bytesDone", "Done", bytes("BytesDone").filter(|n| *n > 0))
         .size("bytesTotal", "Of", bytes("BytesTotal").filter(|n| *n > 0))
         .maybe("directory", "Directory", some_text(&job, "ExportDirectory"))
+        .lines("files", "Files", files.unwrap_or_default())
         .lines("report", "Report", report.unwrap_or_default())
         .both(
             "errors",

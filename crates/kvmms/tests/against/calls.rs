@@ -186,6 +186,50 @@ fn a_name_that_fits_two_machines_lists_both_and_calls_nothing() {
     assert!(host.world.methods().is_empty());
 }
 
+#[test]
+fn points_of_the_same_name_are_told_apart_by_their_machine() {
+    let other = "33333333-AAAA-4000-8000-000000000003";
+    let point = |id: &str, vm: &str| {
+        Instance::new("Msvm_VirtualSystemReferencePoint")
+            .with("InstanceID", format!("Microsoft:{id}"))
+            .with("ElementName", "nightly")
+            .with("VirtualSystemIdentifier", vm)
+    };
+    let all =
+        vm().into_iter()
+            .chain([machine(other, "db", 3), point("P1", VM), point("P2", other)]);
+    let host = Host::new(all, |_: &World, _: &Call| -> Answer { (0, Vec::new()) });
+    assert!(
+        host.run(&["point", "show", "nightly"])
+            .err
+            .contains("more than one")
+    );
+    let ran = host.run(&["point", "show", "db/nightly", "-o", "json"]);
+    assert_eq!(ran.json()["id"], "P2", "{ran:?}");
+    assert_eq!(host.run(&["point", "show", "web/none"]).code, 1);
+}
+
+#[test]
+fn a_job_that_succeeded_may_still_warn() {
+    let host = Host::new(vm(), |world: &World, call: &Call| -> Answer {
+        match call.method.as_str() {
+            "RequestStateChange" => {
+                world.add(crate::scripted::job(7));
+                crate::scripted::started()
+            }
+            _ => (0, vec![("Errors", errors(&[("KVMMS-0007", "Look here.")]))]),
+        }
+    });
+    let ran = host.run(&["vm", "start", "web"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (0, "  warning: Look here. [KVMMS-0007]\n")
+    );
+    let ran = host.run(&["vm", "start", "web", "-o", "json"]);
+    let warned: serde_json::Value = serde_json::from_str(&ran.err).expect("json");
+    assert_eq!(warned["warnings"][0]["id"], "KVMMS-0007");
+}
+
 fn with_point() -> Vec<Instance> {
     let disk = format!("Microsoft:{VM}\\D\\0\\0\\L");
     let path = |id: &str| {

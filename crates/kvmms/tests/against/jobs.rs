@@ -1,6 +1,7 @@
 //! Jobs: followed, left, failed, cancelled, lost and found.
 
 use std::io::{BufRead as _, BufReader};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::scripted::{
@@ -79,11 +80,10 @@ fn ctrl_c_leaves_the_job_running_and_says_how_to_stop_it() {
     let mut child = command(&host.socket(), &["vm", "stop", "web"])
         .spawn()
         .expect("a process");
-    // The call has arrived once the server has seen it; following begins right after.
-    while host.world.methods().is_empty() {
+    // Whoever asks for the job a second time is following it, and listens for the key.
+    while host.world.gets.load(Ordering::SeqCst) < 2 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    std::thread::sleep(Duration::from_millis(300));
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal");
     let status = child.wait().expect("an end");

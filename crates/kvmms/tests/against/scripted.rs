@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path as FilePath, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -52,6 +53,8 @@ type Script = dyn Fn(&World, &Call) -> Answer + Send + Sync;
 pub(crate) struct World {
     pub(crate) instances: Mutex<Vec<Instance>>,
     pub(crate) calls: Mutex<Vec<Call>>,
+    /// How often an instance was asked for by its path.
+    pub(crate) gets: AtomicUsize,
 }
 
 impl World {
@@ -152,6 +155,7 @@ impl Handler for Scripted {
                 Ok(Response::Instances(of_class(&class)))
             }
             Operation::GetInstance { path } => {
+                self.world.gets.fetch_add(1, Ordering::SeqCst);
                 let mut found = of_class(&path.class);
                 found.retain(|i| {
                     path.keys

@@ -333,6 +333,18 @@ impl Bed<'_> {
         self.disks.get_mut(name).unwrap()[range].fill(byte);
     }
 
+    /// Makes a disk of a stopped machine larger.
+    pub async fn grow(&mut self, name: &str, by: u64) {
+        let top = self.disk(name).layers.active_chain().pop().unwrap();
+        let held = self.disks.get_mut(name).unwrap();
+        held.resize(held.len() + usize::try_from(by).unwrap(), 0);
+        let images = &self.bench.vmms.images;
+        images
+            .resize(&top.path, top.format, held.len() as u64, false)
+            .await
+            .unwrap();
+    }
+
     /// Flushes a disk of a running machine, as a guest's file system does.
     pub fn flush(&self, name: &str) {
         let device = hypervisor::names::device(&spec::drive_id(&self.disk(name)));

@@ -186,12 +186,7 @@ async fn exports_of_a_writing_guest_are_exact_at_one_instant_each() {
         assert!(at > newest);
         newest = at;
         if let Some(base) = base {
-            bench
-                .vmms
-                .db
-                .change(|d| Ok(d.get_mut::<Point>(*point)?.hold = record.hold))
-                .await
-                .unwrap();
+            bed.set_hold(*point, record.hold).await;
             let part = bed.export(*point, Some(base), "chain").await;
             assert_equal(&copies(&bed, &part).await, frozen, "differential export");
         }

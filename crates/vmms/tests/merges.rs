@@ -136,12 +136,7 @@ async fn a_terminated_merge_is_done_later() {
     bed.write("a.img", 1, 0, 160 * MIB);
     let second = bed.point(PointType::Log).await;
     let at_second = bed.disks["a.img"].clone();
-    bench
-        .vmms
-        .db
-        .change(|d| Ok(d.get_mut::<Point>(first)?.hold = None))
-        .await
-        .unwrap();
+    bed.set_hold(first, None).await;
     for request in [JobRequest::Terminate, JobRequest::Kill] {
         bench.vmms.tick().await;
         let tidy = |j: &vmms::job::Job| matches!(j.task, Task::Tidy { .. }) && !j.state.is_final();

@@ -441,3 +441,110 @@ async fn a_deleted_machine_takes_its_snapshots_along() {
     assert!(bench.vmms.db.all::<Snapshot>().is_empty());
     assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"]);
 }
+
+#[tokio::test]
+async fn a_restored_machine_goes_on_with_its_incremental_chain() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let first = bed.point(PointType::Rct).await;
+    bed.export(first, None, "out").await;
+    bed.write("b.img", 2, 0, 64 * KIB);
+    let second = bed.point(PointType::Rct).await;
+    let held = bed.disks.clone();
+    bed.export(second, Some(first), "out").await;
+    let last = bench.path("out").join(vmms::guid(bed.vm)).join(vmms::guid(second));
+    let config = last.join("Virtual Machines").join(format!("{}.json", vmms::guid(bed.vm)));
+    let asked = Asked::default();
+    // The machine is lost with its disks.
+    let taken = vmms::import::import_planned(&bench.vmms, &last, true, None, &asked).await;
+    assert_eq!(taken.unwrap_err().message, Message::NameTaken);
+    job_of(&bed, vmms::vm::destroy(&bench.vmms, bed.vm, &asked).await).await;
+    std::fs::remove_dir_all(bench.path("images")).unwrap();
+
+    let into = bench.path("images");
+    let made = vmms::import::import_planned(&bench.vmms, &last, true, Some(&into), &asked).await;
+    let (vm, job) = made.unwrap();
+    bench.done(job).await;
+    assert_eq!(vm, bed.vm);
+    assert!(bed.record().planned);
+    let refused = vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await;
+    assert_eq!(refused.unwrap_err().message, Message::WrongVmState);
+    job_of(&bed, vmms::vm::validate_planned(&bench.vmms, vm, &asked).await).await;
+    job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
+    assert!(!bed.record().planned);
+    // Restored, both disks are qcow2 images.
+    let rename = |disks: Disks| -> Disks {
+        let name = |n: String| n.replace(".img", ".qcow2");
+        disks.into_iter().map(|(n, bytes)| (name(n), bytes)).collect()
+    };
+    bed.disks = rename(held);
+    bed.assert_present().await;
+
+    let (point, job) = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked).await.unwrap();
+    bench.done(job).await;
+    assert_eq!(point, second, "the point is itself again");
+    let again = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked).await;
+    assert_eq!(again.unwrap_err().message, Message::NameTaken);
+    bed.write("a.qcow2", 3, 64 * KIB, 4096);
+    let third = bed.point(PointType::Rct).await;
+    let held = bed.disks.clone();
+    let job = bed.export(third, Some(second), "out").await;
+    bed.assert_exported(&job, &held).await;
+    assert!(job.output.bytes_written < MIB, "{} bytes", job.output.bytes_written);
+    let dir = bench.path("out").join(vmms::guid(vm)).join(vmms::guid(third));
+    job_of(&bed, vmms::verify::verify_export(&bench.vmms, &dir, &asked).await).await;
+}
+
+#[tokio::test]
+async fn a_point_is_not_taken_over_by_disks_that_are_something_else() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let point = bed.point(PointType::Rct).await;
+    bed.export(point, None, "out").await;
+    let asked = Asked::default();
+    let root = bench.path("out").join(vmms::guid(bed.vm));
+    job_of(&bed, vmms::vm::destroy(&bench.vmms, bed.vm, &asked).await).await;
+    std::fs::remove_dir_all(bench.path("images")).unwrap();
+    let into = bench.path("images");
+    let made = vmms::import::import_planned(&bench.vmms, &root, true, Some(&into), &asked).await;
+    bench.done(made.unwrap().1).await;
+    job_of(&bed, vmms::vm::realize(&bench.vmms, bed.vm, &asked).await).await;
+    // One byte in the second disk, which is all zero.
+    let zeros = bed.disks.remove("b.img").unwrap();
+    bed.disks.insert("b.qcow2".to_owned(), zeros);
+    bed.write("b.qcow2", 9, SIZE - 512, 512);
+    let (_, job) = vmms::point::adopt_point(&bench.vmms, bed.vm, &root, &asked).await.unwrap();
+    let job = bench.vmms.wait(job).await.unwrap();
+    assert_eq!(job.state, JobState::Exception);
+    assert!(job.faults[0].has(Message::DigestMismatch), "{:?}", job.faults);
+    assert!(bench.vmms.db.all::<Point>().is_empty());
+    bed.assert_present().await;
+}
+
+#[tokio::test]
+async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.state(StateChange::Start).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let held = bed.disks.clone();
+    let live = SystemExport { live: LiveState::Saved, ..order(&bed, "live") };
+    export(&bed, live).await;
+    let asked = Asked::default();
+    let into = bench.path("imported");
+    let made = vmms::import::import_planned(&bench.vmms, &bench.path("live"), false, Some(&into), &asked).await;
+    let (vm, job) = made.unwrap();
+    bench.done(job).await;
+    job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
+    let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    assert_eq!(record.power, Power::Saved);
+    for (_, disk) in record.disks() {
+        let stem = disk.path.file_stem().unwrap().to_string_lossy().into_owned();
+        let (name, bytes) = held.iter().find(|(n, _)| n.starts_with(&stem)).unwrap();
+        support::assert_same(&bench.contents(&disk.path, ImageFormat::Qcow2).await, bytes, name);
+    }
+    job_of(&bed, vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await).await;
+    assert_eq!(bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap().power, Power::Running);
+}

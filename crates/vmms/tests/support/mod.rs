@@ -296,6 +296,15 @@ impl Bed<'_> {
         self.bench.done(job).await
     }
 
+    /// Gives a point another hold, or none.
+    pub async fn set_hold(&self, point: Uuid, hold: Option<vmms::point::Hold>) {
+        let change = |draft: &mut vmms::db::Draft<'_>| {
+            draft.get_mut::<vmms::point::Point>(point)?.hold = hold;
+            Ok(())
+        };
+        self.bench.vmms.db.change(change).await.unwrap();
+    }
+
     /// Merges whatever is due, as the sweep would.
     pub async fn sweep(&self) {
         self.bench.vmms.tick().await;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use disk::manifest::Manifest;
 use disk::verify::{Export, disk_files};
 use disk::{Chain, ExportPlan, Source, export_disk};
 use hypervisor::ImageFormat;
@@ -15,7 +16,7 @@ use crate::point::tidy::blocking;
 use crate::point::{self, disk_id_text};
 use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid};
 
 /// Starts a job that makes a new machine of the export in `directory`; returns the machine's and the job's identifiers. The disks
 /// of the point are written as plain images of their own into `disks`. `name` `None` keeps the exported one. The machine
@@ -28,15 +29,51 @@ pub async fn import_export(
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let directory = find_export(directory)?;
+    start(vmms, directory, Uuid::new_v4(), name, disks.to_owned(), false, asked).await
+}
+
+/// Starts a job that makes a planned machine of the export in `directory`; returns the machine's and the job's identifiers. With `keep_id`
+/// it has the exported machine's GUID, which must be free here. `disks` `None` puts its disks under the state directory.
+pub async fn import_planned(
+    vmms: &Arc<Vmms>,
+    directory: &Path,
+    keep_id: bool,
+    disks: Option<&Path>,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    let directory = find_export(directory)?;
+    let mut vm = Uuid::new_v4();
+    if keep_id {
+        let (manifest, _) = Manifest::load(&directory)?;
+        let unusable = |_| fault!(ManifestUnusable, directory.display());
+        vm = manifest.machine.id.parse().map_err(unusable)?;
+        if vmms.db.get::<Vm>(vm).is_ok() {
+            return Err(fault!(NameTaken, "machine", guid(vm)).about(Element::Vm(vm)));
+        }
+    }
+    let own = || vmms.dirs.state.join("disks").join(guid(vm));
+    let disks = disks.map_or_else(own, Path::to_owned);
+    start(vmms, directory, vm, None, disks, true, asked).await
+}
+
+async fn start(
+    vmms: &Arc<Vmms>,
+    directory: PathBuf,
+    vm: Uuid,
+    name: Option<String>,
+    disks: PathBuf,
+    planned: bool,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
     if !disks.is_absolute() {
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
     }
-    let vm = Uuid::new_v4();
     let task = Task::Import {
         directory: directory.clone(),
         vm,
         name,
-        disks: disks.to_owned(),
+        disks,
+        planned,
     };
     let affected = vec![(Element::Vm(vm), Effect::Create)];
     let mut submission = asked.submission(affected);
@@ -61,8 +98,9 @@ pub(crate) async fn run(
     id: Uuid,
     name: Option<&str>,
     disks: &Path,
+    planned: bool,
 ) -> Result<()> {
-    import(vmms, ctx, directory, id, name, disks)
+    import(vmms, ctx, directory, id, name, disks, planned)
         .await
         .map_err(|cause| match cause.kind() {
             Kind::Cancelled => cause,
@@ -77,6 +115,7 @@ async fn import(
     id: Uuid,
     name: Option<&str>,
     disks: &Path,
+    planned: bool,
 ) -> Result<()> {
     ctx.checkpoint().await?;
     let dir = directory.to_owned();
@@ -95,7 +134,8 @@ async fn import(
     }
     record.power = Power::Off;
     record.saved_state = None;
-    record.planned = false;
+    record.planned = planned;
+    record.last_applied = None;
     record.owner = vmms.host.clone();
     (record.created, record.changed, record.power_changed) =
         (SystemTime::now(), SystemTime::now(), SystemTime::now());
@@ -144,6 +184,10 @@ async fn import(
     ctx.output(|output| output.report = report).await?;
     ctx.no_return().await?;
     firmware(vmms, &chain, id)?;
+    if let Some(memory) = memory(vmms, &chain, id)? {
+        record.power = Power::Saved;
+        record.saved_state = Some(memory);
+    }
     vm::install(vmms, record).await.map(drop)
 }
 
@@ -233,6 +277,23 @@ fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
         &dir.join("firmware-vars.fd"),
         &bytes,
     )?)
+}
+
+/// Gives the machine the exported memory: it goes on from there when it is started.
+fn memory(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<Option<PathBuf>> {
+    let found = chain.last().and_then(|e| {
+        let file = e.manifest.files.iter().find(|f| f.role == export::RUNTIME)?;
+        Some(e.dir.join(&file.path))
+    });
+    let Some(from) = found else {
+        return Ok(None);
+    };
+    let dir = spec::state_dir(&vmms.dirs, id);
+    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    let target = dir.join("imported.vmstate");
+    std::fs::copy(&from, &target).map_err(|e| Fault::io("copy the memory to", &target, &e))?;
+    point::sync(&target)?;
+    Ok(Some(target))
 }
 
 /// Removes the images that were written, unless the machine is there.

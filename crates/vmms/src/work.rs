@@ -41,9 +41,12 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
         Task::ResizeImage { path, size } => image::run_resize(vmms, ctx, path, *size).await,
         Task::ConvertImage { source, target } => image::run_convert(vmms, ctx, source, target).await,
         Task::ValidateImage { path } => image::run_validate(vmms, ctx, path).await,
-        Task::Import { directory, vm, name, disks } => {
-            import::run(vmms, ctx, directory, *vm, name.as_deref(), disks).await
+        Task::Import { directory, vm, name, disks, planned } => {
+            import::run(vmms, ctx, directory, *vm, name.as_deref(), disks, *planned).await
         }
+        Task::AdoptPoint { vm, point, directory } => point::adopt::run(vmms, ctx, *vm, *point, directory).await,
+        Task::ValidatePlanned { vm } => vm::run_validate(vmms, ctx, *vm).await,
+        Task::Realize { vm } => vm::run_realize(vmms, ctx, *vm).await,
         Task::Verify { directory } => verify::run(vmms, ctx, directory).await,
     }
 }
@@ -66,6 +69,8 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         }
         Task::CreateSnapshot { vm, snapshot, .. } => snapshot::undo_create(vmms, ctx, *vm, *snapshot).await,
         Task::ApplySnapshot { vm, .. } => snapshot::undo_apply(vmms, *vm).await,
+        Task::AdoptPoint { vm, point, .. } => point::create::undo(vmms, ctx, *vm, *point).await,
+        Task::ValidatePlanned { .. } | Task::Realize { .. } => Ok(()),
         // The snapshot is there or gone; merging goes on by itself.
         Task::DestroySnapshot { vm, .. } => point::tidy::undo(vmms, ctx, *vm).await,
         // One transaction each: whole or not at all.

@@ -42,12 +42,20 @@ async fn job_of(bed: &Bed<'_>, started: Result<Uuid>) -> Job {
 }
 
 async fn apply(bed: &Bed<'_>, id: Uuid) -> Job {
-    job_of(bed, snapshot::apply(&bed.bench.vmms, id, &Asked::default()).await).await
+    job_of(
+        bed,
+        snapshot::apply(&bed.bench.vmms, id, &Asked::default()).await,
+    )
+    .await
 }
 
 async fn destroy(bed: &Bed<'_>, id: Uuid, tree: bool) -> Job {
     let asked = Asked::default();
-    job_of(bed, snapshot::destroy(&bed.bench.vmms, id, tree, &asked).await).await
+    job_of(
+        bed,
+        snapshot::destroy(&bed.bench.vmms, id, tree, &asked).await,
+    )
+    .await
 }
 
 fn order(bed: &Bed<'_>, to: &str) -> SystemExport {
@@ -90,20 +98,34 @@ async fn a_machine_goes_back_and_forth_between_its_snapshots() {
     let second = take(&bed, SnapshotKind::Disk).await;
     let at_second = bed.disks.clone();
     bed.write("b.img", 3, MIB, 4096);
-    assert_eq!(snapshot::current(&bench.vmms, &bed.record()).unwrap().id, second);
+    assert_eq!(
+        snapshot::current(&bench.vmms, &bed.record()).unwrap().id,
+        second
+    );
 
     apply(&bed, first).await;
     bed.disks = at_first.clone();
     bed.assert_present().await;
-    assert_eq!(snapshot::current(&bench.vmms, &bed.record()).unwrap().id, first);
+    assert_eq!(
+        snapshot::current(&bench.vmms, &bed.record()).unwrap().id,
+        first
+    );
     assert_eq!(bed.record().last_applied, Some(first));
     bed.write("a.qcow2", 4, 0, 4096);
     let third = take(&bed, SnapshotKind::Disk).await;
     let at_third = bed.disks.clone();
     let parent = |id: Uuid| bench.vmms.db.get::<Snapshot>(id).unwrap().parent;
-    assert_eq!([parent(first), parent(second), parent(third)], [None, Some(first), Some(first)]);
+    assert_eq!(
+        [parent(first), parent(second), parent(third)],
+        [None, Some(first), Some(first)]
+    );
 
-    for (id, held) in [(second, &at_second), (third, &at_third), (first, &at_first), (second, &at_second)] {
+    for (id, held) in [
+        (second, &at_second),
+        (third, &at_third),
+        (first, &at_first),
+        (second, &at_second),
+    ] {
         bed.write("b.img", 9, 0, SIZE);
         apply(&bed, id).await;
         bed.disks.clone_from(held);
@@ -191,7 +213,14 @@ async fn a_full_snapshot_of_a_running_machine_has_its_memory_and_comes_back_save
     let full = take(&bed, SnapshotKind::Full).await;
     let held = bed.disks.clone();
     assert_eq!(bed.record().power, Power::Running, "it goes on");
-    let memory = bench.vmms.db.get::<Snapshot>(full).unwrap().memory.clone().unwrap();
+    let memory = bench
+        .vmms
+        .db
+        .get::<Snapshot>(full)
+        .unwrap()
+        .memory
+        .clone()
+        .unwrap();
     assert!(memory.exists());
     bed.write("a.qcow2", 2, 0, SIZE);
     let refused = snapshot::apply(&bench.vmms, full, &Asked::default()).await;
@@ -207,7 +236,11 @@ async fn a_full_snapshot_of_a_running_machine_has_its_memory_and_comes_back_save
         bed.write("a.qcow2", 3, 0, 4096);
         bed.state(StateChange::Stop).await;
     }
-    job_of(&bed, snapshot::clear(&bench.vmms, full, &Asked::default()).await).await;
+    job_of(
+        &bed,
+        snapshot::clear(&bench.vmms, full, &Asked::default()).await,
+    )
+    .await;
     assert!(!memory.exists());
     apply(&bed, full).await;
     assert_eq!(bed.record().power, Power::Off);
@@ -238,8 +271,15 @@ async fn a_recovery_snapshot_is_exported_converted_and_a_base_of_the_next() {
     };
     let job = export(&bed, backup(first, None, false, "full")).await;
     bed.assert_exported(&job, &held).await;
-    job_of(&bed, snapshot::convert(&bench.vmms, first, &Asked::default()).await).await;
-    assert!(bench.vmms.db.get::<Point>(first).unwrap().hold.is_none(), "it was exported");
+    job_of(
+        &bed,
+        snapshot::convert(&bench.vmms, first, &Asked::default()).await,
+    )
+    .await;
+    assert!(
+        bench.vmms.db.get::<Point>(first).unwrap().hold.is_none(),
+        "it was exported"
+    );
     calm(&bed).await;
 
     let second = take(&bed, SnapshotKind::Recovery).await;
@@ -249,14 +289,19 @@ async fn a_recovery_snapshot_is_exported_converted_and_a_base_of_the_next() {
     let job = export(&bed, difference.clone()).await;
     bed.assert_exported(&job, &held).await;
     assert!(job.output.bytes_written < held["a.qcow2"].len() as u64 * 2);
-    let again = vmms::export::export_system(&bench.vmms, bed.vm, difference, &Asked::default()).await;
+    let again =
+        vmms::export::export_system(&bench.vmms, bed.vm, difference, &Asked::default()).await;
     assert_eq!(again.unwrap_err().message, Message::ExportExists);
     let merged = backup(second, Some(first), true, "merged");
     let job = export(&bed, merged).await;
     bed.assert_exported(&job, &held).await;
     std::fs::remove_dir_all(bench.path("full")).unwrap();
     bed.assert_exported(&job, &held).await;
-    assert!(job.output.report.iter().any(|l| l.contains("BackupIntent")), "{:?}", job.output.report);
+    assert!(
+        job.output.report.iter().any(|l| l.contains("BackupIntent")),
+        "{:?}",
+        job.output.report
+    );
 
     let disk = take(&bed, SnapshotKind::Disk).await;
     let refused = snapshot::convert(&bench.vmms, disk, &Asked::default()).await;
@@ -275,27 +320,49 @@ async fn a_machine_is_exported_with_all_its_snapshots_and_none_is_left_behind() 
     }
     bed.write("b.img", 7, 0, 64 * KIB);
     let now = bed.disks.clone();
-    let all = SystemExport { all_snapshots: true, live: LiveState::Saved, subdirectory: true, ..order(&bed, "all") };
+    let all = SystemExport {
+        all_snapshots: true,
+        live: LiveState::Saved,
+        subdirectory: true,
+        ..order(&bed, "all")
+    };
     let job = export(&bed, all).await;
     bed.assert_exported(&job, &now).await;
     assert!(job.output.machines[0].runtime.as_ref().unwrap().exists());
     assert_eq!(bed.record().power, Power::Running);
-    assert_eq!(snapshot::of_vm(&bench.vmms, bed.vm).len(), 2, "the one taken for the export is gone");
+    assert_eq!(
+        snapshot::of_vm(&bench.vmms, bed.vm).len(),
+        2,
+        "the one taken for the export is gone"
+    );
     let root = bench.path("all").join(vmms::guid(bed.vm));
     for (id, disks) in &held {
-        let dir = root.join("Snapshots").join(vmms::guid(*id)).join("Virtual Hard Disks");
+        let dir = root
+            .join("Snapshots")
+            .join(vmms::guid(*id))
+            .join("Virtual Hard Disks");
         for (name, bytes) in disks {
             let stem = name.split('.').next().unwrap();
             let file = std::fs::read_dir(&dir)
                 .unwrap()
                 .map(|e| e.unwrap().path())
-                .find(|p| p.extension().is_some_and(|e| e == "qcow2") && p.file_name().unwrap().to_string_lossy().starts_with(stem))
+                .find(|p| {
+                    p.extension().is_some_and(|e| e == "qcow2")
+                        && p.file_name().unwrap().to_string_lossy().starts_with(stem)
+                })
                 .unwrap();
-            support::assert_same(&bench.contents(&file, ImageFormat::Qcow2).await, bytes, name);
+            support::assert_same(
+                &bench.contents(&file, ImageFormat::Qcow2).await,
+                bytes,
+                name,
+            );
         }
     }
     let device = bed.device("b.img");
-    let less = SystemExport { excluded: vec![device], ..order(&bed, "less") };
+    let less = SystemExport {
+        excluded: vec![device],
+        ..order(&bed, "less")
+    };
     let job = export(&bed, less).await;
     assert_eq!(job.output.disks.len(), 1);
 }
@@ -349,7 +416,11 @@ async fn live(seed: u64) {
         if dice.roll(10) == 0 {
             bench.restart().await;
         }
-        let mut bed = Bed { bench: &bench, vm, disks };
+        let mut bed = Bed {
+            bench: &bench,
+            vm,
+            disks,
+        };
         for _ in 0..dice.roll(3) {
             let name = ["a.qcow2", "b.img"][dice.pick(2)];
             let offset = dice.roll(SIZE / 4096) * 4096;
@@ -361,7 +432,11 @@ async fn live(seed: u64) {
             3 => points.push((bed.point(PointType::Log).await, bed.disks.clone())),
             4 => {
                 let id = take(&bed, SnapshotKind::Recovery).await;
-                job_of(&bed, snapshot::convert(&bench.vmms, id, &Asked::default()).await).await;
+                job_of(
+                    &bed,
+                    snapshot::convert(&bench.vmms, id, &Asked::default()).await,
+                )
+                .await;
                 points.push((id, bed.disks.clone()));
             }
             5 | 6 => {
@@ -403,7 +478,11 @@ async fn live(seed: u64) {
         bed.assert_present().await;
         disks = bed.disks;
     }
-    let mut bed = Bed { bench: &bench, vm, disks };
+    let mut bed = Bed {
+        bench: &bench,
+        vm,
+        disks,
+    };
     for (id, held) in taken.clone() {
         apply(&bed, id).await;
         bed.disks = held;
@@ -417,7 +496,11 @@ async fn live(seed: u64) {
     }
     calm(&bed).await;
     bed.assert_present().await;
-    assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"], "seed {seed}");
+    assert_eq!(
+        files(&bench.path("images")),
+        ["a.qcow2", "b.img"],
+        "seed {seed}"
+    );
 }
 
 #[tokio::test]
@@ -437,7 +520,11 @@ async fn a_deleted_machine_takes_its_snapshots_along() {
     apply(&bed, first).await;
     bed.write("a.qcow2", 2, 0, 4096);
     let vm: Arc<vmms::vm::Vm> = bed.record();
-    job_of(&bed, vmms::vm::destroy(&bench.vmms, vm.id, &Asked::default()).await).await;
+    job_of(
+        &bed,
+        vmms::vm::destroy(&bench.vmms, vm.id, &Asked::default()).await,
+    )
+    .await;
     assert!(bench.vmms.db.all::<Snapshot>().is_empty());
     assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.img"]);
 }
@@ -453,8 +540,13 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
     let second = bed.point(PointType::Rct).await;
     let held = bed.disks.clone();
     bed.export(second, Some(first), "out").await;
-    let last = bench.path("out").join(vmms::guid(bed.vm)).join(vmms::guid(second));
-    let config = last.join("Virtual Machines").join(format!("{}.json", vmms::guid(bed.vm)));
+    let last = bench
+        .path("out")
+        .join(vmms::guid(bed.vm))
+        .join(vmms::guid(second));
+    let config = last
+        .join("Virtual Machines")
+        .join(format!("{}.json", vmms::guid(bed.vm)));
     let asked = Asked::default();
     // The machine is lost with its disks.
     let taken = vmms::import::import_planned(&bench.vmms, &last, true, None, &asked).await;
@@ -470,18 +562,27 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
     assert!(bed.record().planned);
     let refused = vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await;
     assert_eq!(refused.unwrap_err().message, Message::WrongVmState);
-    job_of(&bed, vmms::vm::validate_planned(&bench.vmms, vm, &asked).await).await;
+    job_of(
+        &bed,
+        vmms::vm::validate_planned(&bench.vmms, vm, &asked).await,
+    )
+    .await;
     job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
     assert!(!bed.record().planned);
     // Restored, both disks are qcow2 images.
     let rename = |disks: Disks| -> Disks {
         let name = |n: String| n.replace(".img", ".qcow2");
-        disks.into_iter().map(|(n, bytes)| (name(n), bytes)).collect()
+        disks
+            .into_iter()
+            .map(|(n, bytes)| (name(n), bytes))
+            .collect()
     };
     bed.disks = rename(held);
     bed.assert_present().await;
 
-    let (point, job) = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked).await.unwrap();
+    let (point, job) = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked)
+        .await
+        .unwrap();
     bench.done(job).await;
     assert_eq!(point, second, "the point is itself again");
     let again = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked).await;
@@ -491,9 +592,20 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
     let held = bed.disks.clone();
     let job = bed.export(third, Some(second), "out").await;
     bed.assert_exported(&job, &held).await;
-    assert!(job.output.bytes_written < MIB, "{} bytes", job.output.bytes_written);
-    let dir = bench.path("out").join(vmms::guid(vm)).join(vmms::guid(third));
-    job_of(&bed, vmms::verify::verify_export(&bench.vmms, &dir, &asked).await).await;
+    assert!(
+        job.output.bytes_written < MIB,
+        "{} bytes",
+        job.output.bytes_written
+    );
+    let dir = bench
+        .path("out")
+        .join(vmms::guid(vm))
+        .join(vmms::guid(third));
+    job_of(
+        &bed,
+        vmms::verify::verify_export(&bench.vmms, &dir, &asked).await,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -515,10 +627,16 @@ async fn a_point_is_not_taken_over_by_disks_that_are_something_else() {
     let zeros = bed.disks.remove("b.img").unwrap();
     bed.disks.insert("b.qcow2".to_owned(), zeros);
     bed.write("b.qcow2", 9, SIZE - 512, 512);
-    let (_, job) = vmms::point::adopt_point(&bench.vmms, bed.vm, &root, &asked).await.unwrap();
+    let (_, job) = vmms::point::adopt_point(&bench.vmms, bed.vm, &root, &asked)
+        .await
+        .unwrap();
     let job = bench.vmms.wait(job).await.unwrap();
     assert_eq!(job.state, JobState::Exception);
-    assert!(job.faults[0].has(Message::DigestMismatch), "{:?}", job.faults);
+    assert!(
+        job.faults[0].has(Message::DigestMismatch),
+        "{:?}",
+        job.faults
+    );
     assert!(bench.vmms.db.all::<Point>().is_empty());
     bed.assert_present().await;
 }
@@ -530,21 +648,42 @@ async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
     bed.state(StateChange::Start).await;
     bed.write("a.qcow2", 1, 0, MIB);
     let held = bed.disks.clone();
-    let live = SystemExport { live: LiveState::Saved, ..order(&bed, "live") };
+    let live = SystemExport {
+        live: LiveState::Saved,
+        ..order(&bed, "live")
+    };
     export(&bed, live).await;
     let asked = Asked::default();
     let into = bench.path("imported");
-    let made = vmms::import::import_planned(&bench.vmms, &bench.path("live"), false, Some(&into), &asked).await;
+    let made =
+        vmms::import::import_planned(&bench.vmms, &bench.path("live"), false, Some(&into), &asked)
+            .await;
     let (vm, job) = made.unwrap();
     bench.done(job).await;
     job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
     let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
     assert_eq!(record.power, Power::Saved);
     for (_, disk) in record.disks() {
-        let stem = disk.path.file_stem().unwrap().to_string_lossy().into_owned();
+        let stem = disk
+            .path
+            .file_stem()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
         let (name, bytes) = held.iter().find(|(n, _)| n.starts_with(&stem)).unwrap();
-        support::assert_same(&bench.contents(&disk.path, ImageFormat::Qcow2).await, bytes, name);
+        support::assert_same(
+            &bench.contents(&disk.path, ImageFormat::Qcow2).await,
+            bytes,
+            name,
+        );
     }
-    job_of(&bed, vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await).await;
-    assert_eq!(bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap().power, Power::Running);
+    job_of(
+        &bed,
+        vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await,
+    )
+    .await;
+    assert_eq!(
+        bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap().power,
+        Power::Running
+    );
 }

@@ -76,6 +76,18 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::ValidatePlannedSystem => Err(unserved(call.target.class, call.method)),
         Method::ExportSystemDefinition => exports::call(service, call).await,
         Method::ImportSystemDefinition => import(service, call).await,
+        Method::ValidatePlannedSystem => {
+            let given = p::ValidatePlannedSystemIn::read(call.parameters)?;
+            let vm = service.vm_reference("PlannedSystem", given.planned_system.as_ref())?;
+            let job = vmms::vm::validate_planned(&service.vmms, vm, call.asked).await?;
+            Ok(Outcome::started(service, job))
+        }
+        Method::RealizePlannedSystem => {
+            let given = p::RealizePlannedSystemIn::read(call.parameters)?;
+            let vm = service.vm_reference("PlannedSystem", given.planned_system.as_ref())?;
+            let job = vmms::vm::realize(&service.vmms, vm, call.asked).await?;
+            Ok(Outcome::started(service, job))
+        }
     }
 }
 
@@ -277,21 +289,26 @@ fn format_error(call: &Call<'_>) -> CallResult {
     Ok(Outcome::of(out.return_value, out.into_values()))
 }
 
-/// Makes a machine of an export of ours: the realized machine is found through the job.
+/// Makes a planned machine of an export of ours. It comes to be with the job, through which it is found.
 async fn import(service: &Service, call: &Call<'_>) -> CallResult {
     let given = p::ImportSystemDefinitionIn::read(call.parameters)?;
     let file = msvm::required("SystemDefinitionFile", given.system_definition_file)?;
     let file = vmms::vm::device::host_path(&file)?;
-    if given.generate_new_system_identifier == Some(false) {
-        return Err(fault!(NotServed, "importing a machine under its old identifier; pass GenerateNewSystemIdentifier=true").into());
-    }
-    // The definition lies in `Virtual Machines` under the directory of the export; disks go beside it unless the
-    // caller named a folder.
+    // The definition lies in `Virtual Machines` under the directory of the export; disks go under the state directory unless
+    // the caller named a folder.
     let export = file.ancestors().nth(2).unwrap_or(&file).to_owned();
     let disks = match given.snapshot_folder.as_deref().filter(|f| !f.trim().is_empty()) {
-        Some(folder) => vmms::vm::device::host_path(folder)?,
-        None => service.vmms.dirs.state.join("disks"),
+        Some(folder) => Some(vmms::vm::device::host_path(folder)?),
+        None => None,
     };
-    let (_, job) = vmms::import::import_export(&service.vmms, &export, None, &disks, call.asked).await?;
-    Ok(Outcome::started(service, job))
+    let keep_id = !given.generate_new_system_identifier.unwrap_or(false);
+    let started = vmms::import::import_planned(&service.vmms, &export, keep_id, disks.as_deref(), call.asked).await;
+    let (vm, job) = started?;
+    let planned = class::MSVM_PLANNED_COMPUTER_SYSTEM;
+    let path = Path::class(planned)
+        .in_namespace(crate::object::NAMESPACE)
+        .on_host(&*service.host)
+        .key("CreationClassName", planned)
+        .key("Name", vmms::guid(vm));
+    Ok(Outcome::started(service, job).with("ImportedSystem", path))
 }

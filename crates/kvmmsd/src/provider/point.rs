@@ -125,8 +125,15 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             Ok(Outcome::started(service, job))
         }
         Method::ExportReferencePoint => export(service, call).await,
-        Method::ImportReferencePointMetadata
-        | Method::RequestStateChange
+        Method::ImportReferencePointMetadata => {
+            let given = p::ImportReferencePointMetadataIn::read(call.parameters)?;
+            let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+            let config = msvm::required("ConfigFilePath", given.config_file_path)?;
+            let config = vmms::vm::device::host_path(&config)?;
+            let (_, job) = vmms::point::adopt_point(vmms, vm, &config, call.asked).await?;
+            Ok(Outcome::started(service, job))
+        }
+        Method::RequestStateChange
         | Method::StartService
         | Method::StopService => Err(unserved(call.target.class, call.method)),
     }

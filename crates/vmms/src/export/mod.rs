@@ -23,7 +23,7 @@ pub(crate) mod layout;
 mod system;
 
 pub use system::{LiveState, SystemExport, export_system};
-pub(crate) use system::{run as run_system, undo as undo_system};
+pub(crate) use system::{RUNTIME, run as run_system, undo as undo_system};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -294,6 +294,10 @@ catalogue! {
         "Applying the snapshot would take the disk, and with it those points, out of the machine.", ["Delete the disk's points, or detach the disk, first."];
     123 SystemExportFailed Failed High Software "machine {0} could not be exported to {1}",
         "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
+    124 PlannedUnfit InvalidState Medium Software "planned machine {0} does not fit this host: {1} reasons",
+        "Each reason is listed below.", ["Change the planned machine, or the host, and call again."];
+    125 AdoptFailed Failed Medium Software "reference point {0} could not be taken over by machine {1}",
+        "Read the causes below; nothing was changed.", ["Restore the machine from exactly that export first, and do not start it before.", "Or take a new point and export it in full."];
     // 140..: what lies beneath
     140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
         "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];

@@ -22,6 +22,7 @@ pub fn excludes(running: &Task, new: &Task) -> bool {
         (Task::ApplySnapshot { .. }, Task::ExportPoint { .. } | Task::ExportGroupPoint { .. })
         | (Task::ExportPoint { .. } | Task::ExportGroupPoint { .. }, Task::ApplySnapshot { .. }) => false,
         (Task::ApplySnapshot { .. }, _) | (_, Task::ApplySnapshot { .. }) => true,
+        (Task::AdoptPoint { .. } | Task::Realize { .. }, _) | (_, Task::AdoptPoint { .. } | Task::Realize { .. }) => true,
         (Task::ChangeState { .. }, Task::ChangeState { .. }) => true,
         // One point at a time: the second would be of the same instant or wait for minutes in a freeze.
         (

@@ -186,6 +186,28 @@ pub enum Task {
         name: Option<String>,
         /// Where its disks go.
         disks: PathBuf,
+        /// Whether it is to be a planned machine.
+        #[serde(default)]
+        planned: bool,
+    },
+    /// Gives a restored machine the point it was restored from.
+    AdoptPoint {
+        /// The machine.
+        vm: Uuid,
+        /// The point.
+        point: Uuid,
+        /// The directory with the manifest.
+        directory: PathBuf,
+    },
+    /// Checks whether a planned machine could be made real.
+    ValidatePlanned {
+        /// The machine.
+        vm: Uuid,
+    },
+    /// Makes a planned machine real.
+    Realize {
+        /// The machine.
+        vm: Uuid,
     },
     /// Proves an export against its manifest.
     Verify {
@@ -359,6 +381,9 @@ impl Task {
             | Task::ClearSnapshot { vm, .. }
             | Task::ConvertSnapshot { vm, .. }
             | Task::ExportSystem { vm, .. }
+            | Task::AdoptPoint { vm, .. }
+            | Task::ValidatePlanned { vm }
+            | Task::Realize { vm }
             | Task::Tidy { vm }
             | Task::Import { vm, .. } => Some(Subject::Vm(*vm)),
             Task::DestroyPoint { point }
@@ -510,6 +535,15 @@ impl Task {
                 true,
                 Undo,
             ),
+            Task::AdoptPoint { .. } => {
+                concrete(Service::ReferencePoint, 209, "Taking over a reference point", true, Undo)
+            }
+            Task::ValidatePlanned { .. } => {
+                concrete(Service::Management, 140, "Validating a planned virtual machine", true, Undo)
+            }
+            Task::Realize { .. } => {
+                concrete(Service::Management, 141, "Realizing a planned virtual machine", false, Resume)
+            }
             Task::Verify { .. } => {
                 concrete(Service::Management, 0, "Verifying an export", true, Undo)
             }

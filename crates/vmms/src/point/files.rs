@@ -228,6 +228,13 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
     Ok(())
 }
 
+/// Opens the present of a disk that no process has open, after checking its files.
+pub(crate) fn open_present(device: &str, tree: &LayerTree) -> Result<Chain> {
+    check_chain(device, tree, tree.active)?;
+    let specs = tree.active_chain().iter().map(layer_spec).collect::<Result<Vec<_>>>()?;
+    Ok(Chain::open(&specs)?)
+}
+
 /// Opens the content of a frozen node for reading, after checking its files.
 pub(crate) fn open_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<Chain> {
     check_chain(device, tree, node)?;

@@ -20,6 +20,7 @@
 //! Whoever changes layers holds the machine's lock. Merging copies without the lock, but makes way for
 //! whoever needs the layers to stand still ([`Memory`]).
 
+pub(crate) mod adopt;
 mod changes;
 pub(crate) mod create;
 pub(crate) mod destroy;
@@ -33,13 +34,14 @@ mod settle;
 mod sweep;
 pub(crate) mod tidy;
 
+pub use adopt::adopt_point;
 pub use changes::{Changes, changes};
 pub use create::create_point;
 pub(crate) use create::hold;
 pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
-pub(crate) use files::{FIRMWARE_VARS, check_chain, check_formats, layer_path, load_config, open_chain, remove, sync};
+pub(crate) use files::{FIRMWARE_VARS, check_chain, check_formats, layer_path, load_config, open_chain, open_present, remove, sync};
 pub(crate) use maps::between;
 pub use memory::Memory;
 pub(crate) use memory::{Quiet, quiet};

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import images, records
-from harness.host import (APPLICATION, CRASH, DONE, EXCEPTION, LOG, OFF, PAUSED, RCT, RUNNING, U8, U16, JobFailed, Refused,
+from harness.host import (APPLICATION, CRASH, DONE, EXCEPTION, LOG, OFF, PAUSED, RCT, RUNNING, U8, U16, Host, JobFailed, Refused,
                           let_it_write)
 from harness.model import ApiFault, Ref
 from harness.service import wait_until
@@ -400,3 +400,44 @@ def test_guests_that_pass_a_number_on_are_never_ahead_of_one_another(host, scrat
         assert not in_one_instant(numbers), numbers
     finally:
         ring.stop()
+
+
+def test_the_command_line_makes_a_collection_takes_exports_shows_and_deletes_its_points(service, scratch):
+    host = Host(service.api("cimxml"), service)
+    one = host.machine_with_disks("cli one", [host.create_disk(scratch / "a.qcow2", 4 * MIB)])
+    host.machine_with_disks("cli two", [host.create_disk(scratch / "b.qcow2", 4 * MIB)])
+    one.start()
+
+    def cli(*args):
+        return json.loads(service.cli(*args, "-o", "json").stdout)
+
+    made = cli("group", "create", "cli", "cli one", "cli two")
+    assert made["members"] == ["cli one", "cli two"]
+    assert [g["id"] for g in cli("group", "list")] == [made["id"]]
+    point = cli("point", "create", "--group", "cli", "--name", "first", "--consistency", "crash", "--type", "log")
+    assert point["name"] == "first" and point["longestPauseUs"] > 0
+    assert point["skewUs"] <= point["skewLimitUs"]
+    ran = {m["machine"]: m["running"] for m in point["machines"]}
+    assert ran == {"cli one": True, "cli two": False}
+    exported = cli("point", "export", "first", "--group", "cli", "--to", scratch / "out")
+    assert len(exported["disks"]) == 2 and (scratch / "out" / one.guid / "manifest.json").exists()
+    service.cli("verify", scratch / "out" / one.guid)
+    cli("point", "create", "--group", "cli", "--name", "second", "--consistency", "crash")
+    again = cli("point", "export", "second", "--group", "cli", "--base", "first", "--to", scratch / "out")
+    assert again["basePointId"] == point["id"]
+    assert [p["name"] for p in cli("point", "list", "--group", "cli")] == ["first", "second"]
+    shown = service.cli("point", "show", "first", "--group", "cli").stdout
+    assert "STOOD STILL FOR" in shown and "Skew" in shown
+    print(shown)
+    assert cli("group", "show", "cli")["points"][0]["name"] == "first"
+    cli("point", "remove-data", "first", "--group", "cli")
+    refused = service.cli("group", "delete", "cli", check=False)
+    assert refused.returncode != 0 and "has reference points" in refused.stderr
+    for name in ("first", "second"):
+        cli("point", "delete", name, "--group", "cli")
+    cli("group", "rename", "cli", "renamed")
+    assert cli("group", "remove", "renamed", "cli two")["members"] == ["cli one"]
+    assert cli("group", "add", "renamed", "cli two")["members"] == ["cli one", "cli two"]
+    cli("group", "delete", "renamed")
+    assert cli("group", "list") == []
+    host.close()

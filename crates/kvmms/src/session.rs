@@ -22,10 +22,14 @@ use crate::watch;
 pub(crate) const NAMESPACE: &str = "root/virtualization/v2";
 
 /// Methods that add or take away something without a job: twice is not the same as once.
-const ONCE: [&str; 3] = [
+const ONCE: [&str; 7] = [
     "DefineSystem",
     "AddResourceSettings",
     "RemoveResourceSettings",
+    "DefineCollection",
+    "DestroyCollection",
+    "AddMember",
+    "RemoveMember",
 ];
 
 /// A connection.

@@ -15,6 +15,8 @@ pub(crate) const HOST: &str = "Kvmms_Host";
 pub(crate) const DISK: &str = "Kvmms_Disk";
 /// What is known of a point beyond its standard properties; key `InstanceID`, that of the point.
 pub(crate) const POINT_DETAIL: &str = "Kvmms_ReferencePointDetail";
+/// What is known of a collection's point beyond its standard properties.
+pub(crate) const GROUP_POINT_DETAIL: &str = "Kvmms_ReferencePointCollectionDetail";
 
 /// The out parameter a kvmms adds to a refused method for clients that send a request key: the `Msvm_Error`
 /// chain that a return code has no place for.

@@ -13,24 +13,32 @@ pub(crate) enum PointVerb {
         /// The machine
         #[arg(value_name = "VM")]
         vm: Option<String>,
+        /// A collection: its points instead of a machine's
+        #[arg(long, value_name = "GROUP", conflicts_with = "vm")]
+        group: Option<String>,
     },
-    /// Take a reference point of a machine
+    /// Take a reference point of a machine, or of a collection
     #[command(after_help = "\
 Examples:
   kvmms point create web
-  kvmms point create web --name monday --consistency application")]
+  kvmms point create web --name monday --consistency application
+  kvmms point create --group shop --name monday")]
     Create(CreatePointArgs),
     /// Show a reference point
     Show {
         /// The point
         #[arg(value_name = "POINT")]
         point: String,
+        /// The collection whose point it is
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
     },
     /// Write the disks of a point to a directory: whole, or what changed since an older point
     #[command(after_help = "\
 Examples:
   kvmms point export monday --to /backup/web
-  kvmms point export tuesday --to /backup/web --base monday")]
+  kvmms point export tuesday --to /backup/web --base monday
+  kvmms point export monday --group shop --to /backup/shop")]
     Export(ExportArgs),
     /// List the ranges of a disk that changed since a point
     #[command(after_help = "\
@@ -43,6 +51,9 @@ Examples:
         /// The point
         #[arg(value_name = "POINT")]
         point: String,
+        /// The collection whose point it is
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
     },
     /// Delete a point; its layers are merged in the background
     #[command(visible_alias = "rm")]
@@ -50,6 +61,9 @@ Examples:
         /// The point
         #[arg(value_name = "POINT")]
         point: String,
+        /// The collection whose point it is
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
     },
 }
 
@@ -77,8 +91,11 @@ pub(crate) enum Consistency {
 #[derive(Debug, Args)]
 pub(crate) struct CreatePointArgs {
     /// The machine
-    #[arg(value_name = "VM")]
-    pub(crate) vm: String,
+    #[arg(value_name = "VM", required_unless_present = "group")]
+    pub(crate) vm: Option<String>,
+    /// A collection: a point of all its machines at one instant
+    #[arg(long, value_name = "GROUP", conflicts_with = "vm")]
+    pub(crate) group: Option<String>,
     /// The point's name [default: the service's, with the time]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -110,6 +127,9 @@ pub(crate) struct ExportArgs {
     /// The point, or a machine for its newest one
     #[arg(value_name = "POINT|VM")]
     pub(crate) what: String,
+    /// The collection whose point it is
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
     #[command(flatten)]
     pub(crate) target: Target,
 }

@@ -3,6 +3,7 @@
 mod cim;
 mod disk;
 mod export;
+mod group;
 mod host;
 mod job;
 mod point;
@@ -38,6 +39,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<()> {
         Verb::Vm(verb) => vm::run(&session, *verb).await,
         Verb::Disk(verb) => disk::run(&session, verb).await,
         Verb::Point(verb) => point::run(&session, verb).await,
+        Verb::Group(verb) => group::run(&session, verb).await,
         Verb::Export(arguments) => export::quick(&session, arguments).await,
         Verb::Import(arguments) => export::import(&session, arguments).await,
         Verb::Verify { directory } => export::verify(&session, &directory).await,

@@ -5,9 +5,9 @@ use msvm::class;
 use serde_json::json;
 
 use super::disk::setting_data;
-use super::export;
 use super::storage::{Disk, Storage};
-use crate::cli::{ChangesArgs, Consistency, CreatePointArgs, PointKind, PointVerb};
+use super::{export, group};
+use crate::cli::{ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb};
 use crate::error::{Error, Result};
 use crate::find::{self, Machine, Point};
 use crate::inspect::{as_number, boolean, instant, moment, number, short_id, text, texts};
@@ -18,26 +18,40 @@ use crate::size::Size;
 /// Carries out a verb of `point`.
 pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<()> {
     match verb {
-        PointVerb::List { vm } => list(session, vm.as_deref()).await,
+        PointVerb::List {
+            group: Some(group), ..
+        } => group::list_points(session, &group).await,
+        PointVerb::List { vm, group: None } => list(session, vm.as_deref()).await,
         PointVerb::Create(arguments) => create(session, arguments).await,
-        PointVerb::Show { point } => {
+        PointVerb::Show {
+            point,
+            group: Some(group),
+        } => group::show_point(session, &group, &point).await,
+        PointVerb::Show { point, group: None } => {
             let point = find::point(session, None, &point).await?;
             let machines = find::machines(session).await?;
             session.output.one(&whole(&point, &machines))
         }
+        PointVerb::Export(ExportArgs {
+            what,
+            group: Some(group),
+            target,
+        }) => group::export_point(session, &group, &what, &target).await,
         PointVerb::Export(arguments) => export::point(session, arguments).await,
         PointVerb::Changes(arguments) => changes(session, arguments).await,
-        PointVerb::RemoveData { point } => {
-            ask(
-                session,
-                &point,
-                "RemoveAssociatedData",
-                "has no data any more",
-            )
-            .await
+        PointVerb::RemoveData { point, group } => {
+            let (method, done) = ("RemoveAssociatedData", "has no data any more");
+            match group {
+                Some(group) => group::ask(session, &group, &point, method, done).await,
+                None => ask(session, &point, method, done).await,
+            }
         }
-        PointVerb::Delete { point } => {
-            ask(session, &point, "DestroyReferencePoint", "is deleted").await
+        PointVerb::Delete { point, group } => {
+            let (method, done) = ("DestroyReferencePoint", "is deleted");
+            match group {
+                Some(group) => group::ask(session, &group, &point, method, done).await,
+                None => ask(session, &point, method, done).await,
+            }
         }
     }
 }
@@ -199,7 +213,15 @@ pub(super) async fn made(session: &Session, called: &Called) -> Result<Point> {
 }
 
 async fn create(session: &Session, a: CreatePointArgs) -> Result<()> {
-    let machine = find::machine(session, &a.vm).await?;
+    let vm = match (&a.vm, &a.group) {
+        (_, Some(group)) => {
+            let name = a.name.as_deref();
+            return group::create_point(session, group, a.kind, a.consistency, name).await;
+        }
+        (Some(vm), None) => vm,
+        (None, None) => return Err(Error::usage("name a machine, or a collection with --group")),
+    };
+    let machine = find::machine(session, vm).await?;
     let called = request(session, &machine, a.kind, a.consistency, a.name.as_deref()).await?;
     if let Followed::Left = session.follow(&called).await? {
         return Ok(());

@@ -49,7 +49,7 @@ fn row(job: &Instance) -> Row {
         .text("id", "Id", text(job, "InstanceID"))
         .text("title", "Job", title(job))
         .text("state", "State", job_state(job))
-        .number("percent", "%", number(job, "PercentComplete"))
+        .number("percent", "Percent", number(job, "PercentComplete"))
         .maybe("submitted", "Submitted", started)
         .text("elapsed", "Took", elapsed(job))
         .maybe("owner", "Owner", some_text(job, "Owner"))
@@ -130,14 +130,17 @@ async fn show(session: &Session, wanted: &str) -> Result<()> {
         .both(
             "errors",
             "Errors",
-            if told.is_empty() {
-                told
-            } else {
-                format!("{}\n", told.trim_end())
-            },
+            below_title(&told),
             chain.iter().map(crate::inspect::json_instance).collect(),
         );
     session.output.one(&row)
+}
+
+/// A chain of causes as a value below its title, which brings an indent of its own.
+fn below_title(chain: &str) -> String {
+    let lines = chain.lines().map(|l| l.strip_prefix("  ").unwrap_or(l));
+    // With an end of line even a single cause stands below.
+    lines.fold(String::new(), |text, line| text + line + "\n")
 }
 
 async fn follow(session: &Session, wanted: &str) -> Result<()> {

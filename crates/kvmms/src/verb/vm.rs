@@ -173,7 +173,7 @@ pub(super) async fn describe(session: &Session, machine: &Machine) -> Result<Row
             Row::new()
                 .text("title", "Job", watch::title(j))
                 .text("state", "State", watch::outcome(j))
-                .number("percent", "%", number(j, "PercentComplete"))
+                .number("percent", "Percent", number(j, "PercentComplete"))
                 .text("id", "Id", text(j, "InstanceID"))
         })
         .collect();

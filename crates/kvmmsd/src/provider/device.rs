@@ -124,10 +124,10 @@ impl Provider for Devices {
                 if let Some(DeviceKind::Nic { mac, .. }) = vm.device(id).map(|d| &d.kind) {
                     i.set("PermanentAddress", mac.as_str());
                 }
-                if let Some(DeviceKind::Disk(disk)) = vm.device(id).map(|d| &d.kind) {
-                    if let Some(node) = disk.layers.nodes.get(&disk.layers.active) {
-                        i.set("BlockSize", 512u64).set("NumberOfBlocks", node.size / 512);
-                    }
+                if let Some(DeviceKind::Disk(disk)) = vm.device(id).map(|d| &d.kind)
+                    && let Some(node) = disk.layers.nodes.get(&disk.layers.active)
+                {
+                    i.set("BlockSize", 512u64).set("NumberOfBlocks", node.size / 512);
                 }
             }
             Part::Processor | Part::Security => {}

@@ -134,6 +134,7 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(host::HostInventory),
         Arc::new(host::Counters),
         Arc::new(host::Files),
+        Arc::new(host::FileSystems),
         Arc::new(host::Interop),
         Arc::new(host::Pools),
         Arc::new(host::Capabilities),

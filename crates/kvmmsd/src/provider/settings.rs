@@ -173,10 +173,10 @@ pub(crate) fn apply(instance: &Instance, name: &mut String, notes: &mut Vec<Stri
     set(&mut s.automatic_shutdown_action, limited("AutomaticShutdownAction", &[2, 3, 4])?);
     set(&mut s.automatic_recovery_action, limited("AutomaticRecoveryAction", &[2, 3, 4])?);
     set(&mut s.user_snapshot_type, limited("UserSnapshotType", &[2, 3, 4, 5])?);
-    if let Value::Datetime(delay) = instance.get("AutomaticStartupActionDelay") {
-        if let Some(delay) = delay.as_duration() {
-            s.automatic_startup_delay = delay.as_secs();
-        }
+    if let Value::Datetime(delay) = instance.get("AutomaticStartupActionDelay")
+        && let Some(delay) = delay.as_duration()
+    {
+        s.automatic_startup_delay = delay.as_secs();
     }
     for (property, field) in [
         ("BIOSSerialNumber", &mut s.bios_serial),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use cim::{Instance, Name, Path};
 use uuid::Uuid;
+use vmms::group::GroupKind;
 use vmms::job::{JobState, StateChange};
 use vmms::point::{Consistency, PointType};
+use vmms::snapshot::SnapshotKind;
 use vmms::vm::device::{NewDevice, add};
 use vmms::vm::{Asked, NewVm, Settings};
 use vmms::{Dirs, Vmms};
@@ -38,6 +40,15 @@ impl Bench {
         let bare = define(&vmms, "bare", 2).await;
         furnish(&vmms, full, dir.path()).await;
         let asked = Asked::default();
+        // A snapshot below another one, and applied.
+        for name in ["s1", "s2"] {
+            let kind = SnapshotKind::Disk;
+            let made = vmms::snapshot::create(&vmms, full, kind, None, name, &asked).await;
+            let (snapshot, job) = made.expect("snapshot");
+            done(&vmms, job).await;
+            let applied = vmms::snapshot::apply(&vmms, snapshot, &asked).await;
+            done(&vmms, applied.expect("apply")).await;
+        }
         let start = vmms::vm::request_state(&vmms, full, StateChange::Start, &asked)
             .await
             .expect("start");
@@ -48,6 +59,7 @@ impl Bench {
                     .await;
             done(&vmms, made.expect("point").1).await;
         }
+        collect(&vmms, full).await;
         Bench {
             dir,
             service: Service::new(vmms),
@@ -203,6 +215,23 @@ async fn furnish(vmms: &Arc<Vmms>, vm: Uuid, dir: &FilePath) {
         enabled: true,
     };
     new(connection).await.expect("connection");
+}
+
+/// A collection with the machine, a collection of that collection, and a point of it.
+async fn collect(vmms: &Arc<Vmms>, vm: Uuid) {
+    let machines = vmms::group::manage::define(vmms, "machines", None, GroupKind::Machines).await;
+    let machines = machines.expect("collection");
+    vmms::group::manage::add(vmms, machines, vm)
+        .await
+        .expect("member");
+    let above = vmms::group::manage::define(vmms, "all", None, GroupKind::Management).await;
+    let above = above.expect("collection");
+    vmms::group::manage::add(vmms, above, machines)
+        .await
+        .expect("member");
+    let (kind, level) = (PointType::Rct, Some(Consistency::Crash));
+    let made = vmms::group::create_point(vmms, machines, kind, level, "g", &Asked::default()).await;
+    done(vmms, made.expect("point").1).await;
 }
 
 async fn done(vmms: &Arc<Vmms>, job: Uuid) {

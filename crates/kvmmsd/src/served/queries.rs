@@ -345,17 +345,15 @@ async fn job_records_outlive_their_jobs_and_are_found_by_their_id() {
     let records = bench
         .found(NAMESPACE, "SELECT * FROM Kvmms_JobRecord")
         .await;
-    // A start and two points.
-    assert_eq!(records.len(), 3);
+    // At least a start and two points; merging in the background comes and goes.
+    assert!(records.len() >= 3, "{}", records.len());
     let id = records
         .iter()
         .find_map(|r| r.get_str("InstanceID").map(str::to_owned))
         .unwrap_or_default();
-    bench
-        .service
-        .vmms
-        .db
-        .forget(uuid::Uuid::parse_str(&id).unwrap_or_default());
+    let job = uuid::Uuid::parse_str(&id).unwrap_or_default();
+    let retired = bench.service.vmms.db.retire(job).await;
+    assert!(retired.is_ok(), "{retired:?}");
     let gone = bench
         .found(
             NAMESPACE,
@@ -385,7 +383,9 @@ async fn disks_and_points_are_told_in_detail() {
     let found = bench.found(NAMESPACE, "SELECT * FROM Kvmms_Disk").await;
     let disk = one(&found);
     assert_eq!(disk.get_str("Format"), Some("raw"));
-    assert_eq!(disk.get("LayerCount").to_text().as_deref(), Some("3"));
+    let layers = disk.get("Layers").items().len();
+    assert!(layers > 1, "{layers}");
+    assert_eq!(disk.get("LayerCount").to_text(), Some(layers.to_string()));
     assert!(
         disk.get_str("Warning")
             .is_some_and(|w| w.contains("not the whole disk"))
@@ -397,7 +397,8 @@ async fn disks_and_points_are_told_in_detail() {
     let points = bench
         .found(NAMESPACE, "SELECT * FROM Kvmms_ReferencePointDetail")
         .await;
-    assert_eq!(points.len(), 2);
+    // Two of the machine, one of the collection.
+    assert_eq!(points.len(), 3);
     assert!(
         points
             .iter()

@@ -61,22 +61,24 @@ impl Provider for History {
     }
 }
 
-/// The newest stored jobs, newest first. Identifiers say nothing about age, so all pages are looked through; never
-/// more than a page beyond the wanted number is in memory.
+/// The newest jobs, visible and past, newest first. Identifiers say nothing about age, so all pages of the history are
+/// looked through; never more than a page beyond the wanted number is in memory.
 async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
-    let mut kept: Vec<Job> = service.vmms.jobs();
+    let mut kept = service.vmms.jobs();
     let mut after = None;
     loop {
         let page = service.vmms.db.history(after, PAGE).await?;
         // Pages may be short where records are large; only an empty one is the end.
-        let Some(last) = page.last() else {
-            return Ok(kept);
-        };
-        after = Some(last.id);
+        let last = page.last().map(|job| job.id);
         kept.extend(page);
         kept.sort_by_key(|job| std::cmp::Reverse((job.submitted, job.id)));
+        // A job may have gone to the history just now.
         kept.dedup_by_key(|job| job.id);
         kept.truncate(most);
+        if last.is_none() {
+            return Ok(kept);
+        }
+        after = last;
     }
 }
 

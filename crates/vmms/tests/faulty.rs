@@ -248,3 +248,37 @@ async fn a_process_that_dies_in_the_mark_fails_the_point_only() {
     assert_eq!(files(&bench.path("images")), ["a.qcow2", "b.qcow2"]);
     bed.point(PointType::Log).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_runs_on_whatever_fails_while_its_disk_is_folded() {
+    for method in ["quiesce", "commit", "release", "reconcile"] {
+        for lose in [false, true] {
+            let Faulty { bench, fake } = faulty().await;
+            let bed = bench.machine(&TWO).await;
+            bed.state(StateChange::Start).await;
+            let point = bed.point(PointType::Log).await;
+            let fault = if lose {
+                lost()
+            } else {
+                Fault::refuse("scripted")
+            };
+            fake.script().on_next(method, fault);
+            bed.destroy(point).await;
+            let machine = fake.machine(bed.vm).unwrap();
+            let status = machine.status().await.unwrap();
+            assert!(
+                matches!(status, hypervisor::MachineStatus::Running),
+                "{method} {lose}: {status:?}"
+            );
+            let again = bed.point(PointType::Log).await;
+            bed.destroy(again).await;
+            assert_eq!(
+                files(&bench.path("images")),
+                ["a.qcow2", "b.qcow2"],
+                "{method} {lose}"
+            );
+            let status = machine.status().await.unwrap();
+            assert!(matches!(status, hypervisor::MachineStatus::Running));
+        }
+    }
+}

@@ -406,20 +406,33 @@ async fn fold_running(
             Ok(())
         })
         .await?;
-    let quiesced = machine.quiesce().await?;
+    let quiesced = match machine.quiesce().await {
+        Ok(quiesced) => quiesced,
+        Err(error) => {
+            // It may stand still nevertheless.
+            settle(vmms, vm.id).await?;
+            return Err(error.into());
+        }
+    };
     let folded = machine.commit(&order, &JobControl::new()).await;
     let recorded = match folded {
         Ok(_) => committed(vmms, vm.id, disk, disk.layers.active).await,
         Err(error) => Err(error.into()),
     };
     // Only a guest whose record is in order may write again; otherwise `settle` decides and lets it go on.
-    match recorded {
-        Ok(()) => Ok(machine.release(quiesced).await?),
-        Err(error) => {
-            settle(vmms, vm.id).await?;
-            Err(error)
-        }
+    if let Err(error) = recorded {
+        settle(vmms, vm.id).await?;
+        return Err(error);
     }
+    let mut released = machine.release(quiesced).await;
+    for _ in 0..5 {
+        if released.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        released = machine.release(quiesced).await;
+    }
+    Ok(released?)
 }
 
 /// Drops an instant. What changed up to it is added to the map of its child first; doing that twice changes nothing.

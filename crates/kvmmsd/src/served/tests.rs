@@ -194,3 +194,68 @@ async fn methods_of_unserved_classes_are_refused_with_a_reason_and_a_remedy() {
     }
     assert!(tried > 20, "{tried}");
 }
+
+#[tokio::test]
+async fn the_management_capabilities_list_what_is_served_and_nothing_else() {
+    let bench = Bench::new().await;
+    let namespace = msvm::virtualization();
+    let found = bench
+        .list(namespace.name(), "Msvm_VirtualSystemManagementCapabilities")
+        .await;
+    let capabilities = found.first().expect("capabilities");
+    let class = namespace
+        .class("Msvm_VirtualSystemManagementCapabilities")
+        .expect("a class");
+    let mut listed: Vec<String> = Vec::new();
+    for property in [
+        "SynchronousMethodsSupported",
+        "AsynchronousMethodsSupported",
+    ] {
+        let declared = class.property(property).expect("a property");
+        for number in capabilities.get(property).items() {
+            let number = number.to_text().unwrap_or_default();
+            // The numbers below 32767 are CIM's and have names of their own.
+            listed.push(match number.as_str() {
+                "2" => "DefineSystem".to_owned(),
+                "3" => "DestroySystem".to_owned(),
+                "5" => "ModifyResourceSettings".to_owned(),
+                "6" => "ModifySystemSettings".to_owned(),
+                "7" => "RemoveResourceSettings".to_owned(),
+                "10" => "AddResourceSettings".to_owned(),
+                _ => label(&declared.qualifiers, &number).expect("a listed method"),
+            });
+        }
+    }
+    let service = namespace
+        .class("Msvm_VirtualSystemManagementService")
+        .expect("a class");
+    let mut wrong = Vec::new();
+    for method in service.methods.iter() {
+        let name = method.name.as_str();
+        let path = cim::Path::class(service.name.clone());
+        let answer = bench.invoke(path, name).await;
+        let Ok(wbem::Response::Invoked { return_value, .. }) = answer else {
+            // A parameter that names nothing: the method is there.
+            continue;
+        };
+        let refused = return_value == Value::Uint32(msvm::code::NOT_SUPPORTED);
+        if refused == listed.iter().any(|l| l == name) {
+            wrong.push(format!("{name}: refused {refused}"));
+        }
+    }
+    problems(wrong);
+}
+
+/// The name a value map gives a number.
+fn label(qualifiers: &[cim::Qualifier], number: &str) -> Option<String> {
+    let texts = |name: &str| match cim::qualifier(qualifiers, name) {
+        Some(cim::Literal::List(items)) => items
+            .iter()
+            .filter_map(cim::Literal::as_text)
+            .map(str::to_owned)
+            .collect(),
+        _ => Vec::new(),
+    };
+    let at = texts("ValueMap").iter().position(|n| n == number)?;
+    texts("Values").get(at).cloned()
+}

@@ -116,8 +116,12 @@ fn management() -> Object {
             "SynchronousMethodsSupported",
             vec![2u16, 5, 6, 7, 10, 32784, 32788, 32797],
         )
-        // DestroySystem, ImportSystemDefinition.
-        .set("AsynchronousMethodsSupported", vec![3u16, 32770]);
+        // DestroySystem, ValidatePlannedSystem, ImportSystemDefinition, RealizePlannedSystem,
+        // ExportSystemDefinition.
+        .set(
+            "AsynchronousMethodsSupported",
+            vec![3u16, 32767, 32770, 32772, 32778],
+        );
     fixed("Microsoft:ManagementCapabilities", i, class)
 }
 

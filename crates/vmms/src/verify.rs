@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use disk::Qcow2Layer;
-use disk::manifest::Manifest;
+use disk::manifest::{MANIFEST_NAME, Manifest};
 use disk::verify::{Export, Problem, Verdict, open_exports};
 
 use crate::export::layout;
@@ -16,21 +16,50 @@ use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault};
 /// Longest chain of exports.
 const MAX_CHAIN: usize = 4096;
 
-/// Starts a job that proves the export in `directory` (the one with the manifest, or the export directory with one
-/// machine in it). Refused at once where there is no complete export.
+/// How deep below an export directory manifests lie: machine, further point.
+const DEPTH: usize = 2;
+
+/// Starts a job that proves every export in `directory` and below, each with all it builds on: a directory with a manifest, or
+/// an export directory with any number of machines and points. Refused at once where there is no complete export.
 pub async fn verify_export(
     vmms: &Arc<Vmms>,
     directory: &Path,
     asked: &Asked,
 ) -> Result<uuid::Uuid> {
-    let directory = find_export(directory)?;
+    if exports_below(directory)?.is_empty() {
+        return Err(fault!(ManifestUnusable, directory.display()));
+    }
+    let directory = directory.to_owned();
     let affected = vec![(Element::Image(directory.clone()), Effect::Other)];
     vmms.submit(Task::Verify { directory }, asked.submission(affected))
         .await
 }
 
-/// The directory with the manifest: the one named, or the only one in it that has one.
+/// The export that a directory means: the one named if it has a manifest, else the only one below it.
 pub(crate) fn find_export(directory: &Path) -> Result<PathBuf> {
+    let found = exports_below(directory)?;
+    match found.as_slice() {
+        [] => Err(fault!(ManifestUnusable, directory.display())),
+        [only] => Ok(only.clone()),
+        [first, ..] if first == directory => Ok(first.clone()),
+        several => {
+            let names: Vec<String> = several.iter().map(|d| d.display().to_string()).collect();
+            let why = format!(
+                "it holds several exports, name one of them: {}",
+                names.join(", ")
+            );
+            Err(fault!(
+                InvalidValue,
+                "the directory",
+                directory.display(),
+                why
+            ))
+        }
+    }
+}
+
+/// The directories with a manifest, `directory` itself first.
+fn exports_below(directory: &Path) -> Result<Vec<PathBuf>> {
     if !directory.is_absolute() {
         return Err(fault!(
             PathNotUsable,
@@ -38,20 +67,26 @@ pub(crate) fn find_export(directory: &Path) -> Result<PathBuf> {
             "it is not absolute"
         ));
     }
-    let has = |dir: &Path| dir.join(disk::manifest::MANIFEST_NAME).is_file();
-    if has(directory) {
-        return Ok(directory.to_owned());
+    std::fs::read_dir(directory).map_err(|e| Fault::io("list", directory, &e))?;
+    let mut found = Vec::new();
+    let mut level = vec![directory.to_owned()];
+    for _ in 0..=DEPTH {
+        found.extend(
+            level
+                .iter()
+                .filter(|d| d.join(MANIFEST_NAME).is_file())
+                .cloned(),
+        );
+        let mut next: Vec<PathBuf> = level
+            .iter()
+            .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten())
+            .filter_map(|entry| entry.ok().map(|e| e.path()))
+            .filter(|path| path.is_dir())
+            .collect();
+        next.sort();
+        level = next;
     }
-    let list = std::fs::read_dir(directory).map_err(|e| Fault::io("list", directory, &e))?;
-    let mut found: Vec<PathBuf> = list
-        .filter_map(|e| e.ok().map(|e| e.path()))
-        .filter(|d| has(d))
-        .collect();
-    found.sort();
-    match (found.pop(), found.is_empty()) {
-        (Some(only), true) => Ok(only),
-        _ => Err(fault!(ManifestUnusable, directory.display())),
-    }
+    Ok(found)
 }
 
 /// The exports that the one in `dir` builds on, the full one first, `dir` last.
@@ -117,35 +152,87 @@ fn base_dir(dir: &Path, manifest: &Manifest, base: &str) -> Option<PathBuf> {
     layout::find(candidates.collect::<Vec<_>>(), &manifest.machine.id, base)
 }
 
-/// Proves the export.
+/// Proves the exports.
 pub(crate) async fn run(_vmms: &Arc<Vmms>, ctx: &JobContext, directory: &Path) -> Result<()> {
     ctx.checkpoint().await?;
     let dir = directory.to_owned();
     let (cancel, told) = (ctx.cancel_flag(), ctx.clone());
-    let verdicts = blocking(move || {
-        let dirs: Vec<PathBuf> = chain_of(&dir)?.into_iter().map(|e| e.dir).collect();
-        let progress = |p: disk::Progress| told.progress(p.done, p.total);
-        Ok(disk::verify(&dirs, &progress, &cancel)?)
-    })
-    .await
-    .map_err(|cause| match cause.kind() {
+    let proof = blocking(move || prove(&dir, &told, &cancel)).await;
+    let proof = proof.map_err(|cause| match cause.kind() {
         Kind::Cancelled => cause,
         _ => fault!(VerifyFailed, directory.display()).caused_by(cause),
     })?;
-    let report: Vec<String> = verdicts.iter().map(line).collect();
     ctx.output(|output| {
         output.directory = Some(directory.to_owned());
-        output.bytes_read = verdicts.iter().map(|v| v.bytes).sum();
-        output.report = report;
+        output.bytes_read = proof.bytes;
+        output.report = proof.report;
     })
     .await?;
-    let causes: Vec<Fault> = verdicts.into_iter().filter_map(cause).collect();
-    if causes.is_empty() {
+    if proof.causes.is_empty() {
         return Ok(());
     }
     let mut failed = fault!(VerifyFailed, directory.display());
-    failed.causes = causes;
+    failed.causes = proof.causes;
     Err(failed)
+}
+
+/// What was found in all exports together.
+#[derive(Default)]
+struct Proof {
+    bytes: u64,
+    report: Vec<String>,
+    causes: Vec<Fault>,
+}
+
+fn prove(directory: &Path, ctx: &JobContext, cancel: &disk::CancelFlag) -> Result<Proof> {
+    let mut proof = Proof::default();
+    let mut chains: Vec<Vec<PathBuf>> = Vec::new();
+    for dir in exports_below(directory)? {
+        match chain_of(&dir) {
+            Ok(chain) => chains.push(chain.into_iter().map(|e| e.dir).collect()),
+            Err(cause) => {
+                proof.report.push(format!("{}: {cause}", dir.display()));
+                proof.causes.push(cause);
+            }
+        }
+    }
+    // What another one builds on is proven with that one.
+    let beneath: Vec<PathBuf> = chains
+        .iter()
+        .flat_map(|c| c.split_last().map_or(&[][..], |(_, below)| below))
+        .cloned()
+        .collect();
+    chains.retain(|c| c.last().is_some_and(|top| !beneath.contains(top)));
+    let mut before = 0;
+    for chain in &chains {
+        let seen = std::sync::atomic::AtomicU64::new(0);
+        let progress = |p: disk::Progress| {
+            seen.fetch_max(p.total, std::sync::atomic::Ordering::Relaxed);
+            ctx.progress(before + p.done, before + p.total);
+        };
+        match disk::verify(chain, &progress, cancel) {
+            Ok(verdicts) => {
+                for verdict in verdicts {
+                    let line = line(&verdict);
+                    // Two chains may share their first exports.
+                    if !proof.report.contains(&line) {
+                        proof.bytes += verdict.bytes;
+                        proof.report.push(line);
+                        proof.causes.extend(cause(verdict));
+                    }
+                }
+            }
+            Err(error) => {
+                let cause = Fault::from(error);
+                if cause.kind() == Kind::Cancelled {
+                    return Err(cause);
+                }
+                proof.causes.push(cause);
+            }
+        }
+        before += seen.into_inner();
+    }
+    Ok(proof)
 }
 
 fn line(verdict: &Verdict) -> String {
@@ -169,10 +256,16 @@ fn cause(verdict: Verdict) -> Option<Fault> {
         Problem::Block { offset, .. } | Problem::Unlisted { offset } => {
             fault!(DigestMismatch, what, offset)
         }
-        Problem::Length { path, expected, found } => {
+        Problem::Length {
+            path,
+            expected,
+            found,
+        } => {
             fault!(DigestMismatch, path.display(), expected.min(found))
         }
-        Problem::Unreadable(error) => fault!(Block, format!("{what} cannot be read")).caused_by(error),
+        Problem::Unreadable(error) => {
+            fault!(Block, format!("{what} cannot be read")).caused_by(error)
+        }
         problem => fault!(Block, format!("{what}: {problem}")),
     })
 }

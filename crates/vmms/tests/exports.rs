@@ -492,3 +492,44 @@ async fn a_guest_that_runs_on_is_not_disturbed_by_an_export() {
     bed.state(StateChange::Stop).await;
     bed.assert_present().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_export_directory_is_proven_and_one_export_of_it_imported() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&ONE).await;
+    let first = bed.point(PointType::Log).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let second = bed.point(PointType::Log).await;
+    bed.export(first, None, "out").await;
+    let job = bed.export(second, Some(first), "out").await;
+    let (asked, whole) = (Asked::default(), bench.path("out"));
+    let proof = vmms::verify::verify_export(&bench.vmms, &whole, &asked);
+    let proof = bench.done(proof.await.unwrap()).await;
+    for point in [first, second] {
+        let about = vmms::guid(point);
+        assert!(
+            proof.output.report.iter().any(|l| l.contains(&about)),
+            "{about}: {:?}",
+            proof.output.report
+        );
+    }
+    // Damage in the later one is found from the top.
+    let image = &job.output.disks[0].file;
+    let mut bytes = std::fs::read(image).unwrap();
+    let at = bytes.iter().position(|b| *b == 1).unwrap() + 300_000;
+    bytes[at] ^= 1;
+    std::fs::write(image, &bytes).unwrap();
+    let proof = vmms::verify::verify_export(&bench.vmms, &whole, &asked);
+    let proof = bench.vmms.wait(proof.await.unwrap()).await.unwrap();
+    assert_eq!(proof.state, JobState::Exception);
+    let (dir, to) = (bench.path("out"), bench.path("new"));
+    let refused = vmms::import::import_export(&bench.vmms, &dir, None, &to, &asked).await;
+    assert_eq!(refused.unwrap_err().message, Message::InvalidValue);
+    let (dir, name) = (dir.join(vmms::guid(bed.vm)), Some("old".to_owned()));
+    let import = vmms::import::import_export(&bench.vmms, &dir, name, &to, &asked).await;
+    bench.done(import.unwrap().1).await;
+    let found = bench
+        .contents(&to.join("a.qcow2"), ImageFormat::Qcow2)
+        .await;
+    assert!(found.iter().all(|b| *b == 0), "the first point");
+}

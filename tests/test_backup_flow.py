@@ -115,3 +115,129 @@ def test_a_backup_program_goes_its_whole_way_twice(host, guests, scratch):
     assert changes(host, data, ids[disk.text("InstanceID").lower()], 64 * MIB)
     host.do(POINTS, "DestroyReferencePoint", AffectedReferencePoint=base.ref)
     assert [p.ref for p in machine.points()] == [newer.ref]
+
+
+def test_both_intents_of_a_differential_backup(host, guests, scratch):
+    machine, boot, data = running_writer(host, guests, scratch, "intents")
+    first = snapshot(machine)
+    backup(machine, scratch / "full", first)
+    base = convert(machine, first)
+    let_it_write(machine, data)
+    second, copies = held_still(machine, [boot, data], scratch / "f2", lambda: snapshot(machine))
+    backup(machine, scratch / "kept", second, base, intent=0)
+    backup(machine, scratch / "merged", second, base, intent=1)
+    for directory in ("kept", "merged"):
+        assert_holds(scratch / directory, copies)
+    assert images.backing_of(image(scratch / "kept", "data"))
+    assert images.backing_of(image(scratch / "merged", "data")) is None, "a whole image of its own"
+
+
+def test_an_application_snapshot_without_an_agent_fails_so_that_tools_fall_back(host, guests, scratch):
+    machine, _, data = running_writer(host, guests, scratch, "fallback")
+    with pytest.raises(JobFailed) as failed:
+        snapshot(machine, consistency=APPLICATION)
+    assert failed.value.errors and failed.value.job.text("ErrorDescription")
+    assert snapshots(machine) == []
+    let_it_write(machine, data)
+    assert snapshot(machine, consistency=CRASH)
+
+
+def test_recovery_snapshots_are_only_converted(host, guests, scratch):
+    machine, _, _ = running_writer(host, guests, scratch, "recovery")
+    snap = snapshot(machine)
+    for method, parameter in (("DestroySnapshot", "AffectedSnapshot"), ("DestroySnapshotTree", "SnapshotSettingData")):
+        with pytest.raises(Refused) as refused:
+            host.call(SNAPSHOTS, method, **{parameter: snap.ref})
+        assert refused.value.code == 32775
+    other = snapshot(machine, DISK)
+    with pytest.raises(Refused) as refused:
+        host.call(SNAPSHOTS, "ConvertToReferencePoint", AffectedSnapshot=other.ref)
+    assert refused.value.code == 32775
+
+
+def test_snapshots_form_a_tree_that_clients_can_walk(host, guests, scratch):
+    machine, boot, data = running_writer(host, guests, scratch, "tree")
+    first, copies = held_still(machine, [boot, data], scratch / "f1", lambda: snapshot(machine, DISK, name="first"))
+    assert first.text("ElementName") == "first"
+    assert first.text("VirtualSystemType") == "Microsoft:Hyper-V:Snapshot:Realized"
+    let_it_write(machine, data)
+    second = snapshot(machine, DISK, name="second")
+    assert [s.ref for s in snapshots(machine)] == [first.ref, second.ref]
+    assert Ref.parse(machine.api.get(second.ref).text("Parent")) == first.ref
+    current = machine.api.associators(machine.ref, "Msvm_MostCurrentSnapshotInBranch")
+    assert [s.ref for s in current] == [second.ref]
+    children = machine.api.associators(first.ref, "Msvm_ParentChildSettingData", role="Antecedent")
+    assert [s.ref for s in children] == [second.ref]
+    assert machine.api.associators(machine.ref, "Msvm_LastAppliedSnapshot") == []
+
+    with pytest.raises(Refused) as refused:
+        host.call(SNAPSHOTS, "ApplySnapshot", Snapshot=first.ref)
+    assert refused.value.code == 32775, "not while it runs"
+    machine.stop()
+    _, job = host.do(SNAPSHOTS, "ApplySnapshot", Snapshot=first.ref)
+    assert job.num("JobType") == 71
+    assert [s.ref for s in machine.api.associators(machine.ref, "Msvm_LastAppliedSnapshot")] == [first.ref]
+    assert [s.ref for s in machine.api.associators(machine.ref, "Msvm_MostCurrentSnapshotInBranch")] == [first.ref]
+    # Told by an export of the machine as it is now.
+    export(machine, scratch / "now", CopySnapshotConfiguration=U8(NONE), CreateVmExportSubdirectory=False)
+    assert_holds(scratch / "now", copies)
+    machine.start()
+    let_it_write(machine, data)
+    third = snapshot(machine, DISK, name="third")
+    assert len(machine.api.associators(first.ref, "Msvm_ParentChildSettingData", role="Antecedent")) == 2
+    machine.stop()
+    _, job = host.do(SNAPSHOTS, "DestroySnapshotTree", SnapshotSettingData=first.ref)
+    assert job.num("JobType") == 72 and third and snapshots(machine) == []
+
+
+def test_an_exported_machine_is_imported_planned_validated_and_realized(host, guests, scratch):
+    machine, boot, data = running_writer(host, guests, scratch, "moved")
+    first, copies = held_still(machine, [boot, data], scratch / "f1", lambda: snapshot(machine, DISK))
+    job = export(machine, scratch / "out", CopySnapshotConfiguration=U8(ONE), SnapshotVirtualSystem=first.ref.text())
+    assert job.num("JobState") == DONE
+    machine.stop()
+    config, = (scratch / "out" / machine.guid.upper() / "Virtual Machines").glob("????????-*[0-9A-F].json")
+    result = host.call(MANAGEMENT, "ImportSystemDefinition", SystemDefinitionFile=str(config), SnapshotFolder=str(scratch / "in"),
+                       GenerateNewSystemIdentifier=True)
+    host.finish(result)
+    planned, = machine.api.associators(host.job(result), "Msvm_AffectedJobElement", "Msvm_PlannedComputerSystem")
+    assert planned.ref.keys["Name"].lower() != machine.guid.lower()
+    for method, number in (("ValidatePlannedSystem", 140), ("RealizePlannedSystem", 141)):
+        result = host.call(MANAGEMENT, method, PlannedSystem=planned.ref)
+        assert result.value == 4096
+        assert host.finish(result).num("JobType") == number
+    realized, = machine.api.associators(host.job(result), "Msvm_AffectedJobElement", "Msvm_ComputerSystem")
+    other = type(machine)(host, realized.ref)
+    host.machines.append(other)
+    for name, copy in copies.items():
+        images.assert_same(scratch / "in" / f"{Path(name).stem}.qcow2", copy, "qcow2", "raw")
+    other.start()
+    assert other.qemu()
+
+
+def test_a_restored_machine_takes_its_point_over_and_the_chain_goes_on(host, guests, scratch):
+    machine, boot, data = running_writer(host, guests, scratch, "restored")
+    first = snapshot(machine)
+    backup(machine, scratch / "full", first)
+    base = convert(machine, first)
+    machine.stop()
+    machine.destroy()
+    config = scratch / "full" / "Virtual Machines" / f"{machine.guid.upper()}.json"
+    result, _ = host.do(MANAGEMENT, "ImportSystemDefinition", SystemDefinitionFile=str(config), SnapshotFolder=str(scratch / "in"),
+                        GenerateNewSystemIdentifier=False)
+    planned = result["ImportedSystem"]
+    assert planned.class_name == "Msvm_PlannedComputerSystem" and planned.keys["Name"].lower() == machine.guid.lower()
+    host.do(MANAGEMENT, "RealizePlannedSystem", PlannedSystem=planned)
+    _, job = host.do(POINTS, "ImportReferencePointMetadata", AffectedSystem=machine.ref, ConfigFilePath=str(config), RuntimeStateFilePath="")
+    assert job.num("JobType") == 209
+    assert [p.ref for p in machine.points()] == [base.ref]
+    machine.start()
+    let_it_write(machine, scratch / "in" / "data.qcow2")
+    second, copies = held_still(machine, [], scratch / "f2", lambda: snapshot(machine))
+    backup(machine, scratch / "next", second, base)
+    machine.stop()
+    for stem in ("boot", "data"):
+        file = image(scratch / "next", stem)
+        images.check(file)
+        assert images.backing_of(file)
+    assert copies == {}

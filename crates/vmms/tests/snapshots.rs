@@ -62,6 +62,7 @@ fn order(bed: &Bed<'_>, to: &str) -> SystemExport {
     SystemExport {
         snapshot: None,
         own: false,
+        others: Vec::new(),
         base: None,
         directory: bed.bench.path(to),
         subdirectory: false,

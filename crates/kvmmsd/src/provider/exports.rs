@@ -92,6 +92,7 @@ fn order(
     Ok(SystemExport {
         snapshot,
         own: false,
+        others: Vec::new(),
         base,
         directory,
         subdirectory: given_bool(settings, "CreateVmExportSubdirectory").unwrap_or(true),

@@ -59,7 +59,6 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::ModifyKvpItems
         | Method::ModifyServiceSettings
         | Method::ModifySystemComponentSettings
-        | Method::RealizePlannedSystem
         | Method::RemoveBootSourceSettings
         | Method::RemoveFeatureSettings
         | Method::RemoveFibreChannelChap
@@ -72,8 +71,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::StartService
         | Method::StopService
         | Method::TestNetworkConnection
-        | Method::UpgradeSystemVersion
-        | Method::ValidatePlannedSystem => Err(unserved(call.target.class, call.method)),
+        | Method::UpgradeSystemVersion => Err(unserved(call.target.class, call.method)),
         Method::ExportSystemDefinition => exports::call(service, call).await,
         Method::ImportSystemDefinition => import(service, call).await,
         Method::ValidatePlannedSystem => {

@@ -33,6 +33,9 @@ pub struct SystemExport {
     /// Whether the snapshot was taken for this export and goes with it. Filled in by [`export_system`].
     #[serde(default)]
     pub own: bool,
+    /// The machine's other snapshots that are exported too. Filled in by [`export_system`].
+    #[serde(default)]
+    pub others: Vec<Uuid>,
     /// The point or snapshot whose export this one builds on.
     pub base: Option<Uuid>,
     /// Where to.
@@ -120,6 +123,11 @@ pub async fn export_system(
                 instant_of(vmms, base)?;
             }
         }
+    }
+    if order.all_snapshots {
+        let mut others = snapshot::of_vm(vmms, vm);
+        others.retain(|s| Some(s.id) != order.snapshot && s.kind != SnapshotKind::Recovery);
+        order.others = others.iter().map(|s| s.id).collect();
     }
     let mut submission = asked.submission(affected);
     submission.output = Output {
@@ -343,11 +351,11 @@ async fn plan(
     if let Some(base) = &base {
         check_base(base, &instant, &disks)?;
     }
-    let mut others = Vec::new();
-    if order.all_snapshots {
-        others = snapshot::of_vm(vmms, main.vm);
-        others.retain(|s| s.id != main.id && s.kind != SnapshotKind::Recovery);
-    }
+    let others = order
+        .others
+        .iter()
+        .map(|id| vmms.db.get::<Snapshot>(*id))
+        .collect::<Result<Vec<_>>>()?;
     let job = ctx.job();
     vmms.db
         .change(|draft| {

@@ -313,7 +313,7 @@ impl Task {
     pub fn reads(&self) -> Vec<Uuid> {
         match self {
             Task::ExportPoint { point, .. } => vec![*point],
-            Task::ExportSystem { order, .. } => order.snapshot.into_iter().collect(),
+            Task::ExportSystem { order, .. } => order.snapshot.iter().chain(&order.others).copied().collect(),
             Task::ExportGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
             _ => Vec::new(),
         }

@@ -69,6 +69,9 @@ impl Claims {
         }
         for snapshot in snapshots.iter().map(AsRef::as_ref).filter(|s| s.vm == vm) {
             let nodes = snapshot.disks.iter().map(|d| d.node);
+            if read.contains(&snapshot.id) {
+                claims.read.extend(nodes.clone());
+            }
             claims.needed.extend(nodes.clone());
             claims.wanted.extend(nodes);
         }

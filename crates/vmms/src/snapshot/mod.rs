@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::job::{Job, Task};
+use crate::job::Job;
 use crate::{Element, Result, Vmms, fault, guid};
 
 /// The finished snapshots of a machine, the oldest first.
@@ -54,14 +54,8 @@ pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
 
 /// Refuses a snapshot that a running export reads or builds on.
 fn refuse_busy(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
-    for job in vmms.db.all::<Job>() {
-        let uses = match &job.task {
-            Task::ExportSystem { order, .. } => {
-                order.snapshot == Some(snapshot) || order.base == Some(snapshot)
-            }
-            _ => false,
-        };
-        if uses && !job.state.is_final() {
+    for job in vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
+        if job.task.reads().contains(&snapshot) || job.task.builds_on().contains(&snapshot) {
             return Err(fault!(SnapshotBusy, guid(snapshot), guid(job.id)).about(Element::Snapshot(snapshot)));
         }
     }

@@ -413,7 +413,7 @@ def test_the_command_line_makes_a_collection_takes_exports_shows_and_deletes_its
 
     made = cli("group", "create", "cli", "cli one", "cli two")
     assert made["members"] == ["cli one", "cli two"]
-    assert [g["id"] for g in cli("group", "list")] == [made["id"]]
+    assert made["id"] in [g["id"] for g in cli("group", "list")]
     point = cli("point", "create", "--group", "cli", "--name", "first", "--consistency", "crash", "--type", "log")
     assert point["name"] == "first" and point["longestPauseUs"] > 0
     assert point["skewUs"] <= point["skewLimitUs"]
@@ -439,5 +439,5 @@ def test_the_command_line_makes_a_collection_takes_exports_shows_and_deletes_its
     assert cli("group", "remove", "renamed", "cli two")["members"] == ["cli one"]
     assert cli("group", "add", "renamed", "cli two")["members"] == ["cli one", "cli two"]
     cli("group", "delete", "renamed")
-    assert cli("group", "list") == []
+    assert made["id"] not in [g["id"] for g in cli("group", "list")]
     host.close()

@@ -15,8 +15,8 @@ use hypervisor::fake::{FakeHypervisor, Fault as Scripted};
 use hypervisor::{ImageFormat, ImageTool, MachineStatus};
 use support::{Bed, Bench, MIB, files, options};
 use uuid::Uuid;
-use vmms::group::{Group, GroupKind, GroupPoint, manage};
-use vmms::job::{Job, JobState, StateChange};
+use vmms::group::{Group, GroupKind, GroupPoint, MachineDisks, manage};
+use vmms::job::{Job, JobRequest, JobState, StateChange};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::vm::Asked;
 use vmms::{Element, Message, Options};
@@ -52,7 +52,9 @@ impl<'a> Four<'a> {
             bed.state(StateChange::Start).await;
         }
         beds[2].state(StateChange::Pause).await;
-        let group = manage::define(&bench.vmms, "four", None, GroupKind::Machines).await.unwrap();
+        let group = manage::define(&bench.vmms, "four", None, GroupKind::Machines)
+            .await
+            .unwrap();
         for bed in &beds {
             manage::add(&bench.vmms, group, bed.vm).await.unwrap();
         }
@@ -77,7 +79,9 @@ impl<'a> Four<'a> {
         let (point, job) = self.point(PointType::Log, Some(Consistency::Crash)).await;
         assert_eq!(job.state, JobState::Completed, "{:#?}", job.faults);
         let asked = Asked::default();
-        let job = vmms::group::destroy_point(&self.bench.vmms, point, &asked).await.unwrap();
+        let job = vmms::group::destroy_point(&self.bench.vmms, point, &asked)
+            .await
+            .unwrap();
         self.bench.done(job).await;
     }
 
@@ -104,7 +108,12 @@ impl<'a> Four<'a> {
         for bed in &self.beds {
             for (_, disk) in bed.record().disks() {
                 assert!(disk.layers.pending.is_none(), "{what}");
-                assert_eq!(disk.layers.active_chain().len(), 1, "{what}: {}", disk.path.display());
+                assert_eq!(
+                    disk.layers.active_chain().len(),
+                    1,
+                    "{what}: {}",
+                    disk.path.display()
+                );
             }
         }
         let left = files(&self.bench.path("images"));
@@ -143,7 +152,14 @@ async fn a_point_of_machines_in_every_state_is_of_one_instant_and_goes_whole() {
     let running: Vec<bool> = four
         .beds
         .iter()
-        .map(|bed| point.members.iter().find(|m| m.vm == bed.vm).unwrap().running)
+        .map(|bed| {
+            point
+                .members
+                .iter()
+                .find(|m| m.vm == bed.vm)
+                .unwrap()
+                .running
+        })
         .collect();
     assert_eq!(running, [true, true, false, false]);
     for member in &point.members {
@@ -155,7 +171,9 @@ async fn a_point_of_machines_in_every_state_is_of_one_instant_and_goes_whole() {
     // All stand still before any is marked, and none goes on before all are.
     let calls = fake.script().calls();
     let place = |method: &str| {
-        let all: Vec<usize> = (0..calls.len()).filter(|i| calls[*i].starts_with(method)).collect();
+        let all: Vec<usize> = (0..calls.len())
+            .filter(|i| calls[*i].starts_with(method))
+            .collect();
         (all[0], all[all.len() - 1])
     };
     assert!(place("quiesce").1 < place("mark").0, "{calls:#?}");
@@ -166,7 +184,9 @@ async fn a_point_of_machines_in_every_state_is_of_one_instant_and_goes_whole() {
     assert_eq!(one.unwrap_err().message, Message::PointOfGroup);
     let busy = manage::destroy(&bench.vmms, four.group).await.unwrap_err();
     assert_eq!(busy.message, Message::GroupHasPoints);
-    let job = vmms::group::destroy_point(&bench.vmms, id, &asked).await.unwrap();
+    let job = vmms::group::destroy_point(&bench.vmms, id, &asked)
+        .await
+        .unwrap();
     bench.done(job).await;
     four.assert_untouched("deleted").await;
     manage::destroy(&bench.vmms, four.group).await.unwrap();
@@ -182,7 +202,12 @@ async fn each_member_fails(method: &str, calls: usize, fault: impl Fn() -> Scrip
         let (_, job) = four.point(PointType::Log, Some(Consistency::Crash)).await;
         assert_eq!(job.state, JobState::Exception, "{what}");
         let whole = &job.faults[0];
-        assert_eq!(whole.message, Message::GroupPointFailed, "{what}: {:#?}", job.faults);
+        assert_eq!(
+            whole.message,
+            Message::GroupPointFailed,
+            "{what}: {:#?}",
+            job.faults
+        );
         let members = failed_members(&job);
         assert_eq!(members.len(), 1, "{what}: {:#?}", job.faults);
         assert!(four.beds.iter().any(|b| b.vm == members[0]), "{what}");
@@ -227,7 +252,9 @@ async fn frozen_guests_are_thawed_whatever_fails() {
     let (bench, fake) = bench().await;
     let four = Four::new(&bench, &fake).await;
     // The paused one cannot be frozen at all: it leaves.
-    manage::remove(&bench.vmms, four.group, four.beds[2].vm, true).await.unwrap();
+    manage::remove(&bench.vmms, four.group, four.beds[2].vm, true)
+        .await
+        .unwrap();
     for bed in &four.beds[..2] {
         fake.machine(bed.vm).unwrap().set_agent(true);
     }
@@ -240,20 +267,35 @@ async fn frozen_guests_are_thawed_whatever_fails() {
     ] {
         let what = format!("{method} {nth}");
         four.fail(method, nth, REFUSED());
-        let (_, job) = four.point(PointType::Rct, Some(Consistency::Application)).await;
+        let (_, job) = four
+            .point(PointType::Rct, Some(Consistency::Application))
+            .await;
         assert_eq!(job.state, JobState::Exception, "{what}");
         four.assert_untouched(&what).await;
         for bed in &four.beds[..2] {
             let machine = bench.vmms.machine(bed.vm).unwrap();
-            assert!(!machine.guest_frozen(Duration::from_secs(1)).await.unwrap(), "{what}");
+            assert!(
+                !machine.guest_frozen(Duration::from_secs(1)).await.unwrap(),
+                "{what}"
+            );
         }
     }
-    let (id, job) = four.point(PointType::Rct, Some(Consistency::Application)).await;
+    let (id, job) = four
+        .point(PointType::Rct, Some(Consistency::Application))
+        .await;
     assert_eq!(job.state, JobState::Completed, "{:#?}", job.faults);
     let point = bench.vmms.db.get::<GroupPoint>(id).unwrap();
     assert_eq!(point.consistency, Consistency::Application);
-    let off = bench.vmms.db.get::<Point>(point.point_of(four.beds[3].vm).unwrap()).unwrap();
-    assert!(off.decisions.iter().any(|d| d.reason == "the machine was off"));
+    let off = bench
+        .vmms
+        .db
+        .get::<Point>(point.point_of(four.beds[3].vm).unwrap())
+        .unwrap();
+    assert!(
+        off.decisions
+            .iter()
+            .any(|d| d.reason == "the machine was off")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,7 +305,9 @@ async fn a_paused_member_cannot_be_application_consistent() {
     for bed in &four.beds[..3] {
         fake.machine(bed.vm).unwrap().set_agent(true);
     }
-    let (_, job) = four.point(PointType::Rct, Some(Consistency::Application)).await;
+    let (_, job) = four
+        .point(PointType::Rct, Some(Consistency::Application))
+        .await;
     assert_eq!(failed_members(&job), [four.beds[2].vm]);
     four.assert_untouched("paused").await;
 }
@@ -304,4 +348,137 @@ async fn a_service_that_ends_while_all_stand_still_lets_them_go_on_at_its_next_s
     }
     assert!(bench.vmms.db.all::<GroupPoint>().is_empty());
     assert!(bench.vmms.db.all::<Point>().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_not_deleted_while_a_point_of_its_collection_is_taken() {
+    let (bench, fake) = bench().await;
+    let four = Four::new(&bench, &fake).await;
+    four.fail("prepare_layers", 1, HANGS());
+    let asked = Asked::default();
+    let vmms = &bench.vmms;
+    let made = vmms::group::create_point(vmms, four.group, PointType::Log, None, "p", &asked).await;
+    let (point, job) = made.unwrap();
+    let off = four.beds[3].vm;
+    let refused = vmms::vm::destroy(vmms, off, &asked).await.unwrap_err();
+    assert_eq!(refused.message, Message::VmBusy);
+    while fake.script().count("prepare_layers") < 3 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    fake.script().release_hangs();
+    bench.done(job).await;
+
+    // Deleted afterwards, it leaves the collection, and its point goes; the others' stay.
+    let job = vmms::vm::destroy(vmms, off, &asked).await.unwrap();
+    bench.done(job).await;
+    let group = vmms.db.get::<Group>(four.group).unwrap();
+    assert!(!group.members.contains(&off) && group.members.len() == 3);
+    let left = vmms.db.get::<GroupPoint>(point).unwrap();
+    assert_eq!(left.members.len(), 3);
+    assert_eq!(vmms.db.all::<Point>().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_export_of_a_collection_leaves_nothing_of_any_member() {
+    let (bench, fake) = bench().await;
+    let four = Four::new(&bench, &fake).await;
+    let (point, job) = four.point(PointType::Log, None).await;
+    bench.done(job.id).await;
+    let (vmms, asked) = (&bench.vmms, Asked::default());
+    let out = bench.path("out");
+    for (round, how) in [JobRequest::Terminate, JobRequest::Kill]
+        .into_iter()
+        .enumerate()
+    {
+        // Suspended at once, so that the end is asked for in the middle, wherever that is.
+        let job = loop {
+            let job = vmms::group::export_point(vmms, point, None, &out, &[], &asked)
+                .await
+                .unwrap();
+            if vmms
+                .request_job_state(job, JobRequest::Suspend)
+                .await
+                .is_ok()
+            {
+                break job;
+            }
+            // It was over before.
+            bench.done(job).await;
+            std::fs::remove_dir_all(&out).unwrap();
+        };
+        for _ in 0..round * 5 {
+            tokio::task::yield_now().await;
+        }
+        vmms.request_job_state(job, how).await.unwrap();
+        let job = vmms.wait(job).await.unwrap();
+        let wanted = if round == 0 {
+            JobState::Terminated
+        } else {
+            JobState::Killed
+        };
+        assert_eq!(job.state, wanted, "{:#?}", job.faults);
+        // What a killed job wrote is removed behind it.
+        for _ in 0..500 {
+            if !out.exists() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(files(&out), Vec::<String>::new());
+        assert!(!out.exists());
+    }
+    let job = vmms::group::export_point(vmms, point, None, &out, &[], &asked)
+        .await
+        .unwrap();
+    let job = bench.done(job).await;
+    assert_eq!(job.output.machines.len(), 4);
+    assert_eq!(job.output.disks.len(), 4);
+    assert!(
+        job.output
+            .machines
+            .iter()
+            .all(|m| m.config.as_ref().is_some_and(|c| c.exists()))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_must_be_an_older_point_of_the_collection_that_knows_each_machine() {
+    let (bench, fake) = bench().await;
+    let four = Four::new(&bench, &fake).await;
+    let (vmms, asked) = (&bench.vmms, Asked::default());
+    let late = four.beds[3].vm;
+    manage::remove(vmms, four.group, late, true).await.unwrap();
+    let (first, _) = four.point(PointType::Log, None).await;
+    manage::add(vmms, four.group, late).await.unwrap();
+    let (second, _) = four.point(PointType::Log, None).await;
+    let other = manage::define(vmms, "other", None, GroupKind::Machines)
+        .await
+        .unwrap();
+    manage::add(vmms, other, four.beds[0].vm).await.unwrap();
+    let (stranger, job) = vmms::group::create_point(vmms, other, PointType::Log, None, "o", &asked)
+        .await
+        .unwrap();
+    bench.done(job).await;
+    let out = bench.path("out");
+    for (point, base, wanted) in [
+        (second, first, Message::BaseWithoutMachine),
+        (first, second, Message::BaseNotOlder),
+        (second, second, Message::BaseNotOlder),
+        (second, stranger, Message::NotOfGroup),
+        (second, Uuid::nil(), Message::PointNotFound),
+    ] {
+        let refused = vmms::group::export_point(vmms, point, Some(base), &out, &[], &asked).await;
+        assert_eq!(refused.unwrap_err().message, wanted);
+    }
+    // The machines the base knows can be exported against it.
+    let known: Vec<MachineDisks> = four.beds[..3]
+        .iter()
+        .map(|b| MachineDisks {
+            vm: b.vm,
+            disks: Vec::new(),
+        })
+        .collect();
+    let job = vmms::group::export_point(vmms, second, Some(first), &out, &known, &asked).await;
+    let job = bench.done(job.unwrap()).await;
+    assert_eq!(job.output.machines.len(), 3);
 }

@@ -8,6 +8,8 @@
     reason = "each test binary uses its own part of this"
 )]
 
+pub mod deadly;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -174,3 +174,29 @@ async fn changes_are_told_while_layers_merge() {
     bench.done(job).await;
     finish(&mut bed, &[(second, at_second)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_active_layer_is_folded_under_a_guest_that_hardly_stands_still() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&BIG).await;
+    bed.state(StateChange::Start).await;
+    let point = bed.point(PointType::Log).await;
+    bed.write("a.img", 1, MIB, 40 * MIB);
+    bed.flush("a.img");
+    let machine = bench.vmms.machine(bed.vm).unwrap();
+    let mut events = machine.events();
+    let before = bed.disk("a.img").layers.nodes.len();
+    assert_eq!(before, 2);
+    bed.destroy(point).await;
+    // The guest stood still once, for the last and small layer only.
+    let mut stops = 0;
+    while let Ok(event) = events.try_recv() {
+        stops += usize::from(matches!(event, hypervisor::MachineEvent::Stopped));
+    }
+    assert_eq!(stops, 1);
+    assert_eq!(bed.disk("a.img").layers.nodes.len(), 1);
+    assert_eq!(files(&bench.path("images")), ["a.img"]);
+    bed.write("a.img", 2, 2 * MIB, 512);
+    bed.state(StateChange::Stop).await;
+    bed.assert_present().await;
+}

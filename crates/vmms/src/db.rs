@@ -28,6 +28,14 @@ type Changes<T> = BTreeMap<Uuid, Option<T>>;
 
 /// Where jobs go that have vanished from view.
 const HISTORY: &str = "past-job/";
+/// Their identifiers again, the newest first: keys begin with how far before the end of time the job was submitted.
+const HISTORY_ORDER: &str = "past-job-order/";
+
+fn order_key(job: &Job) -> String {
+    let since = job.submitted.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let left = u64::MAX - u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+    format!("{HISTORY_ORDER}{left:020}/{}", job.id)
+}
 
 /// A kind of record: where it is stored and kept.
 pub trait Row: Versioned + Clone + 'static {
@@ -254,7 +262,8 @@ impl Db {
         };
         let txn = Txn::new()
             .delete(key::<Job>(job))
-            .put(format!("{HISTORY}{job}"), Job::VERSION, value(&*record)?);
+            .put(format!("{HISTORY}{job}"), Job::VERSION, value(&*record)?)
+            .put(order_key(&record), Job::VERSION, serde_json::Value::Null);
         self.store.txn(txn).await?;
         let mut table = self.tables.jobs.write().unwrap_or_else(PoisonError::into_inner);
         table.remove(&job);
@@ -267,6 +276,28 @@ impl Db {
         let after = after.map(|id| id.to_string());
         let page = records.page("", after.as_deref(), limit).await?;
         Ok(page.records.into_iter().map(|r| r.value).collect())
+    }
+
+    /// The newest jobs that vanished from view, newest first. Costs as much as it finds, however long the history is.
+    pub async fn newest_history(&self, limit: usize) -> Result<Vec<Job>> {
+        let records = store::Records::<Job>::new(Arc::clone(&self.store), HISTORY);
+        let mut found = Vec::new();
+        let mut after: Option<String> = None;
+        while found.len() < limit {
+            let page = self.store.list(HISTORY_ORDER, after.as_deref(), limit - found.len()).await?;
+            for record in &page.records {
+                let id = record.key.rsplit('/').next().unwrap_or_default();
+                // Without its record it was pruned just now.
+                if let Some(job) = records.get(id).await? {
+                    found.push(job.value);
+                }
+            }
+            after = page.records.last().map(|r| r.key.clone());
+            if !page.more || after.is_none() {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// A job, also one that vanished from view.

@@ -231,6 +231,8 @@ async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
     assert_eq!(f.bench.vmms.job(job.id).expect_err("gone").message, Message::JobNotFound);
     assert_eq!(f.bench.vmms.db.past_job(job.id).await.unwrap().state, JobState::Completed);
     assert!(f.bench.vmms.db.history(None, 10).await.unwrap().iter().any(|j| j.id == job.id));
+    let newest: Vec<_> = f.bench.vmms.db.newest_history(10).await.unwrap().iter().map(|j| j.submitted).collect();
+    assert!(newest.contains(&job.submitted) && newest.is_sorted_by(|a, b| a >= b), "{newest:?}");
     f.bench.restart().await;
     assert!(f.bench.vmms.jobs().is_empty(), "the history does not come back into view");
     assert!(f.bench.vmms.db.past_job(job.id).await.is_ok());

@@ -368,6 +368,18 @@ async fn job_records_outlive_their_jobs_and_are_found_by_their_id() {
         )
         .await;
     assert_eq!(one(&found).get("IsVisible"), &cim::Value::Boolean(false));
+    for job in bench.service.vmms.jobs() {
+        let retired = bench.service.vmms.db.retire(job.id).await;
+        assert!(retired.is_ok(), "{retired:?}");
+    }
+    let past = bench
+        .found(NAMESPACE, "SELECT * FROM Kvmms_JobRecord")
+        .await;
+    let ids = |all: &[Instance]| -> Vec<String> {
+        let ids = all.iter().filter_map(|r| r.get_str("InstanceID"));
+        ids.map(str::to_owned).collect()
+    };
+    assert_eq!(ids(&past), ids(&records), "all of them, newest first");
     let none = bench
         .found(
             NAMESPACE,

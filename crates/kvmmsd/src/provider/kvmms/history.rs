@@ -18,8 +18,6 @@ pub(crate) struct History;
 
 /// A list holds that many records, the newest.
 const MOST: usize = 1000;
-/// Records read at once.
-const PAGE: usize = 500;
 
 #[async_trait]
 impl Provider for History {
@@ -61,25 +59,15 @@ impl Provider for History {
     }
 }
 
-/// The newest jobs, visible and past, newest first. Identifiers say nothing about age, so all pages of the history are
-/// looked through; never more than a page beyond the wanted number is in memory.
+/// The newest jobs, visible and past, newest first.
 async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
-    let mut kept = service.vmms.jobs();
-    let mut after = None;
-    loop {
-        let page = service.vmms.db.history(after, PAGE).await?;
-        // Pages may be short where records are large; only an empty one is the end.
-        let last = page.last().map(|job| job.id);
-        kept.extend(page);
-        kept.sort_by_key(|job| std::cmp::Reverse((job.submitted, job.id)));
-        // A job may have gone to the history just now.
-        kept.dedup_by_key(|job| job.id);
-        kept.truncate(most);
-        if last.is_none() {
-            return Ok(kept);
-        }
-        after = last;
-    }
+    let mut all = service.vmms.jobs();
+    all.extend(service.vmms.db.newest_history(most).await?);
+    all.sort_by_key(|job| std::cmp::Reverse((job.submitted, job.id)));
+    // A job may have gone to the history just now.
+    all.dedup_by_key(|job| job.id);
+    all.truncate(most);
+    Ok(all)
 }
 
 fn record(service: &Service, stored: Job) -> Object {

@@ -127,11 +127,14 @@ static int records(unsigned rate, int count, char **names)
             printf("kvmms records: %s is too small\n", names[i]);
             return 1;
         }
-        /* Go on after the highest number that is there: a restarted guest keeps the sequence unbroken. */
+        /* Go on at the highest number that is there: a restarted guest keeps the sequence unbroken. */
         for (uint64_t s = 0; s < SLOTS; s++)
             if (pread(d->fd, buf, SECTOR, (off_t)(s * d->stride * BLOCK)) == SECTOR && !memcmp(buf, "KVMMSREC", 8) && get64(buf + 8) > number)
                 number = get64(buf + 8);
     }
+    /* The last one may be there in part, or not yet on every disk: it is written once more. */
+    if (number)
+        number--;
     printf("kvmms records start number=%llu disks=%d slots=%u\n", (unsigned long long)number + 1, count, SLOTS);
     fflush(stdout);
 

@@ -7,6 +7,7 @@ mod group;
 mod host;
 mod job;
 mod point;
+mod snapshot;
 mod storage;
 mod vm;
 mod vm_create;
@@ -40,6 +41,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<()> {
         Verb::Disk(verb) => disk::run(&session, verb).await,
         Verb::Point(verb) => point::run(&session, verb).await,
         Verb::Group(verb) => group::run(&session, verb).await,
+        Verb::Snapshot(verb) => snapshot::run(&session, verb).await,
         Verb::Export(arguments) => export::quick(&session, arguments).await,
         Verb::Import(arguments) => export::import(&session, arguments).await,
         Verb::Verify { directory } => export::verify(&session, &directory).await,

@@ -76,9 +76,12 @@ fn default_dirs() -> (PathBuf, PathBuf) {
     if rustix::process::getuid().is_root() {
         return ("/var/lib/kvmms".into(), "/run/kvmms".into());
     }
-    let state = std::env::var_os("XDG_STATE_HOME").map_or_else(|| home().join(".local/state"), PathBuf::from);
-    let run = std::env::var_os("XDG_RUNTIME_DIR")
-        .map_or_else(|| std::env::temp_dir().join(format!("kvmms-{}", rustix::process::getuid().as_raw())), PathBuf::from);
+    let state = std::env::var_os("XDG_STATE_HOME")
+        .map_or_else(|| home().join(".local/state"), PathBuf::from);
+    let run = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(
+        || std::env::temp_dir().join(format!("kvmms-{}", rustix::process::getuid().as_raw())),
+        PathBuf::from,
+    );
     (state.join("kvmms"), run.join("kvmms"))
 }
 
@@ -91,8 +94,10 @@ impl Config {
             None if standard.exists() => standard,
             None => return Ok(Config::default()),
         };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is not a usable configuration", path.display()))
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text)
+            .with_context(|| format!("{} is not a usable configuration", path.display()))
     }
 
     /// The domain's options.

@@ -78,7 +78,12 @@ pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
     let entry = fault.message.entry();
     wbem::Error {
         status: told(entry.kind).status,
-        message: format!("{} [{}]. {}", fault.text(), fault.message.id(), entry.remedy.join(" ")),
+        message: format!(
+            "{} [{}]. {}",
+            fault.text(),
+            fault.message.id(),
+            entry.remedy.join(" ")
+        ),
         chain: chain(service, fault),
     }
 }
@@ -91,7 +96,12 @@ pub(crate) fn chain(service: &Service, fault: &Fault) -> Vec<Instance> {
 }
 
 /// What has no object of its own is about the object of the failure above it.
-fn add_chain(service: &Service, fault: &Fault, above: Option<&vmms::Element>, out: &mut Vec<Instance>) {
+fn add_chain(
+    service: &Service,
+    fault: &Fault,
+    above: Option<&vmms::Element>,
+    out: &mut Vec<Instance>,
+) {
     let about = fault.element.as_ref().or(above);
     out.push(instance(fault, about.map(|e| service.element_path(e))));
     for cause in &fault.causes {
@@ -125,9 +135,19 @@ fn instance(fault: &Fault, about: Option<Path>) -> Instance {
         .set("PerceivedSeverity", severity)
         .set("ProbableCause", probable_cause(entry.kind, entry.area))
         .set("ProbableCauseDescription", entry.cause)
-        .set("RecommendedActions", entry.remedy.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>())
+        .set(
+            "RecommendedActions",
+            entry
+                .remedy
+                .iter()
+                .map(|r| (*r).to_owned())
+                .collect::<Vec<_>>(),
+        )
         .set("ErrorSourceFormat", if about.is_some() { 2u16 } else { 0 })
-        .set("ErrorSource", about.map_or_else(String::new, |p| p.to_string()))
+        .set(
+            "ErrorSource",
+            about.map_or_else(String::new, |p| p.to_string()),
+        )
         .set("CIMStatusCode", status as u32)
         .set("CIMStatusCodeDescription", format!("{status:?}"));
     complete(error)

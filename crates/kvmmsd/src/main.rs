@@ -109,7 +109,8 @@ fn run(arguments: Arguments) -> Result<()> {
         config.listen = arguments.listen;
     }
     for dir in [&mut config.state_dir, &mut config.run_dir] {
-        *dir = std::path::absolute(&*dir).with_context(|| format!("{} is no usable path", dir.display()))?;
+        *dir = std::path::absolute(&*dir)
+            .with_context(|| format!("{} is no usable path", dir.display()))?;
     }
     match arguments.command {
         Some(Command::Config) => {
@@ -127,7 +128,9 @@ fn user(config: &Config, command: UserCommand) -> Result<()> {
     let users = UsersFile::new(config.users());
     match command {
         UserCommand::Add { name, role, .. } => {
-            let role = role_named(&role).with_context(|| format!("the roles are admin, operator and viewer, not {role:?}"))?;
+            let role = role_named(&role).with_context(|| {
+                format!("the roles are admin, operator and viewer, not {role:?}")
+            })?;
             let mut password = String::new();
             std::io::stdin().read_to_string(&mut password)?;
             let password = password.trim_end_matches(['\r', '\n']);
@@ -160,28 +163,47 @@ fn private_dir(dir: &std::path::Path) -> Result<()> {
 async fn serve(config: Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KVMMS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     private_dir(&config.state_dir)?;
     private_dir(&config.run_dir)?;
-    let store = vmms::open_store(&config.state_dir.join("kvmms.db")).await.context("cannot open the state store")?;
+    let store = vmms::open_store(&config.state_dir.join("kvmms.db"))
+        .await
+        .context("cannot open the state store")?;
     let host = host_name();
-    let dirs = vmms::Dirs { state: config.state_dir.clone(), run: config.run_dir.clone() };
-    let vmms = vmms::start_qemu(store, dirs, config.options()?, host).await.context("cannot start the service")?;
+    let dirs = vmms::Dirs {
+        state: config.state_dir.clone(),
+        run: config.run_dir.clone(),
+    };
+    let vmms = vmms::start_qemu(store, dirs, config.options()?, host)
+        .await
+        .context("cannot start the service")?;
 
     let users = UsersFile::new(config.users());
-    let accounts = Accounts::open(users, AccountsOptions::default()).context("cannot read the users")?;
+    let accounts =
+        Accounts::open(users, AccountsOptions::default()).context("cannot read the users")?;
     let service = Arc::new(Service::new(Arc::clone(&vmms)));
-    let options = Options { plain_off_loopback: config.plain_http_off_loopback, ..Options::default() };
+    let options = Options {
+        plain_off_loopback: config.plain_http_off_loopback,
+        ..Options::default()
+    };
     let mut server = Server::new(service, Arc::new(accounts), options);
     let mut lines = Vec::new();
     for url in &config.listen {
         let listen = listen(&config, url)?;
-        let bound = server.listen(listen).await.with_context(|| format!("cannot listen on {url}"))?;
+        let bound = server
+            .listen(listen)
+            .await
+            .with_context(|| format!("cannot listen on {url}"))?;
         lines.push(format!("listening {bound}"));
     }
     let socket = config.run_dir.join("kvmms.sock");
     let bound = server
-        .listen(Listen::Unix { path: socket.clone() })
+        .listen(Listen::Unix {
+            path: socket.clone(),
+        })
         .await
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
     lines.push(format!("listening {bound}"));
@@ -222,14 +244,25 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send> {
 }
 
 fn host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     let short = name.split('.').next().unwrap_or_default().to_owned();
-    if short.is_empty() { "localhost".to_owned() } else { short }
+    if short.is_empty() {
+        "localhost".to_owned()
+    } else {
+        short
+    }
 }
 
 /// Reads a listener's URL.
 fn listen(config: &Config, url: &str) -> Result<Listen> {
-    let bad = || format!("{url:?} is not wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://… or cimxml+https://…");
+    let bad = || {
+        format!(
+            "{url:?} is not wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://… or cimxml+https://…"
+        )
+    };
     let (scheme, address) = url.split_once("://").with_context(bad)?;
     let (protocol, transport) = scheme.split_once('+').with_context(bad)?;
     let protocols = match protocol {
@@ -242,10 +275,19 @@ fn listen(config: &Config, url: &str) -> Result<Listen> {
         "http" => None,
         "https" if config.tls_certificate.as_os_str().is_empty() => {
             let names = [host_name(), "localhost".to_owned(), "127.0.0.1".to_owned()];
-            Some(wbem::tls::load_or_make(&config.state_dir.join("tls"), &names).context("TLS certificate")?)
+            Some(
+                wbem::tls::load_or_make(&config.state_dir.join("tls"), &names)
+                    .context("TLS certificate")?,
+            )
         }
-        "https" => Some(wbem::tls::load(&config.tls_certificate, &config.tls_key).context("TLS certificate")?),
+        "https" => Some(
+            wbem::tls::load(&config.tls_certificate, &config.tls_key).context("TLS certificate")?,
+        ),
         _ => bail!(bad()),
     };
-    Ok(Listen::Tcp { addr: address, tls, protocols })
+    Ok(Listen::Tcp {
+        addr: address,
+        tls,
+        protocols,
+    })
 }

@@ -92,15 +92,28 @@ pub(crate) const SECURITY_ID: &str = "DEFA7720-AC0F-4C5C-8D0A-9A1F5F0C8B91";
 impl Object {
     /// An object with one key `InstanceID`.
     pub(crate) fn with_id(class: &'static str, id: String, what: What) -> Self {
-        Object { class, keys: vec![("InstanceID", id)], what }
+        Object {
+            class,
+            keys: vec![("InstanceID", id)],
+            what,
+        }
     }
 
     /// An object keyed like a device or service: system, class, own name.
-    pub(crate) fn of_system(class: &'static str, system: String, key: &'static str, name: String, what: What) -> Self {
+    pub(crate) fn of_system(
+        class: &'static str,
+        system: String,
+        key: &'static str,
+        name: String,
+        what: What,
+    ) -> Self {
         Object {
             class,
             keys: vec![
-                ("SystemCreationClassName", msvm::class::MSVM_COMPUTER_SYSTEM.to_owned()),
+                (
+                    "SystemCreationClassName",
+                    msvm::class::MSVM_COMPUTER_SYSTEM.to_owned(),
+                ),
                 ("SystemName", system),
                 ("CreationClassName", class.to_owned()),
                 (key, name),
@@ -119,7 +132,9 @@ impl Object {
 
     /// Its path, with namespace and host.
     pub(crate) fn path(&self, service: &Service, namespace: &str) -> Path {
-        let mut path = Path::class(self.class).in_namespace(namespace).on_host(&*service.host);
+        let mut path = Path::class(self.class)
+            .in_namespace(namespace)
+            .on_host(&*service.host);
         for (key, value) in &self.keys {
             path.keys.push(((*key).into(), Value::from(value.as_str())));
         }
@@ -130,7 +145,10 @@ impl Object {
     pub(crate) fn is_named_by(&self, path: &Path) -> bool {
         path.keys.iter().all(|(name, value)| {
             // A key without a name stands for the only key.
-            let own = self.keys.iter().find(|(key, _)| name.is(key) || name.as_str().is_empty());
+            let own = self
+                .keys
+                .iter()
+                .find(|(key, _)| name.is(key) || name.as_str().is_empty());
             match (own, value.to_text()) {
                 (Some((_, own)), Some(text)) => same_text(own, &text),
                 // Keys that pages name besides the real ones are let pass.
@@ -143,7 +161,9 @@ impl Object {
     /// The machine it is or belongs to.
     pub(crate) fn vm(&self) -> Option<Uuid> {
         match &self.what {
-            What::Vm(vm) | What::Settings(vm) | What::Resource(vm, _) | What::Device(vm, _) => Some(vm.id),
+            What::Vm(vm) | What::Settings(vm) | What::Resource(vm, _) | What::Device(vm, _) => {
+                Some(vm.id)
+            }
             What::Point(point) => Some(point.vm),
             _ => None,
         }
@@ -184,7 +204,9 @@ pub(crate) fn job_class(class: JobClass) -> &'static str {
 /// The class of the settings of a resource.
 pub(crate) fn resource_class(kind: &DeviceKind) -> &'static str {
     match kind {
-        DeviceKind::Disk(_) | DeviceKind::Dvd { .. } => msvm::class::MSVM_STORAGE_ALLOCATION_SETTING_DATA,
+        DeviceKind::Disk(_) | DeviceKind::Dvd { .. } => {
+            msvm::class::MSVM_STORAGE_ALLOCATION_SETTING_DATA
+        }
         DeviceKind::Nic { .. } => msvm::class::MSVM_SYNTHETIC_ETHERNET_PORT_SETTING_DATA,
         DeviceKind::NicConnection { .. } => msvm::class::MSVM_ETHERNET_PORT_ALLOCATION_SETTING_DATA,
         DeviceKind::SerialPort { .. } => msvm::class::MSVM_SERIAL_PORT_SETTING_DATA,
@@ -206,7 +228,10 @@ impl Object {
         };
         Object {
             class,
-            keys: vec![("CreationClassName", class.to_owned()), ("Name", guid(vm.id))],
+            keys: vec![
+                ("CreationClassName", class.to_owned()),
+                ("Name", guid(vm.id)),
+            ],
             what: What::Vm(vm),
         }
     }
@@ -214,7 +239,11 @@ impl Object {
     /// The settings of a machine.
     pub(crate) fn of_settings(vm: Arc<Vm>) -> Self {
         let id = format!("Microsoft:{}", guid(vm.id));
-        Object::with_id(msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA, id, What::Settings(vm))
+        Object::with_id(
+            msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+            id,
+            What::Settings(vm),
+        )
     }
 
     /// The settings of one resource.
@@ -226,13 +255,21 @@ impl Object {
             Part::Device(id) => resource_class(&vm.device(id)?.kind),
         };
         let id = resource_id(vm.id, part.id());
-        Some(Object::with_id(class, id, What::Resource(Arc::clone(vm), part)))
+        Some(Object::with_id(
+            class,
+            id,
+            What::Resource(Arc::clone(vm), part),
+        ))
     }
 
     /// A reference point.
     pub(crate) fn of_point(point: Arc<Point>) -> Self {
         let id = format!("Microsoft:{}", guid(point.id));
-        Object::with_id(msvm::class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT, id, What::Point(point))
+        Object::with_id(
+            msvm::class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT,
+            id,
+            What::Point(point),
+        )
     }
 
     /// A job.
@@ -258,13 +295,19 @@ impl Service {
             Element::Snapshot(id) => provider::snapshot::find(self, *id).map(Object::of_snapshot),
             Element::Job(id) => self.vmms.job(*id).ok().map(Object::of_job),
             Element::Host => Some(self.host_object()),
-            Element::Group(id) => self.vmms.db.get::<Group>(*id).ok().map(provider::collection::object),
+            Element::Group(id) => self
+                .vmms
+                .db
+                .get::<Group>(*id)
+                .ok()
+                .map(provider::collection::object),
             Element::GroupPoint(id) => {
                 let point = self.vmms.db.get::<GroupPoint>(*id).ok()?;
-                point.complete.then(|| provider::collection_point::object(point))
+                point
+                    .complete
+                    .then(|| provider::collection_point::object(point))
             }
-            Element::GroupSnapshot(_)
-            | Element::Image(_) => None,
+            Element::GroupSnapshot(_) | Element::Image(_) => None,
         }
     }
 
@@ -277,22 +320,24 @@ impl Service {
             Element::Vm(id) => Path::class(msvm::class::MSVM_COMPUTER_SYSTEM)
                 .key("CreationClassName", msvm::class::MSVM_COMPUTER_SYSTEM)
                 .key("Name", guid(*id)),
-            Element::Resource { vm, id } => Path::class(msvm::class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA)
-                .key("InstanceID", resource_id(*vm, id)),
+            Element::Resource { vm, id } => {
+                Path::class(msvm::class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA)
+                    .key("InstanceID", resource_id(*vm, id))
+            }
             Element::Point(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT)
                 .key("InstanceID", format!("Microsoft:{}", guid(*id))),
-            Element::Group(id) => {
-                Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION).key("CollectionID", guid(*id))
-            }
-            Element::GroupPoint(id) => {
-                Path::class(msvm::class::MSVM_REFERENCE_POINT_COLLECTION).key("CollectionID", guid(*id))
-            }
+            Element::Group(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION)
+                .key("CollectionID", guid(*id)),
+            Element::GroupPoint(id) => Path::class(msvm::class::MSVM_REFERENCE_POINT_COLLECTION)
+                .key("CollectionID", guid(*id)),
             Element::Snapshot(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)
                 .key("InstanceID", format!("Microsoft:{}", guid(*id))),
             Element::GroupSnapshot(id) => {
                 Path::class(msvm::class::MSVM_SNAPSHOT_COLLECTION).key("CollectionID", guid(*id))
             }
-            Element::Job(id) => Path::class(msvm::class::MSVM_CONCRETE_JOB).key("InstanceID", guid(*id)),
+            Element::Job(id) => {
+                Path::class(msvm::class::MSVM_CONCRETE_JOB).key("InstanceID", guid(*id))
+            }
             // Images have no object of their own; CIM_DataFile names files.
             Element::Image(path) => {
                 return Path::class("CIM_DataFile")
@@ -300,7 +345,9 @@ impl Service {
                     .on_host(&*self.host)
                     .key("Name", path.display().to_string());
             }
-            Element::Host => Path::class(msvm::class::MSVM_COMPUTER_SYSTEM).key("Name", &*self.host),
+            Element::Host => {
+                Path::class(msvm::class::MSVM_COMPUTER_SYSTEM).key("Name", &*self.host)
+            }
         };
         path.in_namespace(NAMESPACE).on_host(&*self.host)
     }
@@ -310,7 +357,10 @@ impl Service {
         let class = msvm::class::MSVM_COMPUTER_SYSTEM;
         Object {
             class,
-            keys: vec![("CreationClassName", class.to_owned()), ("Name", self.host.to_string())],
+            keys: vec![
+                ("CreationClassName", class.to_owned()),
+                ("Name", self.host.to_string()),
+            ],
             what: What::Host,
         }
     }

@@ -9,7 +9,9 @@ use cim::{Class, Instance, Name, Path, Schema, Value};
 use msvm::Namespace;
 use vmms::Vmms;
 use vmms::vm::Asked;
-use wbem::{Caller, Error, Handler, Operation, OutParameter, Request, Response, Role, Status, Walk};
+use wbem::{
+    Caller, Error, Handler, Operation, OutParameter, Request, Response, Role, Status, Walk,
+};
 
 use crate::association;
 use crate::errors::{self, CallError};
@@ -33,15 +35,26 @@ impl Service {
         let mut providers: HashMap<_, Arc<dyn Provider>> = HashMap::new();
         for provider in provider::all() {
             for class in provider.classes() {
-                providers.insert((provider.namespace(), class.to_ascii_lowercase()), Arc::clone(&provider));
+                providers.insert(
+                    (provider.namespace(), class.to_ascii_lowercase()),
+                    Arc::clone(&provider),
+                );
             }
         }
         let host = vmms.host.clone();
-        Service { vmms, host, providers }
+        Service {
+            vmms,
+            host,
+            providers,
+        }
     }
 
     /// The provider of a class.
-    pub(crate) fn provider(&self, namespace: &'static str, class: &str) -> Option<&Arc<dyn Provider>> {
+    pub(crate) fn provider(
+        &self,
+        namespace: &'static str,
+        class: &str,
+    ) -> Option<&Arc<dyn Provider>> {
         self.providers.get(&(namespace, class.to_ascii_lowercase()))
     }
 
@@ -75,7 +88,10 @@ impl Service {
 
     fn class(&self, namespace: &'static Namespace, class: &str) -> Result<&'static Class, Error> {
         namespace.class(class).ok_or_else(|| {
-            Error::new(Status::InvalidClass, format!("{} has no class {class}", namespace.name()))
+            Error::new(
+                Status::InvalidClass,
+                format!("{} has no class {class}", namespace.name()),
+            )
         })
     }
 
@@ -96,7 +112,12 @@ impl Service {
     }
 
     /// The objects of a class and its subclasses that have to be asked for first.
-    async fn fetch(&self, namespace: &'static Namespace, class: &str, path: Option<&Path>) -> Result<Vec<Object>, Error> {
+    async fn fetch(
+        &self,
+        namespace: &'static Namespace,
+        class: &str,
+        path: Option<&Path>,
+    ) -> Result<Vec<Object>, Error> {
         let mut out = Vec::new();
         for class in namespace.concrete(class) {
             if let Some(provider) = self.provider(namespace.name(), class.name.as_str()) {
@@ -113,7 +134,9 @@ impl Service {
         if !matches!(&found, Err(error) if error.status == Status::NotFound) {
             return found;
         }
-        let mut fetched = self.fetch(namespace, path.class.as_str(), Some(path)).await?;
+        let mut fetched = self
+            .fetch(namespace, path.class.as_str(), Some(path))
+            .await?;
         fetched.retain(|o| o.is_named_by(path));
         match (fetched.pop(), fetched.is_empty()) {
             (Some(object), true) => Ok(object),
@@ -121,9 +144,17 @@ impl Service {
         }
     }
 
-    async fn select(&self, namespace: &'static Namespace, select: &Select) -> Result<Vec<Instance>, Error> {
+    async fn select(
+        &self,
+        namespace: &'static Namespace,
+        select: &Select,
+    ) -> Result<Vec<Instance>, Error> {
         let class = self.class(namespace, select.class.as_str())?;
-        let environment = Environment { schema: namespace, host: &self.host, namespace: namespace.name() };
+        let environment = Environment {
+            schema: namespace,
+            host: &self.host,
+            namespace: namespace.name(),
+        };
         let mut candidates = Vec::new();
         if class.is_association() {
             candidates = association::instances(self, namespace, class.name.as_str());
@@ -131,9 +162,15 @@ impl Service {
             // A condition on a key, which every match must fulfil, saves building all others.
             let wanted = select.key_equalities();
             let mut path = Path::class(class.name.clone());
-            path.keys = wanted.iter().map(|(name, value)| ((*name).clone(), (*value).clone())).collect();
+            path.keys = wanted
+                .iter()
+                .map(|(name, value)| ((*name).clone(), (*value).clone()))
+                .collect();
             let mut objects = self.objects(namespace, class.name.as_str());
-            objects.extend(self.fetch(namespace, class.name.as_str(), Some(&path)).await?);
+            objects.extend(
+                self.fetch(namespace, class.name.as_str(), Some(&path))
+                    .await?,
+            );
             for object in objects {
                 let hopeless = wanted.iter().any(|(name, value)| {
                     let own = object.keys.iter().find(|(key, _)| name.is(key));
@@ -149,11 +186,18 @@ impl Service {
                 }
             }
         }
-        let matching = candidates.into_iter().filter(|i| select.matches(i, &environment));
+        let matching = candidates
+            .into_iter()
+            .filter(|i| select.matches(i, &environment));
         Ok(matching.map(|i| select.project(i)).collect())
     }
 
-    fn traverse(&self, namespace: &'static Namespace, walk: &Traverse, references: bool) -> Result<Vec<Instance>, Error> {
+    fn traverse(
+        &self,
+        namespace: &'static Namespace,
+        walk: &Traverse,
+        references: bool,
+    ) -> Result<Vec<Instance>, Error> {
         let filter = Walk {
             assoc_class: walk.assoc_class.clone(),
             result_class: walk.result_class.clone(),
@@ -167,8 +211,14 @@ impl Service {
         };
         if walk.keys_only {
             for instance in &mut found {
-                let keys = instance.path.as_ref().map(|p| p.keys.clone()).unwrap_or_default();
-                instance.properties.retain(|p| keys.iter().any(|(k, _)| *k == p.name));
+                let keys = instance
+                    .path
+                    .as_ref()
+                    .map(|p| p.keys.clone())
+                    .unwrap_or_default();
+                instance
+                    .properties
+                    .retain(|p| keys.iter().any(|(k, _)| *k == p.name));
             }
         }
         Ok(found)
@@ -185,7 +235,10 @@ impl Service {
     ) -> Result<Response, Error> {
         let class = self.class(namespace, path.class.as_str())?;
         let declared = class.method(method.as_str()).ok_or_else(|| {
-            Error::new(Status::MethodNotFound, format!("class {} has no method {method}", class.name))
+            Error::new(
+                Status::MethodNotFound,
+                format!("class {} has no method {method}", class.name),
+            )
         })?;
         let needed = provider::role_for(declared.name.as_str());
         if caller.role < needed {
@@ -194,15 +247,31 @@ impl Service {
         }
         if !self.serves(namespace, class.name.as_str()) {
             let why = served::reason(class.name.as_str()).unwrap_or("it has no instances here");
-            let fault = vmms::fault!(NotServed, format!("{}.{} ({why})", class.name, declared.name));
+            let fault = vmms::fault!(
+                NotServed,
+                format!("{}.{} ({why})", class.name, declared.name)
+            );
             return Err(errors::operation_error(self, &fault));
         }
         let target = self.find(namespace, path)?;
-        let provider = self.provider(namespace.name(), target.class).ok_or_else(|| {
-            Error::new(Status::MethodNotAvailable, format!("{} is not served", target.class))
-        })?;
-        let asked = Asked { owner: caller.user.clone(), request_key };
-        let call = Call { target: &target, method: declared.name.as_str(), parameters, asked: &asked };
+        let provider = self
+            .provider(namespace.name(), target.class)
+            .ok_or_else(|| {
+                Error::new(
+                    Status::MethodNotAvailable,
+                    format!("{} is not served", target.class),
+                )
+            })?;
+        let asked = Asked {
+            owner: caller.user.clone(),
+            request_key,
+        };
+        let call = Call {
+            target: &target,
+            method: declared.name.as_str(),
+            parameters,
+            asked: &asked,
+        };
         let outcome = match provider.invoke(self, call).await {
             Ok(outcome) => outcome,
             Err(CallError::Protocol(error)) => return Err(error),
@@ -211,17 +280,29 @@ impl Service {
             }
             Err(CallError::Fault(fault)) => {
                 tracing::info!(method = %declared.name, user = caller.user, error = %fault, "refused");
-                Outcome { return_value: errors::return_code(&fault), out: Vec::new(), fault: Some(fault) }
+                Outcome {
+                    return_value: errors::return_code(&fault),
+                    out: Vec::new(),
+                    fault: Some(fault),
+                }
             }
             Err(CallError::Parameter(error)) => {
                 tracing::info!(method = %declared.name, user = caller.user, %error, "refused");
                 let fault = provider::parameter_fault(&error);
-                Outcome { return_value: error.return_code(), out: Vec::new(), fault: Some(fault) }
+                Outcome {
+                    return_value: error.return_code(),
+                    out: Vec::new(),
+                    fault: Some(fault),
+                }
             }
         };
         let mut outs = Vec::new();
         for p in declared.parameters.iter().filter(|p| p.is_out()) {
-            let value = outcome.out.iter().find(|(name, _)| *name == p.name).map(|(_, v)| v.clone());
+            let value = outcome
+                .out
+                .iter()
+                .find(|(name, _)| *name == p.name)
+                .map(|(_, v)| v.clone());
             outs.push(OutParameter {
                 name: p.name.clone(),
                 ty: p.ty,
@@ -238,13 +319,19 @@ impl Service {
                 outs.push(self.refusal(fault));
             }
         }
-        Ok(Response::Invoked { return_value: Value::Uint32(outcome.return_value), parameters: outs })
+        Ok(Response::Invoked {
+            return_value: Value::Uint32(outcome.return_value),
+            parameters: outs,
+        })
     }
 
     /// Why a method was refused, as the texts GetErrorEx gives.
     fn refusal(&self, fault: &vmms::Fault) -> OutParameter {
         let chain = errors::chain(self, fault);
-        let texts = chain.iter().map(|e| Value::String(cim::embedded::write(e))).collect();
+        let texts = chain
+            .iter()
+            .map(|e| Value::String(cim::embedded::write(e)))
+            .collect();
         OutParameter {
             name: "KvmmsErrors".into(),
             ty: cim::Type::String,
@@ -264,25 +351,31 @@ impl Service {
 impl Handler for Service {
     async fn handle(&self, request: Request) -> Result<Response, Error> {
         let namespace = msvm::namespace(&request.namespace).ok_or_else(|| {
-            Error::new(Status::InvalidNamespace, format!("there is no namespace {}", request.namespace))
+            Error::new(
+                Status::InvalidNamespace,
+                format!("there is no namespace {}", request.namespace),
+            )
         })?;
         let caller = &request.caller;
         match &request.operation {
-            Operation::GetClass { class } => {
-                Ok(Response::Classes(vec![self.class(namespace, class.as_str())?.clone()]))
-            }
+            Operation::GetClass { class } => Ok(Response::Classes(vec![
+                self.class(namespace, class.as_str())?.clone(),
+            ])),
             Operation::EnumerateClasses { class, deep } => {
                 if let Some(class) = class {
                     self.class(namespace, class.as_str())?;
                 }
                 let classes = match (class, deep) {
-                    (Some(class), true) => {
-                        namespace.family(class.as_str()).filter(|c| c.name != *class).cloned().collect()
-                    }
+                    (Some(class), true) => namespace
+                        .family(class.as_str())
+                        .filter(|c| c.name != *class)
+                        .cloned()
+                        .collect(),
                     (None, true) => namespace.classes().to_vec(),
-                    (class, false) => {
-                        namespace.children(class.as_ref().map(Name::as_str)).cloned().collect()
-                    }
+                    (class, false) => namespace
+                        .children(class.as_ref().map(Name::as_str))
+                        .cloned()
+                        .collect(),
                 };
                 Ok(Response::Classes(classes))
             }
@@ -302,7 +395,10 @@ impl Handler for Service {
                 } else {
                     let mut objects = self.objects(namespace, class.name.as_str());
                     objects.extend(self.fetch(namespace, class.name.as_str(), None).await?);
-                    objects.iter().map(|o| self.instance(namespace, o)).collect()
+                    objects
+                        .iter()
+                        .map(|o| self.instance(namespace, o))
+                        .collect()
                 };
                 Ok(Response::Instances(found))
             }
@@ -311,14 +407,26 @@ impl Handler for Service {
                 Query::Associators(walk) => self.traverse(namespace, walk, false)?,
                 Query::References(walk) => self.traverse(namespace, walk, true)?,
             })),
-            Operation::Associators { path, walk } => {
-                Ok(Response::Instances(association::associators(self, namespace, path, walk)?))
-            }
-            Operation::References { path, walk } => {
-                Ok(Response::Instances(association::references(self, namespace, path, walk)?))
-            }
-            Operation::Invoke { path, method, parameters } => {
-                self.invoke(namespace, caller, request.request_key.clone(), path, method, parameters).await
+            Operation::Associators { path, walk } => Ok(Response::Instances(
+                association::associators(self, namespace, path, walk)?,
+            )),
+            Operation::References { path, walk } => Ok(Response::Instances(
+                association::references(self, namespace, path, walk)?,
+            )),
+            Operation::Invoke {
+                path,
+                method,
+                parameters,
+            } => {
+                self.invoke(
+                    namespace,
+                    caller,
+                    request.request_key.clone(),
+                    path,
+                    method,
+                    parameters,
+                )
+                .await
             }
             Operation::CreateInstance { .. }
             | Operation::ModifyInstance { .. }
@@ -341,7 +449,10 @@ impl Handler for Service {
     }
 
     fn namespaces(&self) -> Vec<String> {
-        msvm::namespaces().into_iter().map(|n| n.name().to_owned()).collect()
+        msvm::namespaces()
+            .into_iter()
+            .map(|n| n.name().to_owned())
+            .collect()
     }
 
     fn host(&self) -> &str {

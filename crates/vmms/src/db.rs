@@ -32,7 +32,10 @@ const HISTORY: &str = "past-job/";
 const HISTORY_ORDER: &str = "past-job-order/";
 
 fn order_key(job: &Job) -> String {
-    let since = job.submitted.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = job
+        .submitted
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     let left = u64::MAX - u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
     format!("{HISTORY_ORDER}{left:020}/{}", job.id)
 }
@@ -143,12 +146,16 @@ fn publish<T>(changes: Changes<T>, table: &Map<T>) {
 }
 
 fn get<T: Row>(tables: &Tables, id: Uuid) -> Result<Arc<T>> {
-    let table = T::table(tables).read().unwrap_or_else(PoisonError::into_inner);
+    let table = T::table(tables)
+        .read()
+        .unwrap_or_else(PoisonError::into_inner);
     table.get(&id).cloned().ok_or_else(|| T::missing(id))
 }
 
 fn all<T: Row>(tables: &Tables) -> Vec<Arc<T>> {
-    let table = T::table(tables).read().unwrap_or_else(PoisonError::into_inner);
+    let table = T::table(tables)
+        .read()
+        .unwrap_or_else(PoisonError::into_inner);
     table.values().cloned().collect()
 }
 
@@ -163,7 +170,9 @@ impl Draft<'_> {
     pub fn get_mut<T: Row>(&mut self, id: Uuid) -> Result<&mut T> {
         let tables = self.tables;
         let current = || get::<T>(tables, id).ok().map(|a| (*a).clone());
-        let slot = T::staged(&mut self.staged).entry(id).or_insert_with(current);
+        let slot = T::staged(&mut self.staged)
+            .entry(id)
+            .or_insert_with(current);
         slot.as_mut().ok_or_else(|| T::missing(id))
     }
 
@@ -215,8 +224,13 @@ impl Db {
     async fn load<T: Row>(&self) -> Result<()> {
         let records = store::Records::<T>::new(Arc::clone(&self.store), T::PREFIX);
         let (all, _) = records.all("").await?;
-        let mut table = T::table(&self.tables).write().unwrap_or_else(PoisonError::into_inner);
-        table.extend(all.into_iter().map(|stored| (stored.value.id(), Arc::new(stored.value))));
+        let mut table = T::table(&self.tables)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        table.extend(
+            all.into_iter()
+                .map(|stored| (stored.value.id(), Arc::new(stored.value))),
+        );
         Ok(())
     }
 
@@ -234,7 +248,10 @@ impl Db {
     /// transaction and visible, otherwise none.
     pub async fn change<R>(&self, change: impl FnOnce(&mut Draft<'_>) -> Result<R>) -> Result<R> {
         let one_at_a_time = Arc::clone(&self.commit).lock_owned().await;
-        let mut draft = Draft { tables: &self.tables, staged: Staged::default() };
+        let mut draft = Draft {
+            tables: &self.tables,
+            staged: Staged::default(),
+        };
         let result = change(&mut draft)?;
         let staged = draft.staged;
         let txn = staged.txn()?;
@@ -265,7 +282,11 @@ impl Db {
             .put(format!("{HISTORY}{job}"), Job::VERSION, value(&*record)?)
             .put(order_key(&record), Job::VERSION, serde_json::Value::Null);
         self.store.txn(txn).await?;
-        let mut table = self.tables.jobs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self
+            .tables
+            .jobs
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         table.remove(&job);
         Ok(())
     }
@@ -284,7 +305,10 @@ impl Db {
         let mut found = Vec::new();
         let mut after: Option<String> = None;
         while found.len() < limit {
-            let page = self.store.list(HISTORY_ORDER, after.as_deref(), limit - found.len()).await?;
+            let page = self
+                .store
+                .list(HISTORY_ORDER, after.as_deref(), limit - found.len())
+                .await?;
             for record in &page.records {
                 let id = record.key.rsplit('/').next().unwrap_or_default();
                 // Without its record it was pruned just now.

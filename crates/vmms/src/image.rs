@@ -49,7 +49,10 @@ struct Mine {
 
 fn attached(vmms: &Vmms, path: &Path) -> Option<(Arc<Vm>, Disk)> {
     vmms.db.all::<Vm>().into_iter().find_map(|vm| {
-        let disk = vm.disks().find(|(_, d)| d.path == path).map(|(_, d)| d.clone())?;
+        let disk = vm
+            .disks()
+            .find(|(_, d)| d.path == path)
+            .map(|(_, d)| d.clone())?;
         Some((vm, disk))
     })
 }
@@ -62,10 +65,14 @@ pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
     let owner = attached(vmms, path);
     let mut size = info.virtual_size;
     if let Some((_, disk)) = &owner
-        && let Some(active) = disk.layers.nodes.get(&disk.layers.active) {
-            size = size.max(active.size);
-        }
-    let parent = info.backing.as_ref().map(|b| path.parent().map_or_else(|| PathBuf::from(b), |d| d.join(b)));
+        && let Some(active) = disk.layers.nodes.get(&disk.layers.active)
+    {
+        size = size.max(active.size);
+    }
+    let parent = info.backing.as_ref().map(|b| {
+        path.parent()
+            .map_or_else(|| PathBuf::from(b), |d| d.join(b))
+    });
     Ok(Image {
         path: path.to_owned(),
         fixed: info.format == "raw" || info.actual_size >= info.virtual_size,
@@ -102,13 +109,20 @@ fn check_new(path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let metadata = std::fs::metadata(dir).map_err(|e| Fault::io("open", dir, &e))?;
     if !metadata.is_dir() {
-        return Err(fault!(PathNotUsable, path.display(), "its parent is not a directory"));
+        return Err(fault!(
+            PathNotUsable,
+            path.display(),
+            "its parent is not a directory"
+        ));
     }
     Ok(())
 }
 
 fn submission(asked: &Asked, path: &Path) -> crate::job::Submission {
-    asked.submission(vec![(Element::Image(path.to_owned()), Effect::ExclusiveUse)])
+    asked.submission(vec![(
+        Element::Image(path.to_owned()),
+        Effect::ExclusiveUse,
+    )])
 }
 
 /// Starts the job that makes an image.
@@ -119,14 +133,18 @@ pub async fn create(vmms: &Arc<Vmms>, image: ImageSpec, asked: &Asked) -> Result
         (None, None) => return Err(fault!(MissingValue, "MaxInternalSize")),
     }
     if image.parent.is_some() && image.format != ImageFormat::Qcow2 {
-        return Err(fault!(NotServed, format!("a differencing image in format {}", image.format)));
+        return Err(fault!(
+            NotServed,
+            format!("a differencing image in format {}", image.format)
+        ));
     }
     check_new(&image.path)?;
     if let Some(parent) = &image.parent {
         std::fs::metadata(parent).map_err(|e| Fault::io("open", parent, &e))?;
     }
     let path = image.path.clone();
-    vmms.submit(Task::CreateImage(image), submission(asked, &path)).await
+    vmms.submit(Task::CreateImage(image), submission(asked, &path))
+        .await
 }
 
 fn new_image(image: &ImageSpec, path: PathBuf, backing: Option<ImageFormat>) -> NewImage {
@@ -162,12 +180,20 @@ fn publish(from: &Path, to: &Path) -> Result<()> {
     dir_file.sync_all().map_err(|e| Fault::io("sync", dir, &e))
 }
 
-pub(crate) async fn run_create(vmms: &Arc<Vmms>, ctx: &JobContext, image: &ImageSpec) -> Result<()> {
+pub(crate) async fn run_create(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    image: &ImageSpec,
+) -> Result<()> {
     let failed = |e: Fault| fault!(ImageCreate, image.path.display()).caused_by(e);
     check_new(&image.path)?;
     let backing = match &image.parent {
         Some(parent) => {
-            let info = vmms.images.info(parent, true).await.map_err(|e| failed(e.into()))?;
+            let info = vmms
+                .images
+                .info(parent, true)
+                .await
+                .map_err(|e| failed(e.into()))?;
             ImageFormat::from_driver(&info.format)
         }
         None => None,
@@ -175,7 +201,10 @@ pub(crate) async fn run_create(vmms: &Arc<Vmms>, ctx: &JobContext, image: &Image
     let temporary = partial(&image.path);
     ctx.note(&Mine { created: true }).await?;
     let _ = std::fs::remove_file(&temporary);
-    let made = vmms.images.create(&new_image(image, temporary.clone(), backing)).await;
+    let made = vmms
+        .images
+        .create(&new_image(image, temporary.clone(), backing))
+        .await;
     made.map_err(|e| failed(e.into()))?;
     ctx.no_return().await?;
     publish(&temporary, &image.path).map_err(failed)
@@ -201,7 +230,10 @@ pub async fn resize(vmms: &Arc<Vmms>, path: &Path, size: u64, asked: &Asked) -> 
     if size < image.size {
         return Err(fault!(ShrinkRefused, path.display(), image.size, size));
     }
-    let task = Task::ResizeImage { path: path.to_owned(), size };
+    let task = Task::ResizeImage {
+        path: path.to_owned(),
+        size,
+    };
     let mut submission = submission(asked, path);
     if let Some(vm) = image.attached_to {
         submission.affected.push((Element::Vm(vm), Effect::Other));
@@ -209,14 +241,27 @@ pub async fn resize(vmms: &Arc<Vmms>, path: &Path, size: u64, asked: &Asked) -> 
     vmms.submit(task, submission).await
 }
 
-pub(crate) async fn run_resize(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path, size: u64) -> Result<()> {
+pub(crate) async fn run_resize(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    path: &Path,
+    size: u64,
+) -> Result<()> {
     let failed = |e: Fault| fault!(ImageResize, path.display()).caused_by(e);
     let Some((vm, _)) = attached(vmms, path) else {
-        let info = vmms.images.info(path, false).await.map_err(|e| failed(e.into()))?;
+        let info = vmms
+            .images
+            .info(path, false)
+            .await
+            .map_err(|e| failed(e.into()))?;
         let format = ImageFormat::from_driver(&info.format)
             .ok_or_else(|| fault!(NotServed, format!("resizing format {}", info.format)))?;
         ctx.no_return().await?;
-        return vmms.images.resize(path, format, size, false).await.map_err(|e| failed(e.into()));
+        return vmms
+            .images
+            .resize(path, format, size, false)
+            .await
+            .map_err(|e| failed(e.into()));
     };
     let _lock = vmms.lock(vm.id).await;
     let vm = vmms.db.get::<Vm>(vm.id)?;
@@ -224,15 +269,30 @@ pub(crate) async fn run_resize(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path, 
         return Err(failed(fault!(DiskNotFound, vm.name, path.display())));
     };
     if vm.power == crate::vm::Power::Saved {
-        return Err(fault!(WrongVmState, vm.name, "saved", "resizing a disk", "off, running or paused").about(Element::Vm(vm.id)));
+        return Err(fault!(
+            WrongVmState,
+            vm.name,
+            "saved",
+            "resizing a disk",
+            "off, running or paused"
+        )
+        .about(Element::Vm(vm.id)));
     }
     ctx.no_return().await?;
     match vmms.machine(vm.id) {
-        Some(machine) => machine.resize(&spec::drive_id(disk), size).await.map_err(|e| failed(e.into()))?,
+        Some(machine) => machine
+            .resize(&spec::drive_id(disk), size)
+            .await
+            .map_err(|e| failed(e.into()))?,
         None => {
             let active = disk.layers.active_chain();
-            let top = active.last().ok_or_else(|| fault!(LayerMissing, "active", path.display()))?;
-            vmms.images.resize(&top.path, top.format, size, false).await.map_err(|e| failed(e.into()))?;
+            let top = active
+                .last()
+                .ok_or_else(|| fault!(LayerMissing, "active", path.display()))?;
+            vmms.images
+                .resize(&top.path, top.format, size, false)
+                .await
+                .map_err(|e| failed(e.into()))?;
         }
     }
     let uid = disk.uid;
@@ -250,14 +310,22 @@ pub(crate) async fn run_resize(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path, 
 }
 
 /// Starts the job that copies an image into another format.
-pub async fn convert(vmms: &Arc<Vmms>, source: &Path, target: ImageSpec, asked: &Asked) -> Result<Uuid> {
+pub async fn convert(
+    vmms: &Arc<Vmms>,
+    source: &Path,
+    target: ImageSpec,
+    asked: &Asked,
+) -> Result<Uuid> {
     if let Some((vm, _)) = attached(vmms, source) {
         return Err(fault!(ImageInUse, source.display(), vm.name).about(Element::Vm(vm.id)));
     }
     std::fs::metadata(source).map_err(|e| Fault::io("open", source, &e))?;
     check_new(&target.path)?;
     let path = target.path.clone();
-    let task = Task::ConvertImage { source: source.to_owned(), target };
+    let task = Task::ConvertImage {
+        source: source.to_owned(),
+        target,
+    };
     vmms.submit(task, submission(asked, &path)).await
 }
 
@@ -268,13 +336,20 @@ pub(crate) async fn run_convert(
     target: &ImageSpec,
 ) -> Result<()> {
     let failed = |e: Fault| fault!(ImageCreate, target.path.display()).caused_by(e);
-    let info = vmms.images.info(source, false).await.map_err(|e| failed(e.into()))?;
+    let info = vmms
+        .images
+        .info(source, false)
+        .await
+        .map_err(|e| failed(e.into()))?;
     let format = ImageFormat::from_driver(&info.format)
         .ok_or_else(|| fault!(NotServed, format!("the image format {}", info.format)))?;
     let temporary = partial(&target.path);
     ctx.note(&Mine { created: true }).await?;
     let _ = std::fs::remove_file(&temporary);
-    let options = ConvertOptions { fixed: target.fixed, ..ConvertOptions::default() };
+    let options = ConvertOptions {
+        fixed: target.fixed,
+        ..ConvertOptions::default()
+    };
     tokio::select! {
         done = vmms.images.convert((source, format), (&temporary, target.format), &options) => {
             done.map_err(|e| failed(e.into()))?;
@@ -288,28 +363,54 @@ pub(crate) async fn run_convert(
 /// Starts the job that checks an image.
 pub async fn validate(vmms: &Arc<Vmms>, path: &Path, asked: &Asked) -> Result<Uuid> {
     std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
-    vmms.submit(Task::ValidateImage { path: path.to_owned() }, submission(asked, path)).await
+    vmms.submit(
+        Task::ValidateImage {
+            path: path.to_owned(),
+        },
+        submission(asked, path),
+    )
+    .await
 }
 
 pub(crate) async fn run_validate(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path) -> Result<()> {
     let unreadable = |e: Fault| fault!(ImageUnreadable, path.display()).caused_by(e);
     let mut at = path.to_owned();
     for _ in 0..vmms.options.max_layers {
-        let info = vmms.images.info(&at, true).await.map_err(|e| unreadable(e.into()))?;
+        let info = vmms
+            .images
+            .info(&at, true)
+            .await
+            .map_err(|e| unreadable(e.into()))?;
         let owner = attached(vmms, &at);
         let checkable = matches!(info.format.as_str(), "qcow2" | "vhdx" | "vmdk");
         // A running machine's image is written meanwhile: its own process keeps it consistent.
         if checkable && owner.is_none_or(|(vm, _)| vmms.machine(vm.id).is_none()) {
-            let report = vmms.images.check(&at).await.map_err(|e| unreadable(e.into()))?;
+            let report = vmms
+                .images
+                .check(&at)
+                .await
+                .map_err(|e| unreadable(e.into()))?;
             if report.corruptions > 0 || report.check_errors > 0 {
-                let text = format!("{} damaged clusters, {} check errors", report.corruptions, report.check_errors);
+                let text = format!(
+                    "{} damaged clusters, {} check errors",
+                    report.corruptions, report.check_errors
+                );
                 return Err(unreadable(fault!(Block, text)));
             }
         }
         ctx.checkpoint().await?;
-        let Some(backing) = info.backing else { return Ok(()) };
-        at = at.parent().map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
+        let Some(backing) = info.backing else {
+            return Ok(());
+        };
+        at = at
+            .parent()
+            .map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
         std::fs::metadata(&at).map_err(|e| unreadable(Fault::io("open", &at, &e)))?;
     }
-    Err(fault!(ChainTooLong, path.display(), vmms.options.max_layers + 1, vmms.options.max_layers))
+    Err(fault!(
+        ChainTooLong,
+        path.display(),
+        vmms.options.max_layers + 1,
+        vmms.options.max_layers
+    ))
 }

@@ -29,7 +29,16 @@ pub async fn import_export(
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let directory = find_export(directory)?;
-    start(vmms, directory, Uuid::new_v4(), name, disks.to_owned(), false, asked).await
+    start(
+        vmms,
+        directory,
+        Uuid::new_v4(),
+        name,
+        disks.to_owned(),
+        false,
+        asked,
+    )
+    .await
 }
 
 /// Starts a job that makes a planned machine of the export in `directory`; returns the machine's and the job's identifiers. With `keep_id`
@@ -282,7 +291,11 @@ fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
 /// Gives the machine the exported memory: it goes on from there when it is started.
 fn memory(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<Option<PathBuf>> {
     let found = chain.last().and_then(|e| {
-        let file = e.manifest.files.iter().find(|f| f.role == export::RUNTIME)?;
+        let file = e
+            .manifest
+            .files
+            .iter()
+            .find(|f| f.role == export::RUNTIME)?;
         Some(e.dir.join(&file.path))
     });
     let Some(from) = found else {

@@ -31,11 +31,11 @@ mod wiring;
 mod work;
 
 pub use element::{Effect, Element};
+pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
 pub use hypervisor::probe::{Features, KvmState};
 pub use hypervisor::{Acceleration, ImageFormat};
 pub use service::{Dirs, Options, Vmms};
 pub use wiring::{in_memory, open_store, start_qemu};
-pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
 
 /// A GUID as Hyper-V writes it: upper case with hyphens.
 pub fn guid(id: uuid::Uuid) -> String {

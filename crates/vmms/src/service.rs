@@ -133,7 +133,10 @@ impl Vmms {
     }
 
     pub(crate) fn drop_runtime(&self, vm: Uuid) {
-        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm);
+        self.runtimes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&vm);
     }
 
     /// The running process of a machine; `None` when it is off or saved.

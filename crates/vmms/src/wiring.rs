@@ -12,13 +12,22 @@ use crate::{Dirs, Fault, Options, Result, Vmms, fault};
 /// Opens the embedded store at `path`, or makes it.
 pub async fn open_store(path: &Path) -> Result<Arc<dyn Store>> {
     let path = path.to_owned();
-    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(path, SqliteOptions::default())).await;
-    let store = opened.map_err(|e| fault!(Internal, e))?.map_err(Fault::from)?;
+    let opened =
+        tokio::task::spawn_blocking(move || SqliteStore::open(path, SqliteOptions::default()))
+            .await;
+    let store = opened
+        .map_err(|e| fault!(Internal, e))?
+        .map_err(Fault::from)?;
     Ok(Arc::new(store))
 }
 
 /// Starts the service with QEMU and qemu-img as found on the path.
-pub async fn start_qemu(store: Arc<dyn Store>, dirs: Dirs, options: Options, host: String) -> Result<Arc<Vmms>> {
+pub async fn start_qemu(
+    store: Arc<dyn Store>,
+    dirs: Dirs,
+    options: Options,
+    host: String,
+) -> Result<Arc<Vmms>> {
     let hypervisor = Arc::new(QemuHypervisor::default());
     Vmms::start(store, hypervisor, ImageTool::default(), dirs, options, host).await
 }
@@ -28,5 +37,13 @@ pub async fn start_qemu(store: Arc<dyn Store>, dirs: Dirs, options: Options, hos
 pub async fn in_memory(dirs: Dirs, host: String) -> Result<Arc<Vmms>> {
     let images = ImageTool::default();
     let hypervisor = Arc::new(FakeHypervisor::with_images(images.clone()));
-    Vmms::start(Arc::new(MemoryStore::new()), hypervisor, images, dirs, Options::default(), host).await
+    Vmms::start(
+        Arc::new(MemoryStore::new()),
+        hypervisor,
+        images,
+        dirs,
+        Options::default(),
+        host,
+    )
+    .await
 }

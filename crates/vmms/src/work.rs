@@ -11,40 +11,89 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
     match task {
         Task::ChangeState { vm, to } => vm::run_state_change(vmms, ctx, *vm, *to).await,
         Task::DestroyVm { vm } => vm::run_destroy(vmms, ctx, *vm).await,
-        Task::CreatePoint { vm, point, kind, consistency, name } => {
-            point::create::run(vmms, ctx, *vm, *point, *kind, *consistency, name).await
-        }
+        Task::CreatePoint {
+            vm,
+            point,
+            kind,
+            consistency,
+            name,
+        } => point::create::run(vmms, ctx, *vm, *point, *kind, *consistency, name).await,
         Task::DestroyPoint { point } => point::destroy::run(vmms, ctx, *point).await,
         Task::RemoveData { point } => point::release::run(vmms, ctx, *point).await,
-        Task::ExportPoint { point, base, directory, disks } => {
-            export::run(vmms, ctx, *point, *base, directory, disks).await
-        }
-        Task::CreateGroupPoint { group, point, members, kind, consistency, name } => {
-            let new = group::NewGroupPoint { group: *group, point: *point, kind: *kind, consistency: *consistency, name };
+        Task::ExportPoint {
+            point,
+            base,
+            directory,
+            disks,
+        } => export::run(vmms, ctx, *point, *base, directory, disks).await,
+        Task::CreateGroupPoint {
+            group,
+            point,
+            members,
+            kind,
+            consistency,
+            name,
+        } => {
+            let new = group::NewGroupPoint {
+                group: *group,
+                point: *point,
+                kind: *kind,
+                consistency: *consistency,
+                name,
+            };
             group::create::run(vmms, ctx, &new, members).await
         }
-        Task::DestroyGroupPoint { point, members } => group::discard::run(vmms, ctx, *point, members).await,
-        Task::RemoveGroupData { members, .. } => group::discard::run_release(vmms, ctx, members).await,
-        Task::ExportGroupPoint { point, base, directory, members } => {
-            group::export::run(vmms, ctx, *point, *base, directory, members).await
+        Task::DestroyGroupPoint { point, members } => {
+            group::discard::run(vmms, ctx, *point, members).await
         }
-        Task::CreateSnapshot { vm, snapshot, kind, consistency, name } => {
-            snapshot::run_create(vmms, ctx, *vm, *snapshot, *kind, *consistency, name).await
+        Task::RemoveGroupData { members, .. } => {
+            group::discard::run_release(vmms, ctx, members).await
         }
-        Task::ApplySnapshot { vm, snapshot } => snapshot::run_apply(vmms, ctx, *vm, *snapshot).await,
-        Task::DestroySnapshot { vm, snapshot, tree } => snapshot::run_destroy(vmms, ctx, *vm, *snapshot, *tree).await,
-        Task::ClearSnapshot { vm, snapshot } => snapshot::run_clear(vmms, ctx, *vm, *snapshot).await,
-        Task::ConvertSnapshot { vm, snapshot } => snapshot::run_convert(vmms, ctx, *vm, *snapshot).await,
+        Task::ExportGroupPoint {
+            point,
+            base,
+            directory,
+            members,
+        } => group::export::run(vmms, ctx, *point, *base, directory, members).await,
+        Task::CreateSnapshot {
+            vm,
+            snapshot,
+            kind,
+            consistency,
+            name,
+        } => snapshot::run_create(vmms, ctx, *vm, *snapshot, *kind, *consistency, name).await,
+        Task::ApplySnapshot { vm, snapshot } => {
+            snapshot::run_apply(vmms, ctx, *vm, *snapshot).await
+        }
+        Task::DestroySnapshot { vm, snapshot, tree } => {
+            snapshot::run_destroy(vmms, ctx, *vm, *snapshot, *tree).await
+        }
+        Task::ClearSnapshot { vm, snapshot } => {
+            snapshot::run_clear(vmms, ctx, *vm, *snapshot).await
+        }
+        Task::ConvertSnapshot { vm, snapshot } => {
+            snapshot::run_convert(vmms, ctx, *vm, *snapshot).await
+        }
         Task::ExportSystem { vm, order } => export::run_system(vmms, ctx, *vm, order).await,
         Task::Tidy { vm } => point::tidy::run(vmms, ctx, *vm).await,
         Task::CreateImage(spec) => image::run_create(vmms, ctx, spec).await,
         Task::ResizeImage { path, size } => image::run_resize(vmms, ctx, path, *size).await,
-        Task::ConvertImage { source, target } => image::run_convert(vmms, ctx, source, target).await,
-        Task::ValidateImage { path } => image::run_validate(vmms, ctx, path).await,
-        Task::Import { directory, vm, name, disks, planned } => {
-            import::run(vmms, ctx, directory, *vm, name.as_deref(), disks, *planned).await
+        Task::ConvertImage { source, target } => {
+            image::run_convert(vmms, ctx, source, target).await
         }
-        Task::AdoptPoint { vm, point, directory } => point::adopt::run(vmms, ctx, *vm, *point, directory).await,
+        Task::ValidateImage { path } => image::run_validate(vmms, ctx, path).await,
+        Task::Import {
+            directory,
+            vm,
+            name,
+            disks,
+            planned,
+        } => import::run(vmms, ctx, directory, *vm, name.as_deref(), disks, *planned).await,
+        Task::AdoptPoint {
+            vm,
+            point,
+            directory,
+        } => point::adopt::run(vmms, ctx, *vm, *point, directory).await,
         Task::ValidatePlanned { vm } => vm::run_validate(vmms, ctx, *vm).await,
         Task::Realize { vm } => vm::run_realize(vmms, ctx, *vm).await,
         Task::Verify { directory } => verify::run(vmms, ctx, directory).await,
@@ -67,7 +116,9 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::DestroyGroupPoint { members, .. } | Task::RemoveGroupData { members, .. } => {
             group::discard::undo(vmms, ctx, members).await
         }
-        Task::CreateSnapshot { vm, snapshot, .. } => snapshot::undo_create(vmms, ctx, *vm, *snapshot).await,
+        Task::CreateSnapshot { vm, snapshot, .. } => {
+            snapshot::undo_create(vmms, ctx, *vm, *snapshot).await
+        }
         Task::ApplySnapshot { vm, .. } => snapshot::undo_apply(vmms, *vm).await,
         Task::AdoptPoint { vm, point, .. } => point::create::undo(vmms, ctx, *vm, *point).await,
         Task::ValidatePlanned { .. } | Task::Realize { .. } => Ok(()),

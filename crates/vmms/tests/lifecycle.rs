@@ -40,7 +40,9 @@ async fn fake_with(options: Options) -> Fake {
         notes: Vec::new(),
         settings: Settings::default(),
     };
-    let vm = vmms::vm::define(&bench.vmms, new, |_| Ok(())).await.unwrap();
+    let vm = vmms::vm::define(&bench.vmms, new, |_| Ok(()))
+        .await
+        .unwrap();
     Fake { bench, fake, vm }
 }
 
@@ -61,7 +63,9 @@ impl Fake {
     }
 
     fn state(&self) -> VmState {
-        self.bench.vmms.state_of(&self.bench.vmms.db.get::<Vm>(self.vm).unwrap())
+        self.bench
+            .vmms
+            .state_of(&self.bench.vmms.db.get::<Vm>(self.vm).unwrap())
     }
 
     async fn until(&self, wanted: VmState) {
@@ -99,12 +103,21 @@ async fn a_machine_goes_through_all_its_states_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_state_does_not_allow_is_refused_at_once_and_changes_nothing() {
     let f = fake().await;
-    for to in [StateChange::Pause, StateChange::Save, StateChange::Shutdown, StateChange::Reset, StateChange::Stop] {
+    for to in [
+        StateChange::Pause,
+        StateChange::Save,
+        StateChange::Shutdown,
+        StateChange::Reset,
+        StateChange::Stop,
+    ] {
         let refused = f.ask(to).await.expect_err("a machine that is off");
         assert_eq!(refused.kind(), Kind::InvalidState, "{to:?}");
     }
     f.go(StateChange::Start).await;
-    let refused = f.ask(StateChange::Start).await.expect_err("it runs already");
+    let refused = f
+        .ask(StateChange::Start)
+        .await
+        .expect_err("it runs already");
     assert_eq!(refused.message, Message::AlreadyInState);
     let refused = vmms::vm::destroy(&f.bench.vmms, f.vm, &Asked::default()).await;
     assert_eq!(refused.expect_err("it runs").kind(), Kind::InvalidState);
@@ -114,7 +127,9 @@ async fn what_the_state_does_not_allow_is_refused_at_once_and_changes_nothing() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_does_not_start_is_off_and_its_job_tells_the_chain() {
     let f = fake().await;
-    f.fake.script().on_next("launch", Scripted::refuse("no such device"));
+    f.fake
+        .script()
+        .on_next("launch", Scripted::refuse("no such device"));
     let job = f.ended(StateChange::Start).await;
     assert_eq!(job.state, JobState::Exception);
     let chain: Vec<Message> = job.faults[0].chain().iter().map(|x| x.message).collect();
@@ -128,7 +143,9 @@ async fn a_machine_that_does_not_start_is_off_and_its_job_tells_the_chain() {
 async fn a_save_that_fails_leaves_the_guest_running() {
     let f = fake().await;
     f.go(StateChange::Start).await;
-    f.fake.script().on_next("save_state", Scripted::refuse("No space left on device"));
+    f.fake
+        .script()
+        .on_next("save_state", Scripted::refuse("No space left on device"));
     let job = f.ended(StateChange::Save).await;
     assert_eq!(job.state, JobState::Exception);
     assert!(job.faults[0].has(Message::SaveFailed));
@@ -155,16 +172,25 @@ async fn a_hard_stop_overtakes_a_shutdown_that_the_guest_ignores() {
     machine.set_obeys_powerdown(false);
     let shutdown = f.ask(StateChange::Shutdown).await.unwrap();
     f.until(VmState::ShuttingDown).await;
-    let busy = f.ask(StateChange::Save).await.expect_err("another change is under way");
+    let busy = f
+        .ask(StateChange::Save)
+        .await
+        .expect_err("another change is under way");
     assert!(matches!(busy.kind(), Kind::InUse | Kind::InvalidState));
     f.go(StateChange::Stop).await;
-    assert_eq!(f.bench.vmms.wait(shutdown).await.unwrap().state, JobState::Completed);
+    assert_eq!(
+        f.bench.vmms.wait(shutdown).await.unwrap().state,
+        JobState::Completed
+    );
     assert_eq!(f.state(), VmState::Off);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_the_guest_ignores_ends_in_time_or_when_it_is_cancelled() {
-    let quick = Options { shutdown_deadline: Duration::from_millis(50), ..options() };
+    let quick = Options {
+        shutdown_deadline: Duration::from_millis(50),
+        ..options()
+    };
     let f = fake_with(quick).await;
     f.go(StateChange::Start).await;
     let machine = f.fake.machine(f.vm).unwrap();
@@ -179,13 +205,20 @@ async fn a_shutdown_the_guest_ignores_ends_in_time_or_when_it_is_cancelled() {
     let machine = f.fake.machine(f.vm).unwrap();
     machine.set_agent(false);
     machine.set_obeys_powerdown(false);
-    for (request, ended) in [(JobRequest::Terminate, JobState::Terminated), (JobRequest::Kill, JobState::Killed)] {
+    for (request, ended) in [
+        (JobRequest::Terminate, JobState::Terminated),
+        (JobRequest::Kill, JobState::Killed),
+    ] {
         let job = f.ask(StateChange::Shutdown).await.unwrap();
         f.until(VmState::ShuttingDown).await;
         f.bench.vmms.request_job_state(job, request).await.unwrap();
         let job = f.bench.vmms.wait(job).await.unwrap();
         assert_eq!(job.state, ended);
-        assert_eq!(job.faults[0].kind(), Kind::Cancelled, "a job that was stopped says so");
+        assert_eq!(
+            job.faults[0].kind(),
+            Kind::Cancelled,
+            "a job that was stopped says so"
+        );
         f.until(VmState::Running).await;
     }
 }
@@ -194,47 +227,109 @@ async fn a_shutdown_the_guest_ignores_ends_in_time_or_when_it_is_cancelled() {
 async fn a_final_job_cannot_be_changed_and_only_exports_can_be_suspended() {
     let f = fake().await;
     let done = f.ended(StateChange::Start).await;
-    for request in [JobRequest::Terminate, JobRequest::Kill, JobRequest::Suspend, JobRequest::Start] {
-        let refused = f.bench.vmms.request_job_state(done.id, request).await.expect_err("final");
+    for request in [
+        JobRequest::Terminate,
+        JobRequest::Kill,
+        JobRequest::Suspend,
+        JobRequest::Start,
+    ] {
+        let refused = f
+            .bench
+            .vmms
+            .request_job_state(done.id, request)
+            .await
+            .expect_err("final");
         assert_eq!(refused.message, Message::JobFinal);
     }
     let machine = f.fake.machine(f.vm).unwrap();
     machine.set_agent(false);
     machine.set_obeys_powerdown(false);
     let job = f.ask(StateChange::Shutdown).await.unwrap();
-    let refused = f.bench.vmms.request_job_state(job, JobRequest::Suspend).await;
-    assert_eq!(refused.expect_err("not an export").message, Message::JobTransition);
+    let refused = f
+        .bench
+        .vmms
+        .request_job_state(job, JobRequest::Suspend)
+        .await;
+    assert_eq!(
+        refused.expect_err("not an export").message,
+        Message::JobTransition
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_request_key_of_the_same_user_is_the_same_job() {
     let f = fake().await;
-    let asked = |owner: &str| Asked { owner: owner.to_owned(), request_key: Some("k".to_owned()) };
-    let first = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice")).await.unwrap();
+    let asked = |owner: &str| Asked {
+        owner: owner.to_owned(),
+        request_key: Some("k".to_owned()),
+    };
+    let first = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice"))
+        .await
+        .unwrap();
     f.bench.vmms.wait(first).await.unwrap();
     f.go(StateChange::Stop).await;
-    let again = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice")).await.unwrap();
+    let again = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice"))
+        .await
+        .unwrap();
     assert_eq!(again, first, "a retry starts nothing");
     assert_eq!(f.state(), VmState::Off);
-    let other = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("bob")).await.unwrap();
+    let other = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("bob"))
+        .await
+        .unwrap();
     assert_ne!(other, first);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
-    let brief = Options { job_keep: Duration::from_millis(50), ..options() };
+    let brief = Options {
+        job_keep: Duration::from_millis(50),
+        ..options()
+    };
     let mut f = fake_with(brief).await;
     let job = f.ended(StateChange::Start).await;
-    assert!(job.vanishes().is_some_and(|at| at > SystemTime::now() - Duration::from_secs(60)));
+    assert!(
+        job.vanishes()
+            .is_some_and(|at| at > SystemTime::now() - Duration::from_secs(60))
+    );
     tokio::time::sleep(Duration::from_millis(80)).await;
     f.bench.vmms.tick().await;
-    assert_eq!(f.bench.vmms.job(job.id).expect_err("gone").message, Message::JobNotFound);
-    assert_eq!(f.bench.vmms.db.past_job(job.id).await.unwrap().state, JobState::Completed);
-    assert!(f.bench.vmms.db.history(None, 10).await.unwrap().iter().any(|j| j.id == job.id));
-    let newest: Vec<_> = f.bench.vmms.db.newest_history(10).await.unwrap().iter().map(|j| j.submitted).collect();
-    assert!(newest.contains(&job.submitted) && newest.is_sorted_by(|a, b| a >= b), "{newest:?}");
+    assert_eq!(
+        f.bench.vmms.job(job.id).expect_err("gone").message,
+        Message::JobNotFound
+    );
+    assert_eq!(
+        f.bench.vmms.db.past_job(job.id).await.unwrap().state,
+        JobState::Completed
+    );
+    assert!(
+        f.bench
+            .vmms
+            .db
+            .history(None, 10)
+            .await
+            .unwrap()
+            .iter()
+            .any(|j| j.id == job.id)
+    );
+    let newest: Vec<_> = f
+        .bench
+        .vmms
+        .db
+        .newest_history(10)
+        .await
+        .unwrap()
+        .iter()
+        .map(|j| j.submitted)
+        .collect();
+    assert!(
+        newest.contains(&job.submitted) && newest.is_sorted_by(|a, b| a >= b),
+        "{newest:?}"
+    );
     f.bench.restart().await;
-    assert!(f.bench.vmms.jobs().is_empty(), "the history does not come back into view");
+    assert!(
+        f.bench.vmms.jobs().is_empty(),
+        "the history does not come back into view"
+    );
     assert!(f.bench.vmms.db.past_job(job.id).await.is_ok());
 }
 
@@ -267,9 +362,17 @@ async fn a_running_machine_is_found_again_by_the_next_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_machine_is_gone_with_its_jobs_still_to_be_read() {
     let f = fake().await;
-    let job = vmms::vm::destroy(&f.bench.vmms, f.vm, &Asked::default()).await.unwrap();
-    assert_eq!(f.bench.vmms.wait(job).await.unwrap().state, JobState::Completed);
-    assert_eq!(f.bench.vmms.db.get::<Vm>(f.vm).expect_err("gone").kind(), Kind::NotFound);
+    let job = vmms::vm::destroy(&f.bench.vmms, f.vm, &Asked::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        f.bench.vmms.wait(job).await.unwrap().state,
+        JobState::Completed
+    );
+    assert_eq!(
+        f.bench.vmms.db.get::<Vm>(f.vm).expect_err("gone").kind(),
+        Kind::NotFound
+    );
     assert!(f.bench.vmms.job(job).is_ok());
 }
 
@@ -290,8 +393,20 @@ async fn hardware_cannot_change_under_a_running_guest_but_names_can() {
     .await
     .unwrap();
     assert_eq!(f.bench.vmms.db.get::<Vm>(f.vm).unwrap().name, "two");
-    let nic = vmms::vm::device::add(&f.bench.vmms, f.vm, NewDevice::Nic { mac: None, guid: None }, None).await;
-    assert_eq!(nic.expect_err("not while it runs").message, Message::HotPlugRefused);
+    let nic = vmms::vm::device::add(
+        &f.bench.vmms,
+        f.vm,
+        NewDevice::Nic {
+            mac: None,
+            guid: None,
+        },
+        None,
+    )
+    .await;
+    assert_eq!(
+        nic.expect_err("not while it runs").message,
+        Message::HotPlugRefused
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,7 +426,10 @@ async fn impossible_settings_are_refused_and_nothing_is_stored() {
             Ok(())
         })
         .await;
-        assert_eq!(refused.expect_err("impossible").kind(), Kind::InvalidParameter);
+        assert_eq!(
+            refused.expect_err("impossible").kind(),
+            Kind::InvalidParameter
+        );
         assert_eq!(*f.bench.vmms.db.get::<Vm>(f.vm).unwrap(), *before);
     }
 }
@@ -320,19 +438,50 @@ async fn impossible_settings_are_refused_and_nothing_is_stored() {
 async fn devices_need_a_parent_that_exists_and_a_slot_that_is_free() {
     let f = fake().await;
     let add = |new| vmms::vm::device::add(&f.bench.vmms, f.vm, new, None);
-    let missing = add(NewDevice::DiskDrive { controller: "nope".to_owned(), slot: None }).await;
-    assert_eq!(missing.expect_err("no controller").message, Message::DeviceNotFound);
+    let missing = add(NewDevice::DiskDrive {
+        controller: "nope".to_owned(),
+        slot: None,
+    })
+    .await;
+    assert_eq!(
+        missing.expect_err("no controller").message,
+        Message::DeviceNotFound
+    );
     let controller = add(NewDevice::ScsiController).await.unwrap();
-    let drive = |slot| NewDevice::DiskDrive { controller: controller.clone(), slot: Some(slot) };
+    let drive = |slot| NewDevice::DiskDrive {
+        controller: controller.clone(),
+        slot: Some(slot),
+    };
     add(drive(3)).await.unwrap();
-    assert_eq!(add(drive(3)).await.expect_err("taken").kind(), Kind::InvalidParameter);
-    assert_eq!(add(drive(64)).await.expect_err("outside").kind(), Kind::InvalidParameter);
-    let wrong = add(NewDevice::Disk { drive: controller.clone(), path: "/nowhere/x.qcow2".into(), read_only: false }).await;
+    assert_eq!(
+        add(drive(3)).await.expect_err("taken").kind(),
+        Kind::InvalidParameter
+    );
+    assert_eq!(
+        add(drive(64)).await.expect_err("outside").kind(),
+        Kind::InvalidParameter
+    );
+    let wrong = add(NewDevice::Disk {
+        drive: controller.clone(),
+        path: "/nowhere/x.qcow2".into(),
+        read_only: false,
+    })
+    .await;
     assert_eq!(wrong.expect_err("no such file").kind(), Kind::FileNotFound);
     let vm = f.bench.vmms.db.get::<Vm>(f.vm).unwrap();
     let id = vm.devices.last().map(|d| d.id.clone()).unwrap();
-    vmms::vm::device::remove(&f.bench.vmms, f.vm, &id).await.unwrap();
-    assert!(f.bench.vmms.db.get::<Vm>(f.vm).unwrap().device(&id).is_none());
+    vmms::vm::device::remove(&f.bench.vmms, f.vm, &id)
+        .await
+        .unwrap();
+    assert!(
+        f.bench
+            .vmms
+            .db
+            .get::<Vm>(f.vm)
+            .unwrap()
+            .device(&id)
+            .is_none()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -348,12 +497,20 @@ async fn a_change_that_cannot_be_made_durable_is_not_made() {
         notes: Vec::new(),
         settings: Settings::default(),
     };
-    let vm = vmms::vm::define(&bench.vmms, new(), |_| Ok(())).await.unwrap();
+    let vm = vmms::vm::define(&bench.vmms, new(), |_| Ok(()))
+        .await
+        .unwrap();
     flaky.arm(store::Calls::Txns, 1, store::Fault::Stop);
-    let refused = vmms::vm::define(&bench.vmms, new(), |_| Ok(())).await.expect_err("not durable");
+    let refused = vmms::vm::define(&bench.vmms, new(), |_| Ok(()))
+        .await
+        .expect_err("not durable");
     assert_eq!(refused.message, Message::Store);
-    let refused = vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &Asked::default()).await;
-    assert_eq!(refused.expect_err("no record, no job").message, Message::Store);
+    let refused =
+        vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &Asked::default()).await;
+    assert_eq!(
+        refused.expect_err("no record, no job").message,
+        Message::Store
+    );
     assert_eq!(bench.vmms.db.all::<Vm>().len(), 1);
     assert!(bench.vmms.jobs().is_empty());
 }

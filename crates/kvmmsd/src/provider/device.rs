@@ -36,7 +36,13 @@ fn class_of(vm: &Vm, part: &Part) -> Option<&'static str> {
 fn object(vm: &Arc<Vm>, part: Part) -> Option<Object> {
     let class = class_of(vm, &part)?;
     let id = resource_id(vm.id, part.id());
-    Some(Object::of_system(class, guid(vm.id), "DeviceID", id, What::Device(Arc::clone(vm), part)))
+    Some(Object::of_system(
+        class,
+        guid(vm.id),
+        "DeviceID",
+        id,
+        What::Device(Arc::clone(vm), part),
+    ))
 }
 
 /// The shutdown component is there as long as the guest runs.
@@ -44,14 +50,23 @@ fn shutdown(service: &Service, vm: &Arc<Vm>) -> Option<Object> {
     service.vmms.machine(vm.id)?;
     let id = resource_id(vm.id, SHUTDOWN_ID);
     let part = Part::Device(SHUTDOWN_ID.to_owned());
-    Some(Object::of_system(class::MSVM_SHUTDOWN_COMPONENT, guid(vm.id), "DeviceID", id, What::Device(Arc::clone(vm), part)))
+    Some(Object::of_system(
+        class::MSVM_SHUTDOWN_COMPONENT,
+        guid(vm.id),
+        "DeviceID",
+        id,
+        What::Device(Arc::clone(vm), part),
+    ))
 }
 
 const SHUTDOWN_ID: &str = "9F8233AC-BE49-4C79-8EE3-E7E1985B2077";
 
 /// The devices of a machine.
 pub(crate) fn objects(vm: &Arc<Vm>) -> Vec<Object> {
-    super::resource::parts(vm).into_iter().filter_map(|p| object(vm, p)).collect()
+    super::resource::parts(vm)
+        .into_iter()
+        .filter_map(|p| object(vm, p))
+        .collect()
 }
 
 #[async_trait]
@@ -77,7 +92,10 @@ impl Provider for Devices {
         if class == class::MSVM_SHUTDOWN_COMPONENT {
             return vms.iter().filter_map(|vm| shutdown(service, vm)).collect();
         }
-        vms.iter().flat_map(objects).filter(|o| o.class == class).collect()
+        vms.iter()
+            .flat_map(objects)
+            .filter(|o| o.class == class)
+            .collect()
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
@@ -118,7 +136,8 @@ impl Provider for Devices {
         i.set("EnabledState", state);
         match part {
             Part::Memory => {
-                i.set("BlockSize", 1_048_576u64).set("NumberOfBlocks", vm.memory.quantity);
+                i.set("BlockSize", 1_048_576u64)
+                    .set("NumberOfBlocks", vm.memory.quantity);
             }
             Part::Device(id) => {
                 if let Some(DeviceKind::Nic { mac, .. }) = vm.device(id).map(|d| &d.kind) {
@@ -127,7 +146,8 @@ impl Provider for Devices {
                 if let Some(DeviceKind::Disk(disk)) = vm.device(id).map(|d| &d.kind)
                     && let Some(node) = disk.layers.nodes.get(&disk.layers.active)
                 {
-                    i.set("BlockSize", 512u64).set("NumberOfBlocks", node.size / 512);
+                    i.set("BlockSize", 512u64)
+                        .set("NumberOfBlocks", node.size / 512);
                 }
             }
             Part::Processor | Part::Security => {}
@@ -148,9 +168,11 @@ impl Provider for Devices {
                 match vmms::vm::request_state(&service.vmms, vm.id, to, call.asked).await {
                     // The method has no job parameter: it answers that the guest was asked.
                     Ok(_) => Ok(Outcome::done()),
-                    Err(f) if f.message == vmms::Message::VmBusy => {
-                        Ok(Outcome { return_value: msvm::code::SHUTDOWN_IN_PROGRESS, fault: Some(f), ..Outcome::default() })
-                    }
+                    Err(f) if f.message == vmms::Message::VmBusy => Ok(Outcome {
+                        return_value: msvm::code::SHUTDOWN_IN_PROGRESS,
+                        fault: Some(f),
+                        ..Outcome::default()
+                    }),
                     Err(other) => Err(other.into()),
                 }
             }

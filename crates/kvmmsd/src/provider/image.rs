@@ -43,7 +43,8 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
     match method {
         Method::CreateVirtualHardDisk => {
             let given = p::CreateVirtualHardDiskIn::read(call.parameters)?;
-            let instance = msvm::required("VirtualDiskSettingData", given.virtual_disk_setting_data)?;
+            let instance =
+                msvm::required("VirtualDiskSettingData", given.virtual_disk_setting_data)?;
             let job = vmms::image::create(vmms, image_spec(&instance)?, call.asked).await?;
             Ok(Outcome::started(service, job))
         }
@@ -51,19 +52,26 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             let given = p::ResizeVirtualHardDiskIn::read(call.parameters)?;
             let path = host_path(&msvm::required("Path", given.path)?)?;
             let size = msvm::required("MaxInternalSize", given.max_internal_size)?;
-            Ok(Outcome::started(service, vmms::image::resize(vmms, &path, size, call.asked).await?))
+            Ok(Outcome::started(
+                service,
+                vmms::image::resize(vmms, &path, size, call.asked).await?,
+            ))
         }
         Method::ValidateVirtualHardDisk => {
             let given = p::ValidateVirtualHardDiskIn::read(call.parameters)?;
             let path = host_path(&msvm::required("Path", given.path)?)?;
-            Ok(Outcome::started(service, vmms::image::validate(vmms, &path, call.asked).await?))
+            Ok(Outcome::started(
+                service,
+                vmms::image::validate(vmms, &path, call.asked).await?,
+            ))
         }
         Method::ConvertVirtualHardDisk => {
             let given = p::ConvertVirtualHardDiskIn::read(call.parameters)?;
             let source = host_path(&msvm::required("SourcePath", given.source_path)?)?;
             let text = msvm::required("VirtualDiskSettingData", given.virtual_disk_setting_data)?;
             let instance = read_setting(&text)?;
-            let job = vmms::image::convert(vmms, &source, image_spec(&instance)?, call.asked).await?;
+            let job =
+                vmms::image::convert(vmms, &source, image_spec(&instance)?, call.asked).await?;
             Ok(Outcome::started(service, job))
         }
         Method::GetVirtualHardDiskSettingData => {
@@ -83,7 +91,12 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             let state = Instance::new(class::MSVM_VIRTUAL_HARD_DISK_STATE)
                 .with("Caption", "Virtual Hard Disk State")
                 .with("FileSize", image.file_size)
-                .with("InUse", image.attached_to.is_some_and(|vm| vmms.machine(vm).is_some()))
+                .with(
+                    "InUse",
+                    image
+                        .attached_to
+                        .is_some_and(|vm| vmms.machine(vm).is_some()),
+                )
                 .with("MinInternalSize", image.size)
                 .with("PhysicalSectorSize", 4096u32)
                 .with("Alignment", 1u32);
@@ -104,7 +117,10 @@ async fn changes(service: &Service, call: &Call<'_>) -> CallResult {
     let limit = msvm::required("LimitId", given.limit_id)?;
     let offset = given.byte_offset.unwrap_or(0);
     let length = given.byte_length.unwrap_or(u64::MAX);
-    if given.target_snapshot_id.is_some_and(|t| !t.trim().is_empty()) {
+    if given
+        .target_snapshot_id
+        .is_some_and(|t| !t.trim().is_empty())
+    {
         return Err(fault!(NotServed, "TargetSnapshotId, which is for VHD sets").into());
     }
     let changes = vmms::point::changes(&service.vmms, &path, &limit, offset, length).await?;
@@ -119,27 +135,57 @@ async fn changes(service: &Service, call: &Call<'_>) -> CallResult {
 
 fn read_setting(text: &str) -> Result<Instance, CallError> {
     let context = cim::embedded::Context::with(msvm::virtualization());
-    cim::embedded::read(text, &context).map_err(|e| fault!(WrongType, "VirtualDiskSettingData", e).into())
+    cim::embedded::read(text, &context)
+        .map_err(|e| fault!(WrongType, "VirtualDiskSettingData", e).into())
 }
 
 fn image_spec(instance: &Instance) -> Result<ImageSpec, CallError> {
-    expect_class("VirtualDiskSettingData", instance, class::MSVM_VIRTUAL_HARD_DISK_SETTING_DATA)?;
-    let path = given_text(instance, "Path").ok_or_else(|| CallError::from(fault!(MissingValue, "Path")))?;
+    expect_class(
+        "VirtualDiskSettingData",
+        instance,
+        class::MSVM_VIRTUAL_HARD_DISK_SETTING_DATA,
+    )?;
+    let path = given_text(instance, "Path")
+        .ok_or_else(|| CallError::from(fault!(MissingValue, "Path")))?;
     let kind = given::<u16>(instance, "Type")?.unwrap_or(3);
     if !matches!(kind, 2..=4) {
-        return Err(fault!(InvalidValue, "Type", kind, "2 (fixed), 3 (dynamic) and 4 (differencing) exist").into());
+        return Err(fault!(
+            InvalidValue,
+            "Type",
+            kind,
+            "2 (fixed), 3 (dynamic) and 4 (differencing) exist"
+        )
+        .into());
     }
     let number = given::<u16>(instance, "Format")?.unwrap_or(3);
-    let format = match (number, number == 3 && path.to_ascii_lowercase().ends_with(".raw")) {
+    let format = match (
+        number,
+        number == 3 && path.to_ascii_lowercase().ends_with(".raw"),
+    ) {
         (3, true) => vmms::ImageFormat::Raw,
         _ => format_of(number).ok_or_else(|| {
-            CallError::from(fault!(InvalidValue, "Format", number, "2 (VHD) and 3 (the native format, qcow2) are served"))
+            CallError::from(fault!(
+                InvalidValue,
+                "Format",
+                number,
+                "2 (VHD) and 3 (the native format, qcow2) are served"
+            ))
         })?,
     };
-    let parent = given_text(instance, "ParentPath").map(host_path).transpose()?;
+    let parent = given_text(instance, "ParentPath")
+        .map(host_path)
+        .transpose()?;
     if (kind == 4) != parent.is_some() {
-        return Err(if kind == 4 { fault!(MissingValue, "ParentPath").into() } else {
-            fault!(InvalidValue, "ParentPath", "a path", "only differencing disks (type 4) have a parent").into()
+        return Err(if kind == 4 {
+            fault!(MissingValue, "ParentPath").into()
+        } else {
+            fault!(
+                InvalidValue,
+                "ParentPath",
+                "a path",
+                "only differencing disks (type 4) have a parent"
+            )
+            .into()
         });
     }
     Ok(ImageSpec {
@@ -157,16 +203,31 @@ fn setting_data(image: &Image) -> Instance {
         (None, true) => 2,
         (None, false) => 3,
     };
-    let block = image.block_size.and_then(|b| u32::try_from(b).ok()).unwrap_or(0);
+    let block = image
+        .block_size
+        .and_then(|b| u32::try_from(b).ok())
+        .unwrap_or(0);
     let mut i = Instance::new(class::MSVM_VIRTUAL_HARD_DISK_SETTING_DATA);
     i.set("InstanceID", format!("Microsoft:{}", guid(image.id)))
         .set("Caption", "Virtual Hard Disk Setting Data")
-        .set("Description", format!("The native format of this file is {}", image.format))
-        .set("ElementName", image.path.file_name().map(|n| n.to_string_lossy().into_owned()))
+        .set(
+            "Description",
+            format!("The native format of this file is {}", image.format),
+        )
+        .set(
+            "ElementName",
+            image
+                .path
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned()),
+        )
         .set("Type", kind)
         .set("Format", number_of(&image.format))
         .set("Path", image.path.display().to_string())
-        .set("ParentPath", image.parent.as_ref().map(|p| p.display().to_string()))
+        .set(
+            "ParentPath",
+            image.parent.as_ref().map(|p| p.display().to_string()),
+        )
         .set("MaxInternalSize", image.size)
         .set("BlockSize", block)
         .set("LogicalSectorSize", 512u32)

@@ -20,15 +20,26 @@ const CLASSES: [(&str, JobClass); 6] = [
     (class::MSVM_CONCRETE_JOB, JobClass::Concrete),
     (class::MSVM_STORAGE_JOB, JobClass::Storage),
     (class::MSVM_MIGRATION_JOB, JobClass::Migration),
-    (class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_JOB, JobClass::PointExport),
-    (class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_JOB, JobClass::GroupPointExport),
-    (class::MSVM_COPY_FILE_TO_GUEST_JOB, JobClass::CopyFileToGuest),
+    (
+        class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_JOB,
+        JobClass::PointExport,
+    ),
+    (
+        class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_JOB,
+        JobClass::GroupPointExport,
+    ),
+    (
+        class::MSVM_COPY_FILE_TO_GUEST_JOB,
+        JobClass::CopyFileToGuest,
+    ),
 ];
 
 /// The visible jobs of a class, newest first.
 pub(crate) fn host_jobs(service: &Service, class: &str) -> Vec<Object> {
     let jobs = service.vmms.jobs().into_iter();
-    jobs.filter(|j| object::job_class(j.class) == class).map(Object::of_job).collect()
+    jobs.filter(|j| object::job_class(j.class) == class)
+        .map(Object::of_job)
+        .collect()
 }
 
 #[async_trait]
@@ -50,9 +61,17 @@ impl Provider for Jobs {
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let id = path.keys.first().and_then(|(_, v)| v.as_str()).and_then(object::guid_in);
-        let job = id.and_then(|id| service.vmms.job(id).ok()).map(Object::of_job);
-        job.filter(|o| o.class == class && o.is_named_by(path)).into_iter().collect()
+        let id = path
+            .keys
+            .first()
+            .and_then(|(_, v)| v.as_str())
+            .and_then(object::guid_in);
+        let job = id
+            .and_then(|id| service.vmms.job(id).ok())
+            .map(Object::of_job);
+        job.filter(|o| o.class == class && o.is_named_by(path))
+            .into_iter()
+            .collect()
     }
 
     fn instance(&self, service: &Service, object: &Object) -> Instance {
@@ -67,14 +86,20 @@ impl Provider for Jobs {
             return Err(super::unserved(call.target.class, call.method));
         };
         let errors = || -> Vec<Instance> {
-            job.faults.iter().flat_map(|f| errors::chain(service, f)).collect()
+            job.faults
+                .iter()
+                .flat_map(|f| errors::chain(service, f))
+                .collect()
         };
         // The six classes declare the same methods; the first one's names stand for all.
         use msvm::method::ConcreteJob as Method;
         use params::concrete_job as p;
         match call.method.parse() {
             Ok(Method::GetError) => {
-                let out = p::GetErrorOut { error: errors().into_iter().next(), ..p::GetErrorOut::code(code::COMPLETED) };
+                let out = p::GetErrorOut {
+                    error: errors().into_iter().next(),
+                    ..p::GetErrorOut::code(code::COMPLETED)
+                };
                 Ok(Outcome::of(out.return_value, out.into_values()))
             }
             Ok(Method::GetErrorEx) => {
@@ -149,7 +174,10 @@ fn instance(service: &Service, job: &Job) -> Instance {
         .set("JobStatus", format!("Job is {}", job.state.word()))
         .set("TimeSubmitted", Datetime::from(job.submitted))
         .set("StartTime", Datetime::from(job.submitted))
-        .set("ElapsedTime", Datetime::interval(job.elapsed(SystemTime::now())))
+        .set(
+            "ElapsedTime",
+            Datetime::interval(job.elapsed(SystemTime::now())),
+        )
         .set("JobRunTimes", 1u32)
         .set("LocalOrUtcTime", 2u16)
         .set("Owner", job.owner.as_str())
@@ -157,7 +185,10 @@ fn instance(service: &Service, job: &Job) -> Instance {
         .set("DeleteOnCompletion", true)
         .set("ErrorCode", u16::try_from(error_code).unwrap_or(32768))
         .set("ErrorDescription", text(&job.faults).filter(|_| failed))
-        .set("ErrorSummaryDescription", job.faults.first().map(Fault::text).filter(|_| failed))
+        .set(
+            "ErrorSummaryDescription",
+            job.faults.first().map(Fault::text).filter(|_| failed),
+        )
         .set("RecoveryAction", 0u16)
         .set("JobState", job.state.number())
         .set("TimeOfLastStateChange", Datetime::from(job.changed))
@@ -169,7 +200,8 @@ fn instance(service: &Service, job: &Job) -> Instance {
         JobClass::CopyFileToGuest => {}
         JobClass::Storage => {
             let hresult: u32 = if failed { 0x8000_4005 } else { 0 };
-            i.set("JobType", job.job_type).set("JobCompletionStatusCode", hresult);
+            i.set("JobType", job.job_type)
+                .set("JobCompletionStatusCode", hresult);
         }
         JobClass::Concrete | JobClass::Migration => {
             i.set("JobType", job.job_type);
@@ -194,12 +226,32 @@ fn point_export(i: &mut Instance, job: &Job) {
         .set("BaseReferencePointId", output.base.map(guid))
         .set(
             "ExportedDisks",
-            output.disks.iter().map(|d| resource_id(d.vm, &d.device)).collect::<Vec<_>>(),
+            output
+                .disks
+                .iter()
+                .map(|d| resource_id(d.vm, &d.device))
+                .collect::<Vec<_>>(),
         )
-        .set("ExportedLogFilePaths", output.disks.iter().map(|d| path_text(&d.file)).collect::<Vec<_>>())
-        .set("ExportedConfigFilePath", machine.and_then(|m| file(m.config.as_ref())))
-        .set("ExportedRuntimeFilePath", machine.and_then(|m| file(m.runtime.as_ref())))
-        .set("ExportedGuestStateFilePath", machine.and_then(|m| file(m.guest_state.as_ref())));
+        .set(
+            "ExportedLogFilePaths",
+            output
+                .disks
+                .iter()
+                .map(|d| path_text(&d.file))
+                .collect::<Vec<_>>(),
+        )
+        .set(
+            "ExportedConfigFilePath",
+            machine.and_then(|m| file(m.config.as_ref())),
+        )
+        .set(
+            "ExportedRuntimeFilePath",
+            machine.and_then(|m| file(m.runtime.as_ref())),
+        )
+        .set(
+            "ExportedGuestStateFilePath",
+            machine.and_then(|m| file(m.guest_state.as_ref())),
+        );
 }
 
 /// Arrays in parallel: a machine with its three files, empty where it has none; a disk with its file.
@@ -207,17 +259,49 @@ fn group_export(i: &mut Instance, job: &Job) {
     let output = &job.output;
     let machines = || output.machines.iter();
     let file = |f: Option<&std::path::PathBuf>| f.map(|p| path_text(p)).unwrap_or_default();
-    i.set("ExportDirectory", output.directory.as_ref().map(|d| path_text(d)))
-        .set("CollectionId", output.subject.map(guid))
-        .set("ReferencePointGroupId", output.point.map(guid))
-        .set("BaseReferencePointGroupId", output.base.map(guid))
-        .set("VirtualMachineId", machines().map(|m| guid(m.vm)).collect::<Vec<_>>())
-        .set(
-            "ExportedDisks",
-            output.disks.iter().map(|d| resource_id(d.vm, &d.device)).collect::<Vec<_>>(),
-        )
-        .set("ExportedLogFilePaths", output.disks.iter().map(|d| path_text(&d.file)).collect::<Vec<_>>())
-        .set("ExportedConfigFilePaths", machines().map(|m| file(m.config.as_ref())).collect::<Vec<_>>())
-        .set("ExportedRuntimeFilePaths", machines().map(|m| file(m.runtime.as_ref())).collect::<Vec<_>>())
-        .set("ExportedGuestStateFilePaths", machines().map(|m| file(m.guest_state.as_ref())).collect::<Vec<_>>());
+    i.set(
+        "ExportDirectory",
+        output.directory.as_ref().map(|d| path_text(d)),
+    )
+    .set("CollectionId", output.subject.map(guid))
+    .set("ReferencePointGroupId", output.point.map(guid))
+    .set("BaseReferencePointGroupId", output.base.map(guid))
+    .set(
+        "VirtualMachineId",
+        machines().map(|m| guid(m.vm)).collect::<Vec<_>>(),
+    )
+    .set(
+        "ExportedDisks",
+        output
+            .disks
+            .iter()
+            .map(|d| resource_id(d.vm, &d.device))
+            .collect::<Vec<_>>(),
+    )
+    .set(
+        "ExportedLogFilePaths",
+        output
+            .disks
+            .iter()
+            .map(|d| path_text(&d.file))
+            .collect::<Vec<_>>(),
+    )
+    .set(
+        "ExportedConfigFilePaths",
+        machines()
+            .map(|m| file(m.config.as_ref()))
+            .collect::<Vec<_>>(),
+    )
+    .set(
+        "ExportedRuntimeFilePaths",
+        machines()
+            .map(|m| file(m.runtime.as_ref()))
+            .collect::<Vec<_>>(),
+    )
+    .set(
+        "ExportedGuestStateFilePaths",
+        machines()
+            .map(|m| file(m.guest_state.as_ref()))
+            .collect::<Vec<_>>(),
+    );
 }

@@ -25,11 +25,16 @@ fn vm(service: &Service, object: &Object) -> Option<Arc<Vm>> {
 fn element(object: &Object) -> Option<Element> {
     Some(match &object.what {
         What::Vm(vm) => Element::Vm(vm.id),
-        What::Resource(vm, Part::Device(id)) => Element::Resource { vm: vm.id, id: id.clone() },
+        What::Resource(vm, Part::Device(id)) => Element::Resource {
+            vm: vm.id,
+            id: id.clone(),
+        },
         What::Point(point) => Element::Point(point.id),
         What::Snapshot(snapshot) => Element::Snapshot(snapshot.id),
         What::Group(group) => Element::Group(group.id),
-        What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => Element::GroupPoint(point.id),
+        What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => {
+            Element::GroupPoint(point.id)
+        }
         What::Job(job) => Element::Job(job.id),
         What::Host => Element::Host,
         _ => return None,
@@ -42,7 +47,9 @@ pub(crate) fn jobs_of(service: &Service, object: &Object) -> Vec<Object> {
         return Vec::new();
     };
     let jobs = service.vmms.jobs().into_iter();
-    jobs.filter(|j| j.affected.iter().any(|(e, _)| *e == element)).map(Object::of_job).collect()
+    jobs.filter(|j| j.affected.iter().any(|(e, _)| *e == element))
+        .map(Object::of_job)
+        .collect()
 }
 
 /// The storage jobs that affect an object.
@@ -55,7 +62,11 @@ pub(crate) fn storage_jobs_of(service: &Service, object: &Object) -> Vec<Object>
 /// What a job affects, as far as it exists.
 pub(crate) fn affected_by(service: &Service, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Job(job) => job.affected.iter().filter_map(|(e, _)| service.element(e)).collect(),
+        What::Job(job) => job
+            .affected
+            .iter()
+            .filter_map(|(e, _)| service.element(e))
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -65,7 +76,11 @@ pub(crate) fn effects(_service: &Service, left: &Object, right: &Object, instanc
     let (What::Job(job), Some(element)) = (&right.what, element(left)) else {
         return;
     };
-    let effect = job.affected.iter().find(|(e, _)| *e == element).map(|(_, effect)| *effect);
+    let effect = job
+        .affected
+        .iter()
+        .find(|(e, _)| *e == element)
+        .map(|(_, effect)| *effect);
     let number: u16 = match effect {
         Some(Effect::ExclusiveUse) => 2,
         Some(Effect::Performance) => 3,
@@ -73,14 +88,21 @@ pub(crate) fn effects(_service: &Service, left: &Object, right: &Object, instanc
         Some(Effect::Other) => 1,
         None => 0,
     };
-    instance.set("ElementEffects", vec![number]).set("OtherElementEffectsDescriptions", vec![String::new()]);
+    instance
+        .set("ElementEffects", vec![number])
+        .set("OtherElementEffectsDescriptions", vec![String::new()]);
 }
 
 /// The jobs a service owns.
 pub(crate) fn owned_jobs(service: &Service, object: &Object) -> Vec<Object> {
-    let owner = services::SERVICES.iter().find(|(c, _, _)| *c == object.class).map(|(_, _, o)| *o);
+    let owner = services::SERVICES
+        .iter()
+        .find(|(c, _, _)| *c == object.class)
+        .map(|(_, _, o)| *o);
     let jobs = service.vmms.jobs().into_iter();
-    jobs.filter(|j| Some(j.service) == owner).map(Object::of_job).collect()
+    jobs.filter(|j| Some(j.service) == owner)
+        .map(Object::of_job)
+        .collect()
 }
 
 /// The service that owns a job.
@@ -140,7 +162,9 @@ pub(crate) fn resources_of(_service: &Service, object: &Object) -> Vec<Object> {
 /// The security settings under a machine's settings, which are no resource.
 pub(crate) fn security_of(_service: &Service, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Settings(vm) => Object::of_resource(vm, Part::Security).into_iter().collect(),
+        What::Settings(vm) => Object::of_resource(vm, Part::Security)
+            .into_iter()
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -168,8 +192,14 @@ pub(crate) fn devices_of(_service: &Service, object: &Object) -> Vec<Object> {
 pub(crate) fn services_of_host(service: &Service, object: &Object) -> Vec<Object> {
     match object.what {
         What::Host => {
-            let own = services::SERVICES.iter().filter_map(|(c, _, _)| services::object(service, c));
-            own.chain([host::management(service), super::kvmms::export_service(service)]).collect()
+            let own = services::SERVICES
+                .iter()
+                .filter_map(|(c, _, _)| services::object(service, c));
+            own.chain([
+                host::management(service),
+                super::kvmms::export_service(service),
+            ])
+            .collect()
         }
         _ => Vec::new(),
     }
@@ -186,7 +216,14 @@ pub(crate) fn host_of(service: &Service, object: &Object) -> Vec<Object> {
 /// The machines of the host.
 pub(crate) fn vms_of_host(service: &Service, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Host => service.vmms.db.all::<Vm>().into_iter().filter(|v| !v.planned).map(Object::of_vm).collect(),
+        What::Host => service
+            .vmms
+            .db
+            .all::<Vm>()
+            .into_iter()
+            .filter(|v| !v.planned)
+            .map(Object::of_vm)
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -244,12 +281,18 @@ pub(crate) fn export_settings_of(_service: &Service, object: &Object) -> Vec<Obj
 
 /// The machine of export settings.
 pub(crate) fn vm_of_export_settings(service: &Service, object: &Object) -> Vec<Object> {
-    if object.class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA { vm_of(service, object) } else { Vec::new() }
+    if object.class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA {
+        vm_of(service, object)
+    } else {
+        Vec::new()
+    }
 }
 
 fn parent_id(kind: &DeviceKind) -> Option<&str> {
     match kind {
-        DeviceKind::DiskDrive { controller, .. } | DeviceKind::DvdDrive { controller, .. } => Some(controller),
+        DeviceKind::DiskDrive { controller, .. } | DeviceKind::DvdDrive { controller, .. } => {
+            Some(controller)
+        }
         DeviceKind::Disk(disk) => Some(&disk.drive),
         DeviceKind::Dvd { drive, .. } => Some(drive),
         DeviceKind::NicConnection { nic, .. } => Some(nic),
@@ -262,8 +305,13 @@ pub(crate) fn children_of_resource(_service: &Service, object: &Object) -> Vec<O
     let What::Resource(vm, Part::Device(id)) = &object.what else {
         return Vec::new();
     };
-    let children = vm.devices.iter().filter(|d| parent_id(&d.kind).is_some_and(|p| p.eq_ignore_ascii_case(id)));
-    children.filter_map(|d| Object::of_resource(vm, Part::Device(d.id.clone()))).collect()
+    let children = vm
+        .devices
+        .iter()
+        .filter(|d| parent_id(&d.kind).is_some_and(|p| p.eq_ignore_ascii_case(id)));
+    children
+        .filter_map(|d| Object::of_resource(vm, Part::Device(d.id.clone())))
+        .collect()
 }
 
 /// The resource a resource names as its parent.
@@ -271,6 +319,12 @@ pub(crate) fn parent_of_resource(_service: &Service, object: &Object) -> Vec<Obj
     let What::Resource(vm, Part::Device(id)) = &object.what else {
         return Vec::new();
     };
-    let parent = vm.device(id).and_then(|d| parent_id(&d.kind)).and_then(|p| vm.device(p));
-    parent.and_then(|d| Object::of_resource(vm, Part::Device(d.id.clone()))).into_iter().collect()
+    let parent = vm
+        .device(id)
+        .and_then(|d| parent_id(&d.kind))
+        .and_then(|p| vm.device(p));
+    parent
+        .and_then(|d| Object::of_resource(vm, Part::Device(d.id.clone())))
+        .into_iter()
+        .collect()
 }

@@ -6,7 +6,9 @@ use uuid::Uuid;
 use vmms::vm::{NewVm, Settings, Vm};
 use vmms::{Fault, Message, fault};
 
-use super::{Call, CallResult, Outcome, expect_class, exports, resource, settings, summary, unserved};
+use super::{
+    Call, CallResult, Outcome, expect_class, exports, resource, settings, summary, unserved,
+};
 use crate::Service;
 use crate::errors::CallError;
 use crate::object::Part;
@@ -91,7 +93,11 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
 
 fn size_of(dir: &std::path::Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.metadata().ok()).filter(std::fs::Metadata::is_file).map(|m| m.len()).sum()
+    entries
+        .filter_map(|e| e.metadata().ok())
+        .filter(std::fs::Metadata::is_file)
+        .map(|m| m.len())
+        .sum()
 }
 
 async fn define(service: &Service, call: &Call<'_>) -> CallResult {
@@ -107,7 +113,11 @@ async fn define(service: &Service, call: &Call<'_>) -> CallResult {
         settings: Settings::default(),
     };
     if let Some(instance) = &given.system_settings {
-        expect_class("SystemSettings", instance, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)?;
+        expect_class(
+            "SystemSettings",
+            instance,
+            class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+        )?;
         new.generation = settings::generation(instance)?;
         settings::apply(instance, &mut new.name, &mut new.notes, &mut new.settings)?;
     }
@@ -115,7 +125,9 @@ async fn define(service: &Service, call: &Call<'_>) -> CallResult {
     let mut later = Vec::new();
     let mut hardware = Vec::new();
     for instance in given.resource_settings.unwrap_or_default() {
-        if instance.class.is(class::MSVM_MEMORY_SETTING_DATA) || instance.class.is(class::MSVM_PROCESSOR_SETTING_DATA) {
+        if instance.class.is(class::MSVM_MEMORY_SETTING_DATA)
+            || instance.class.is(class::MSVM_PROCESSOR_SETTING_DATA)
+        {
             hardware.push(instance);
         } else {
             later.push(instance);
@@ -144,7 +156,10 @@ async fn define(service: &Service, call: &Call<'_>) -> CallResult {
         }
     }
     let path = service.element_path(&vmms::Element::Vm(vm));
-    let out = p::DefineSystemOut { resulting_system: Some(path), ..p::DefineSystemOut::code(code::COMPLETED) };
+    let out = p::DefineSystemOut {
+        resulting_system: Some(path),
+        ..p::DefineSystemOut::code(code::COMPLETED)
+    };
     Ok(Outcome::of(out.return_value, out.into_values()))
 }
 
@@ -161,7 +176,11 @@ fn keep(kept: &mut Option<CallError>, error: CallError) -> Fault {
 async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
     let given = p::ModifySystemSettingsIn::read(call.parameters)?;
     let instance = msvm::required("SystemSettings", given.system_settings)?;
-    expect_class("SystemSettings", &instance, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)?;
+    expect_class(
+        "SystemSettings",
+        &instance,
+        class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+    )?;
     let id = super::given_text(&instance, "InstanceID")
         .ok_or_else(|| CallError::from(fault!(MissingValue, "InstanceID of SystemSettings")))?;
     let path = Path::class(class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA).key("InstanceID", id);
@@ -184,7 +203,10 @@ async fn add_one(service: &Service, vm: Uuid, instance: &Instance) -> Result<Str
 
 async fn add_resources(service: &Service, call: &Call<'_>) -> CallResult {
     let given = p::AddResourceSettingsIn::read(call.parameters)?;
-    let vm = service.vm_reference("AffectedConfiguration", given.affected_configuration.as_ref())?;
+    let vm = service.vm_reference(
+        "AffectedConfiguration",
+        given.affected_configuration.as_ref(),
+    )?;
     let instances = msvm::required("ResourceSettings", given.resource_settings)?;
     let mut added: Vec<String> = Vec::new();
     for instance in &instances {
@@ -198,7 +220,10 @@ async fn add_resources(service: &Service, call: &Call<'_>) -> CallResult {
             }
         }
     }
-    let paths = added.iter().map(|id| resource::path(service, vm, id)).collect();
+    let paths = added
+        .iter()
+        .map(|id| resource::path(service, vm, id))
+        .collect();
     let out = p::AddResourceSettingsOut {
         resulting_resource_settings: Some(paths),
         ..p::AddResourceSettingsOut::code(code::COMPLETED)
@@ -216,13 +241,15 @@ async fn modify_resources(service: &Service, call: &Call<'_>) -> CallResult {
         let changed = match &part {
             Part::Memory => {
                 vmms::vm::change(&service.vmms, vm, |vm| {
-                    resource::apply_memory(instance, &mut vm.memory).map_err(|e| keep(&mut refused, e))
+                    resource::apply_memory(instance, &mut vm.memory)
+                        .map_err(|e| keep(&mut refused, e))
                 })
                 .await
             }
             Part::Processor => {
                 vmms::vm::change(&service.vmms, vm, |vm| {
-                    resource::apply_processor(instance, &mut vm.processor).map_err(|e| keep(&mut refused, e))
+                    resource::apply_processor(instance, &mut vm.processor)
+                        .map_err(|e| keep(&mut refused, e))
                 })
                 .await
             }
@@ -249,7 +276,11 @@ async fn remove_resources(service: &Service, call: &Call<'_>) -> CallResult {
     let paths = msvm::required("ResourceSettings", given.resource_settings)?;
     let mut targets = Vec::new();
     for path in &paths {
-        let object = service.reference("ResourceSettings", path, "CIM_ResourceAllocationSettingData")?;
+        let object = service.reference(
+            "ResourceSettings",
+            path,
+            "CIM_ResourceAllocationSettingData",
+        )?;
         match object.what {
             crate::object::What::Resource(vm, Part::Device(id)) => targets.push((vm.id, id)),
             _ => return Err(fault!(NotServed, format!("removing {path}")).into()),
@@ -257,7 +288,12 @@ async fn remove_resources(service: &Service, call: &Call<'_>) -> CallResult {
     }
     for (vm, id) in targets {
         // What lay in it may have gone with its parent.
-        if service.vmms.db.get::<Vm>(vm).is_ok_and(|vm| vm.device(&id).is_some()) {
+        if service
+            .vmms
+            .db
+            .get::<Vm>(vm)
+            .is_ok_and(|vm| vm.device(&id).is_some())
+        {
             vmms::vm::device::remove(&service.vmms, vm, &id).await?;
         }
     }
@@ -278,12 +314,20 @@ fn format_error(call: &Call<'_>) -> CallResult {
         if let Some(cause) = error.get_str("ProbableCauseDescription") {
             text = format!("{text}\n  Cause: {cause}");
         }
-        for remedy in error.get("RecommendedActions").items().iter().filter_map(Value::as_str) {
+        for remedy in error
+            .get("RecommendedActions")
+            .items()
+            .iter()
+            .filter_map(Value::as_str)
+        {
             text = format!("{text}\n  Remedy: {remedy}");
         }
         messages.push(text);
     }
-    let out = p::FormatErrorOut { error_message: Some(messages.join("\n\n")), ..p::FormatErrorOut::code(code::COMPLETED) };
+    let out = p::FormatErrorOut {
+        error_message: Some(messages.join("\n\n")),
+        ..p::FormatErrorOut::code(code::COMPLETED)
+    };
     Ok(Outcome::of(out.return_value, out.into_values()))
 }
 
@@ -295,12 +339,23 @@ async fn import(service: &Service, call: &Call<'_>) -> CallResult {
     // The definition lies in `Virtual Machines` under the directory of the export; disks go under the state directory unless
     // the caller named a folder.
     let export = file.ancestors().nth(2).unwrap_or(&file).to_owned();
-    let disks = match given.snapshot_folder.as_deref().filter(|f| !f.trim().is_empty()) {
+    let disks = match given
+        .snapshot_folder
+        .as_deref()
+        .filter(|f| !f.trim().is_empty())
+    {
         Some(folder) => Some(vmms::vm::device::host_path(folder)?),
         None => None,
     };
     let keep_id = !given.generate_new_system_identifier.unwrap_or(false);
-    let started = vmms::import::import_planned(&service.vmms, &export, keep_id, disks.as_deref(), call.asked).await;
+    let started = vmms::import::import_planned(
+        &service.vmms,
+        &export,
+        keep_id,
+        disks.as_deref(),
+        call.asked,
+    )
+    .await;
     let (vm, job) = started?;
     let planned = class::MSVM_PLANNED_COMPUTER_SYSTEM;
     let path = Path::class(planned)

@@ -59,7 +59,11 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// A return value with out parameters.
     pub(crate) fn of(return_value: u32, out: Vec<(Name, Value)>) -> Self {
-        Outcome { return_value, out, fault: None }
+        Outcome {
+            return_value,
+            out,
+            fault: None,
+        }
     }
 
     /// Checked and started: the job is in the parameter `Job`.
@@ -106,7 +110,12 @@ pub(crate) trait Provider: Send + Sync {
 
     /// Objects that have to be asked for first, in the store or elsewhere; with `path` at least those it names. They are
     /// found by reading and by queries, not at the ends of associations.
-    async fn fetch(&self, _service: &Service, _class: &str, _path: Option<&Path>) -> Result<Vec<Object>, Fault> {
+    async fn fetch(
+        &self,
+        _service: &Service,
+        _class: &str,
+        _path: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
         Ok(Vec::new())
     }
 
@@ -155,7 +164,18 @@ pub(crate) fn unserved(class: &str, method: &str) -> CallError {
 
 /// The role a method needs.
 pub(crate) fn role_for(method: &str) -> Role {
-    let reads = ["GetError", "FormatError", "GetSummary", "GetVirtual", "GetSize", "GetSystem", "GetVHD", "GetDefinition", "GetCurrent", "Find"];
+    let reads = [
+        "GetError",
+        "FormatError",
+        "GetSummary",
+        "GetVirtual",
+        "GetSize",
+        "GetSystem",
+        "GetVHD",
+        "GetDefinition",
+        "GetCurrent",
+        "Find",
+    ];
     let operates = [
         "CreateReferencePoint",
         "ExportReferencePoint",
@@ -184,10 +204,19 @@ pub(crate) fn parameter_fault(error: &ParameterError) -> Fault {
     match error {
         ParameterError::Missing { parameter } => fault!(MissingValue, parameter),
         ParameterError::Embedded { parameter, .. } => {
-            fault!(WrongType, parameter, cause.unwrap_or_else(|| error.to_string()))
+            fault!(
+                WrongType,
+                parameter,
+                cause.unwrap_or_else(|| error.to_string())
+            )
         }
         ParameterError::Unknown { parameter } => {
-            fault!(InvalidValue, "the parameter list", parameter, "the method has no such parameter")
+            fault!(
+                InvalidValue,
+                "the parameter list",
+                parameter,
+                "the method has no such parameter"
+            )
         }
         ParameterError::Type { parameter, .. } => {
             fault!(InvalidValue, parameter, "what was sent", error.to_string())
@@ -197,10 +226,20 @@ pub(crate) fn parameter_fault(error: &ParameterError) -> Fault {
 
 impl Service {
     /// The object a REF parameter names, of that class or below.
-    pub(crate) fn reference(&self, parameter: &str, path: &Path, class: &str) -> Result<Object, CallError> {
+    pub(crate) fn reference(
+        &self,
+        parameter: &str,
+        path: &Path,
+        class: &str,
+    ) -> Result<Object, CallError> {
         let namespace = msvm::virtualization();
         if !cim::Schema::is_a(namespace, path.class.as_str(), class) {
-            return Err(fault!(WrongType, parameter, format!("{} is not a {class}", path.class)).into());
+            return Err(fault!(
+                WrongType,
+                parameter,
+                format!("{} is not a {class}", path.class)
+            )
+            .into());
         }
         if path.keys.is_empty() {
             return Err(fault!(WrongType, parameter, "a reference needs keys").into());
@@ -209,7 +248,11 @@ impl Service {
     }
 
     /// The machine a REF parameter names, by its system or its settings.
-    pub(crate) fn vm_reference(&self, parameter: &str, path: Option<&Path>) -> Result<Uuid, CallError> {
+    pub(crate) fn vm_reference(
+        &self,
+        parameter: &str,
+        path: Option<&Path>,
+    ) -> Result<Uuid, CallError> {
         let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
         let class = if path.class.is(msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA) {
             msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA
@@ -217,33 +260,55 @@ impl Service {
             "CIM_ComputerSystem"
         };
         let object = self.reference(parameter, path, class)?;
-        object.vm().ok_or_else(|| {
-            fault!(WrongType, parameter, "the host is not a virtual machine").into()
-        })
+        object
+            .vm()
+            .ok_or_else(|| fault!(WrongType, parameter, "the host is not a virtual machine").into())
     }
 }
 
 /// That an embedded instance is of that class or below.
-pub(crate) fn expect_class(parameter: &str, instance: &Instance, class: &str) -> Result<(), CallError> {
+pub(crate) fn expect_class(
+    parameter: &str,
+    instance: &Instance,
+    class: &str,
+) -> Result<(), CallError> {
     if cim::Schema::is_a(msvm::virtualization(), instance.class.as_str(), class) {
         Ok(())
     } else {
-        Err(fault!(WrongType, parameter, format!("{} is not a {class}", instance.class)).into())
+        Err(fault!(
+            WrongType,
+            parameter,
+            format!("{} is not a {class}", instance.class)
+        )
+        .into())
     }
 }
 
 /// A value of an embedded instance in the wanted type; null and absent are both `None`.
-pub(crate) fn given<T: TryFrom<i128>>(instance: &Instance, property: &str) -> Result<Option<T>, CallError> {
+pub(crate) fn given<T: TryFrom<i128>>(
+    instance: &Instance,
+    property: &str,
+) -> Result<Option<T>, CallError> {
     let value = instance.get(property);
     let text = match value {
         Value::Null => return Ok(None),
         Value::String(text) if text.trim().is_empty() => return Ok(None),
         other => other.to_text().unwrap_or_default(),
     };
-    let number = text.trim().parse::<i128>().ok().and_then(|n| T::try_from(n).ok());
+    let number = text
+        .trim()
+        .parse::<i128>()
+        .ok()
+        .and_then(|n| T::try_from(n).ok());
     match number {
         Some(number) => Ok(Some(number)),
-        None => Err(fault!(InvalidValue, property, format!("{text:?}"), "a number in the property's range is needed").into()),
+        None => Err(fault!(
+            InvalidValue,
+            property,
+            format!("{text:?}"),
+            "a number in the property's range is needed"
+        )
+        .into()),
     }
 }
 
@@ -259,7 +324,12 @@ pub(crate) fn given_bool(instance: &Instance, property: &str) -> Option<bool> {
 
 /// The first text of a string or string array property.
 pub(crate) fn given_text<'a>(instance: &'a Instance, property: &str) -> Option<&'a str> {
-    instance.get(property).items().iter().find_map(Value::as_str).filter(|t| !t.is_empty())
+    instance
+        .get(property)
+        .items()
+        .iter()
+        .find_map(Value::as_str)
+        .filter(|t| !t.is_empty())
 }
 
 /// An internal error of the protocol layer.

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use vmms::point::{Consistency, Point, PointType};
 use vmms::{fault, guid};
 
-use super::{Call, CallResult, Outcome, Provider, expect_class, given, given_text, internal, unserved};
+use super::{
+    Call, CallResult, Outcome, Provider, expect_class, given, given_text, internal, unserved,
+};
 use crate::Service;
 use crate::errors::CallError;
 use crate::object::{self, Object, What, resource_id};
@@ -32,7 +34,11 @@ impl Provider for Points {
         let id = path.get_str("InstanceID").or_else(|| path.get_str(""));
         let id = id.and_then(|id| object::guid_in(id.rsplit(['\\', ':']).next().unwrap_or(id)));
         let point = id.and_then(|id| service.vmms.db.get::<Point>(id).ok());
-        point.filter(|p| p.complete).map(Object::of_point).into_iter().collect()
+        point
+            .filter(|p| p.complete)
+            .map(Object::of_point)
+            .into_iter()
+            .collect()
     }
 
     fn instance(&self, _service: &Service, object: &Object) -> Instance {
@@ -46,13 +52,22 @@ impl Provider for Points {
                 .set("ReferencePointType", if rct { 2u16 } else { 1 })
                 .set("ConsistencyLevel", level(point.consistency))
                 .set("VirtualSystemIdentifier", guid(point.vm))
-                .set("HasAssociatedData", point.kind == PointType::Log && point.has_data)
+                .set(
+                    "HasAssociatedData",
+                    point.kind == PointType::Log && point.has_data,
+                )
                 .set(
                     "VirtualDiskIdentifiers",
-                    disks.clone().map(|d| resource_id(point.vm, &d.device)).collect::<Vec<_>>(),
+                    disks
+                        .clone()
+                        .map(|d| resource_id(point.vm, &d.device))
+                        .collect::<Vec<_>>(),
                 );
             if rct {
-                i.set("ResilientChangeTrackingIdentifiers", disks.map(|d| guid(d.node)).collect::<Vec<_>>());
+                i.set(
+                    "ResilientChangeTrackingIdentifiers",
+                    disks.map(|d| guid(d.node)).collect::<Vec<_>>(),
+                );
             }
         }
         i
@@ -67,7 +82,11 @@ fn level(consistency: Consistency) -> u16 {
 }
 
 /// The point a REF parameter names.
-pub(crate) fn point_reference(service: &Service, parameter: &'static str, path: Option<&Path>) -> Result<Uuid, CallError> {
+pub(crate) fn point_reference(
+    service: &Service,
+    parameter: &'static str,
+    path: Option<&Path>,
+) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
     let object = service.reference(parameter, path, class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT)?;
     match object.what {
@@ -92,35 +111,62 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
                 Some(1) => PointType::Log,
                 Some(2) | None => PointType::Rct,
                 Some(other) => {
-                    return Err(fault!(InvalidValue, "ReferencePointType", other, "1 (log) and 2 (RCT) exist").into());
+                    return Err(fault!(
+                        InvalidValue,
+                        "ReferencePointType",
+                        other,
+                        "1 (log) and 2 (RCT) exist"
+                    )
+                    .into());
                 }
             };
             let mut consistency = None;
             let mut name = String::new();
             if let Some(settings) = &given_in.reference_point_settings {
-                expect_class("ReferencePointSettings", settings, class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SETTING_DATA)?;
+                expect_class(
+                    "ReferencePointSettings",
+                    settings,
+                    class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SETTING_DATA,
+                )?;
                 consistency = match given::<u16>(settings, "ConsistencyLevel")? {
                     None | Some(0) => None,
                     Some(1) => Some(Consistency::Application),
                     Some(2) => Some(Consistency::Crash),
                     Some(other) => {
-                        return Err(fault!(InvalidValue, "ConsistencyLevel", other, "0, 1 (application) and 2 (crash) exist").into());
+                        return Err(fault!(
+                            InvalidValue,
+                            "ConsistencyLevel",
+                            other,
+                            "0, 1 (application) and 2 (crash) exist"
+                        )
+                        .into());
                     }
                 };
-                name = given_text(settings, "ElementName").unwrap_or_default().to_owned();
+                name = given_text(settings, "ElementName")
+                    .unwrap_or_default()
+                    .to_owned();
             }
-            let (_, job) = vmms::point::create_point(vmms, vm, kind, consistency, &name, call.asked).await?;
+            let (_, job) =
+                vmms::point::create_point(vmms, vm, kind, consistency, &name, call.asked).await?;
             Ok(Outcome::started(service, job))
         }
         Method::DestroyReferencePoint => {
             let given = p::DestroyReferencePointIn::read(call.parameters)?;
-            let point = point_reference(service, "AffectedReferencePoint", given.affected_reference_point.as_ref())?;
+            let point = point_reference(
+                service,
+                "AffectedReferencePoint",
+                given.affected_reference_point.as_ref(),
+            )?;
             let job = vmms::point::destroy_point(vmms, point, call.asked).await?;
             Ok(Outcome::started(service, job))
         }
         Method::RemoveAssociatedData => {
             let given = p::RemoveAssociatedDataIn::read(call.parameters)?;
-            let point = point_reference(service, "AffectedReferencePoint", given.affected_reference_point.as_ref())?;
+            let point = point_reference(
+                service,
+                "AffectedReferencePoint",
+                given.affected_reference_point.as_ref(),
+            )?;
             let job = vmms::point::remove_data(vmms, point, call.asked).await?;
             Ok(Outcome::started(service, job))
         }
@@ -133,9 +179,9 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             let (_, job) = vmms::point::adopt_point(vmms, vm, &config, call.asked).await?;
             Ok(Outcome::started(service, job))
         }
-        Method::RequestStateChange
-        | Method::StartService
-        | Method::StopService => Err(unserved(call.target.class, call.method)),
+        Method::RequestStateChange | Method::StartService | Method::StopService => {
+            Err(unserved(call.target.class, call.method))
+        }
     }
 }
 
@@ -147,7 +193,11 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
     let directory = vmms::vm::device::host_path(&directory)?;
     let (mut base, mut disks) = (None, Vec::new());
     if let Some(settings) = &given.export_setting_data {
-        expect_class("ExportSettingData", settings, class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_SETTING_DATA)?;
+        expect_class(
+            "ExportSettingData",
+            settings,
+            class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_SETTING_DATA,
+        )?;
         if let Some(text) = given_text(settings, "BaseReferencePoint") {
             // A path, or the bare InstanceID.
             let path = Path::parse(text).unwrap_or_else(|_| {
@@ -155,8 +205,15 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             });
             base = Some(point_reference(service, "BaseReferencePoint", Some(&path))?);
         }
-        disks = settings.get("DisksToExport").items().iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+        disks = settings
+            .get("DisksToExport")
+            .items()
+            .iter()
+            .filter_map(|v| v.as_str().map(str::to_owned))
+            .collect();
     }
-    let job = vmms::export::export_point(&service.vmms, point, base, &directory, &disks, call.asked).await?;
+    let job =
+        vmms::export::export_point(&service.vmms, point, base, &directory, &disks, call.asked)
+            .await?;
     Ok(Outcome::started(service, job))
 }

@@ -36,12 +36,18 @@ pub(crate) fn type_of(kind: &DeviceKind) -> (u16, &'static str) {
 /// The parts of a machine, in the order in which they are shown.
 pub(crate) fn parts(vm: &Vm) -> Vec<Part> {
     let devices = vm.devices.iter().map(|d| Part::Device(d.id.clone()));
-    [Part::Memory, Part::Processor, Part::Security].into_iter().chain(devices).collect()
+    [Part::Memory, Part::Processor, Part::Security]
+        .into_iter()
+        .chain(devices)
+        .collect()
 }
 
 /// All resources of a machine as objects.
 pub(crate) fn objects(vm: &Arc<Vm>) -> Vec<Object> {
-    parts(vm).into_iter().filter_map(|p| Object::of_resource(vm, p)).collect()
+    parts(vm)
+        .into_iter()
+        .filter_map(|p| Object::of_resource(vm, p))
+        .collect()
 }
 
 #[async_trait]
@@ -63,14 +69,19 @@ impl Provider for Resources {
         let own = service.vmms.db.all::<Vm>();
         let snapshots = super::snapshot::all(service);
         let kept = snapshots.iter().flat_map(|s| super::snapshot::resources(s));
-        let own = own.iter().flat_map(objects).chain(kept).filter(|o| o.class == class);
+        let own = own
+            .iter()
+            .flat_map(objects)
+            .chain(kept)
+            .filter(|o| o.class == class);
         own.chain(super::host::templates(service, class)).collect()
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
         let text = path.keys.first().and_then(|(_, v)| v.as_str());
         let vm = text.and_then(object::guid_in).and_then(|id| {
-            let snapshot = || super::snapshot::find(service, id).map(|s| super::snapshot::machine(&s));
+            let snapshot =
+                || super::snapshot::find(service, id).map(|s| super::snapshot::machine(&s));
             service.vmms.db.get::<Vm>(id).ok().or_else(snapshot)
         });
         match vm {
@@ -116,11 +127,17 @@ pub(crate) fn memory(m: &Memory) -> Instance {
     let mut i = Instance::new(class::MSVM_MEMORY_SETTING_DATA);
     common(&mut i, 4, "Microsoft:Hyper-V:Memory", m.quantity);
     i.set("Caption", "Memory")
-        .set("Description", "Settings for Microsoft Virtual Machine Memory.")
+        .set(
+            "Description",
+            "Settings for Microsoft Virtual Machine Memory.",
+        )
         .set("ElementName", "Memory")
         .set("AllocationUnits", "byte * 2^20")
         .set("VirtualQuantityUnits", "byte * 2^20")
-        .set("Reservation", if m.dynamic { m.reservation } else { m.quantity })
+        .set(
+            "Reservation",
+            if m.dynamic { m.reservation } else { m.quantity },
+        )
         .set("Limit", if m.dynamic { m.limit } else { m.quantity })
         .set("Weight", m.weight)
         .set("DynamicMemoryEnabled", m.dynamic)
@@ -182,7 +199,8 @@ fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
             i.set("Address", number.to_string());
         }
         DeviceKind::DiskDrive { controller, slot } | DeviceKind::DvdDrive { controller, slot } => {
-            i.set("Parent", parent_path(service, vm, controller)).set("AddressOnParent", slot.to_string());
+            i.set("Parent", parent_path(service, vm, controller))
+                .set("AddressOnParent", slot.to_string());
         }
         DeviceKind::FloppyDrive => {
             i.set("AddressOnParent", "0");
@@ -205,13 +223,24 @@ fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
                 .set("Connection", vec![connection.clone().unwrap_or_default()])
                 .set("DebuggerMode", false);
         }
-        DeviceKind::Nic { mac, static_mac, guid: nic } => {
+        DeviceKind::Nic {
+            mac,
+            static_mac,
+            guid: nic,
+        } => {
             i.set("Address", mac.as_str())
                 .set("StaticMacAddress", *static_mac)
                 .set("ClusterMonitored", true)
-                .set("VirtualSystemIdentifiers", vec![format!("{{{}}}", guid(*nic))]);
+                .set(
+                    "VirtualSystemIdentifiers",
+                    vec![format!("{{{}}}", guid(*nic))],
+                );
         }
-        DeviceKind::NicConnection { nic, switch, enabled } => {
+        DeviceKind::NicConnection {
+            nic,
+            switch,
+            enabled,
+        } => {
             i.set("Parent", parent_path(service, vm, nic))
                 .set("HostResource", switch.iter().cloned().collect::<Vec<_>>())
                 .set("EnabledState", if *enabled { 2u16 } else { 3 });
@@ -224,22 +253,38 @@ fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
 pub(crate) fn new_device(instance: &Instance, own: Uuid) -> Result<NewDevice, CallError> {
     let ty = given::<u16>(instance, "ResourceType")?;
     let sub_type = given_text(instance, "ResourceSubType").unwrap_or_default();
-    let is = |suffix: &str| sub_type.to_ascii_lowercase().ends_with(&suffix.to_ascii_lowercase());
+    let is = |suffix: &str| {
+        sub_type
+            .to_ascii_lowercase()
+            .ends_with(&suffix.to_ascii_lowercase())
+    };
     let parent = || parent_id(instance, own);
     let slot = || given::<u16>(instance, "AddressOnParent");
     let host_resource = || -> Result<std::path::PathBuf, CallError> {
-        let text = given_text(instance, "HostResource").or_else(|| given_text(instance, "Connection"));
+        let text =
+            given_text(instance, "HostResource").or_else(|| given_text(instance, "Connection"));
         let text = text.ok_or_else(|| CallError::from(fault!(MissingValue, "HostResource")))?;
         Ok(host_path(text)?)
     };
     match ty {
         Some(6) => Ok(NewDevice::ScsiController),
-        Some(17) if is("Physical Disk Drive") => {
-            Err(fault!(NotServed, "passing a physical disk through; attach the block device as a Virtual Hard Disk").into())
-        }
-        Some(17) => Ok(NewDevice::DiskDrive { controller: parent()?, slot: slot()? }),
-        Some(16) => Ok(NewDevice::DvdDrive { controller: parent()?, slot: slot()? }),
-        Some(31) if is("Virtual CD/DVD Disk") => Ok(NewDevice::Dvd { drive: parent()?, path: host_resource()? }),
+        Some(17) if is("Physical Disk Drive") => Err(fault!(
+            NotServed,
+            "passing a physical disk through; attach the block device as a Virtual Hard Disk"
+        )
+        .into()),
+        Some(17) => Ok(NewDevice::DiskDrive {
+            controller: parent()?,
+            slot: slot()?,
+        }),
+        Some(16) => Ok(NewDevice::DvdDrive {
+            controller: parent()?,
+            slot: slot()?,
+        }),
+        Some(31) if is("Virtual CD/DVD Disk") => Ok(NewDevice::Dvd {
+            drive: parent()?,
+            path: host_resource()?,
+        }),
         Some(31) if is("Virtual Floppy Disk") => Err(fault!(NotServed, "floppy disks").into()),
         Some(31) => Ok(NewDevice::Disk {
             drive: parent()?,
@@ -258,7 +303,11 @@ pub(crate) fn new_device(instance: &Instance, own: Uuid) -> Result<NewDevice, Ca
             switch: given_text(instance, "HostResource").map(str::to_owned),
             enabled: given::<u16>(instance, "EnabledState")?.is_none_or(|s| s == 2),
         }),
-        Some(other) => Err(fault!(NotServed, format!("adding a resource of type {other} ({sub_type})")).into()),
+        Some(other) => Err(fault!(
+            NotServed,
+            format!("adding a resource of type {other} ({sub_type})")
+        )
+        .into()),
         None => Err(fault!(MissingValue, "ResourceType").into()),
     }
 }
@@ -272,28 +321,54 @@ fn parent_id(instance: &Instance, own: Uuid) -> Result<String, CallError> {
     if text.is_empty() {
         return Err(fault!(MissingValue, "Parent").into());
     }
-    let path = Path::parse(&text).map_err(|e| CallError::from(fault!(InvalidValue, "Parent", format!("{text:?}"), e)))?;
-    let id = path.get_str("InstanceID").unwrap_or_default().replace("\\\\", "\\");
+    let path = Path::parse(&text)
+        .map_err(|e| CallError::from(fault!(InvalidValue, "Parent", format!("{text:?}"), e)))?;
+    let id = path
+        .get_str("InstanceID")
+        .unwrap_or_default()
+        .replace("\\\\", "\\");
     match split_id(&id) {
         Some((vm, rest)) if vm == own => Ok(rest),
-        Some((vm, _)) => Err(fault!(InvalidValue, "Parent", id, format!("it belongs to machine {}", guid(vm))).into()),
-        None => Err(fault!(InvalidValue, "Parent", format!("{text:?}"), "it names no resource of a machine").into()),
+        Some((vm, _)) => Err(fault!(
+            InvalidValue,
+            "Parent",
+            id,
+            format!("it belongs to machine {}", guid(vm))
+        )
+        .into()),
+        None => Err(fault!(
+            InvalidValue,
+            "Parent",
+            format!("{text:?}"),
+            "it names no resource of a machine"
+        )
+        .into()),
     }
 }
 
 /// The machine and the id within it of a resource's InstanceID.
 pub(crate) fn split_id(id: &str) -> Option<(Uuid, String)> {
-    let rest = id.get(..10).filter(|p| p.eq_ignore_ascii_case("Microsoft:")).and(id.get(10..))?;
+    let rest = id
+        .get(..10)
+        .filter(|p| p.eq_ignore_ascii_case("Microsoft:"))
+        .and(id.get(10..))?;
     let (vm, rest) = rest.split_once('\\')?;
     Some((Uuid::parse_str(vm).ok()?, rest.to_owned()))
 }
 
 /// Which resource an embedded instance means, by its InstanceID.
 pub(crate) fn target(instance: &Instance) -> Result<(Uuid, Part), CallError> {
-    let id = given_text(instance, "InstanceID").ok_or_else(|| CallError::from(fault!(MissingValue, "InstanceID")))?;
+    let id = given_text(instance, "InstanceID")
+        .ok_or_else(|| CallError::from(fault!(MissingValue, "InstanceID")))?;
     let id = id.replace("\\\\", "\\");
     let Some((vm, rest)) = split_id(&id) else {
-        return Err(fault!(InvalidValue, "InstanceID", format!("{id:?}"), "it names no resource of a machine").into());
+        return Err(fault!(
+            InvalidValue,
+            "InstanceID",
+            format!("{id:?}"),
+            "it names no resource of a machine"
+        )
+        .into());
     };
     let part = if rest.eq_ignore_ascii_case(object::MEMORY_ID) {
         Part::Memory
@@ -366,7 +441,9 @@ pub(crate) fn apply_device(instance: &Instance, device: &mut Device) -> Result<(
                 *path = host_path(text)?;
             }
         }
-        DeviceKind::Nic { mac, static_mac, .. } => {
+        DeviceKind::Nic {
+            mac, static_mac, ..
+        } => {
             if let Some(fixed) = given_bool(instance, "StaticMacAddress") {
                 *static_mac = fixed;
             }
@@ -374,7 +451,9 @@ pub(crate) fn apply_device(instance: &Instance, device: &mut Device) -> Result<(
                 address.clone_into(mac);
             }
         }
-        DeviceKind::NicConnection { switch, enabled, .. } => {
+        DeviceKind::NicConnection {
+            switch, enabled, ..
+        } => {
             if !instance.get("HostResource").is_null() {
                 *switch = given_text(instance, "HostResource").map(str::to_owned);
             }
@@ -400,18 +479,24 @@ pub(crate) fn apply_device(instance: &Instance, device: &mut Device) -> Result<(
 
 /// The path of a resource's settings.
 pub(crate) fn path(service: &Service, vm: Uuid, id: &str) -> Path {
-    service.vmms.db.get::<Vm>(vm).ok().and_then(|vm| {
-        let part = match id {
-            object::MEMORY_ID => Part::Memory,
-            object::PROCESSOR_ID => Part::Processor,
-            object::SECURITY_ID => Part::Security,
-            device => Part::Device(vm.device(device)?.id.clone()),
-        };
-        Some(Object::of_resource(&vm, part)?.path(service, object::NAMESPACE))
-    }).unwrap_or_else(|| {
-        Path::class(class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA)
-            .in_namespace(object::NAMESPACE)
-            .on_host(&*service.host)
-            .key("InstanceID", resource_id(vm, id))
-    })
+    service
+        .vmms
+        .db
+        .get::<Vm>(vm)
+        .ok()
+        .and_then(|vm| {
+            let part = match id {
+                object::MEMORY_ID => Part::Memory,
+                object::PROCESSOR_ID => Part::Processor,
+                object::SECURITY_ID => Part::Security,
+                device => Part::Device(vm.device(device)?.id.clone()),
+            };
+            Some(Object::of_resource(&vm, part)?.path(service, object::NAMESPACE))
+        })
+        .unwrap_or_else(|| {
+            Path::class(class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA)
+                .in_namespace(object::NAMESPACE)
+                .on_host(&*service.host)
+                .key("InstanceID", resource_id(vm, id))
+        })
 }

@@ -5,7 +5,10 @@ use cim::{Datetime, Instance};
 use msvm::class;
 use vmms::job::Service as Owner;
 
-use super::{Call, CallResult, Provider, collection, collection_point, image, management, point, snapshot, unserved};
+use super::{
+    Call, CallResult, Provider, collection, collection_point, image, management, point, snapshot,
+    unserved,
+};
 use crate::Service;
 use crate::object::{Object, What};
 
@@ -13,31 +16,77 @@ pub(crate) struct Services;
 
 /// The services: class, element name, whose jobs they own.
 pub(crate) const SERVICES: &[(&str, &str, Owner)] = &[
-    (class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE, "Hyper-V Virtual System Management Service", Owner::Management),
-    (class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SERVICE, "Hyper-V Virtual System Reference Point Service", Owner::ReferencePoint),
-    (class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE, "Hyper-V Virtual System Snapshot Service", Owner::Snapshot),
-    (class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE, "Hyper-V Virtual System Migration Service", Owner::Migration),
-    (class::MSVM_IMAGE_MANAGEMENT_SERVICE, "Hyper-V Image Management Service", Owner::Image),
-    (class::MSVM_COLLECTION_MANAGEMENT_SERVICE, "Hyper-V Collection Management Service", Owner::Collection),
-    (class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE, "Hyper-V Collection Reference Point Service", Owner::CollectionReferencePoint),
-    (class::MSVM_COLLECTION_SNAPSHOT_SERVICE, "Hyper-V Collection Snapshot Service", Owner::CollectionSnapshot),
+    (
+        class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE,
+        "Hyper-V Virtual System Management Service",
+        Owner::Management,
+    ),
+    (
+        class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SERVICE,
+        "Hyper-V Virtual System Reference Point Service",
+        Owner::ReferencePoint,
+    ),
+    (
+        class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE,
+        "Hyper-V Virtual System Snapshot Service",
+        Owner::Snapshot,
+    ),
+    (
+        class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE,
+        "Hyper-V Virtual System Migration Service",
+        Owner::Migration,
+    ),
+    (
+        class::MSVM_IMAGE_MANAGEMENT_SERVICE,
+        "Hyper-V Image Management Service",
+        Owner::Image,
+    ),
+    (
+        class::MSVM_COLLECTION_MANAGEMENT_SERVICE,
+        "Hyper-V Collection Management Service",
+        Owner::Collection,
+    ),
+    (
+        class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE,
+        "Hyper-V Collection Reference Point Service",
+        Owner::CollectionReferencePoint,
+    ),
+    (
+        class::MSVM_COLLECTION_SNAPSHOT_SERVICE,
+        "Hyper-V Collection Snapshot Service",
+        Owner::CollectionSnapshot,
+    ),
 ];
 
 /// The object of a service class.
 pub(crate) fn object(service: &Service, class: &str) -> Option<Object> {
-    let (class, _, _) = SERVICES.iter().find(|(c, _, _)| c.eq_ignore_ascii_case(class))?;
+    let (class, _, _) = SERVICES
+        .iter()
+        .find(|(c, _, _)| c.eq_ignore_ascii_case(class))?;
     let name = class.trim_start_matches("Msvm_").to_ascii_lowercase();
-    Some(Object::of_system(class, service.host.clone(), "Name", name, What::Service))
+    Some(Object::of_system(
+        class,
+        service.host.clone(),
+        "Name",
+        name,
+        What::Service,
+    ))
 }
 
 /// The class of the service that owns jobs of that kind.
 pub(crate) fn class_of(owner: Owner) -> &'static str {
-    SERVICES.iter().find(|(_, _, o)| *o == owner).map_or("", |(class, _, _)| class)
+    SERVICES
+        .iter()
+        .find(|(_, _, o)| *o == owner)
+        .map_or("", |(class, _, _)| class)
 }
 
 /// The service that owns jobs of that kind.
 pub(crate) fn owner(service: &Service, owner: Owner) -> Option<Object> {
-    SERVICES.iter().find(|(_, _, o)| *o == owner).and_then(|(class, _, _)| object(service, class))
+    SERVICES
+        .iter()
+        .find(|(_, _, o)| *o == owner)
+        .and_then(|(class, _, _)| object(service, class))
 }
 
 #[async_trait]
@@ -61,7 +110,10 @@ impl Provider for Services {
     }
 
     fn instance(&self, service: &Service, object: &Object) -> Instance {
-        let name = SERVICES.iter().find(|(c, _, _)| *c == object.class).map_or("", |(_, name, _)| name);
+        let name = SERVICES
+            .iter()
+            .find(|(c, _, _)| *c == object.class)
+            .map_or("", |(_, name, _)| name);
         properties(service, object.class, name)
     }
 
@@ -70,7 +122,9 @@ impl Provider for Services {
             class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE => management::call(service, &call).await,
             class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SERVICE => point::call(service, &call).await,
             class::MSVM_COLLECTION_MANAGEMENT_SERVICE => collection::call(service, &call).await,
-            class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE => collection_point::call(service, &call).await,
+            class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE => {
+                collection_point::call(service, &call).await
+            }
             class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE => snapshot::call(service, &call).await,
             class::MSVM_IMAGE_MANAGEMENT_SERVICE => image::call(service, &call).await,
             _ => Err(unserved(call.target.class, call.method)),
@@ -92,7 +146,10 @@ pub(crate) fn properties(service: &Service, class: &'static str, name: &str) -> 
         .set("EnabledState", 5u16)
         .set("RequestedState", 12u16)
         .set("EnabledDefault", 2u16)
-        .set("TimeOfLastStateChange", Datetime::from(service.vmms.started))
+        .set(
+            "TimeOfLastStateChange",
+            Datetime::from(service.vmms.started),
+        )
         .set("StartMode", "Automatic")
         .set("Started", true);
     i

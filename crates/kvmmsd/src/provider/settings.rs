@@ -9,7 +9,7 @@ use uuid::Uuid;
 use vmms::vm::{Power, Settings as VmSettings, Vm};
 use vmms::{fault, guid};
 
-use super::{Provider, snapshot, given, given_bool, given_text};
+use super::{Provider, given, given_bool, given_text, snapshot};
 use crate::Service;
 use crate::errors::CallError;
 use crate::object::{self, Object, What};
@@ -20,14 +20,21 @@ impl Object {
     /// The export settings of a machine: one instance each, with the id of its settings.
     pub(crate) fn of_export_settings(vm: Arc<Vm>) -> Self {
         let id = format!("Microsoft:{}", guid(vm.id));
-        Object::with_id(class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA, id, What::Settings(vm))
+        Object::with_id(
+            class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
+            id,
+            What::Settings(vm),
+        )
     }
 }
 
 #[async_trait]
 impl Provider for Settings {
     fn classes(&self) -> &'static [&'static str] {
-        &[class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA, class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA]
+        &[
+            class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+            class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
+        ]
     }
 
     fn list(&self, service: &Service, class: &str) -> Vec<Object> {
@@ -41,10 +48,16 @@ impl Provider for Settings {
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let id = path.keys.first().and_then(|(_, v)| v.as_str()).and_then(object::guid_in);
+        let id = path
+            .keys
+            .first()
+            .and_then(|(_, v)| v.as_str())
+            .and_then(object::guid_in);
         let Some(vm) = id.and_then(|id| service.vmms.db.get::<Vm>(id).ok()) else {
             let found = id.filter(|_| class == class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA);
-            let found = found.and_then(|id| snapshot::find(service, id)).map(Object::of_snapshot);
+            let found = found
+                .and_then(|id| snapshot::find(service, id))
+                .map(Object::of_snapshot);
             return found.filter(|o| o.is_named_by(path)).into_iter().collect();
         };
         let object = if class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA {
@@ -52,7 +65,10 @@ impl Provider for Settings {
         } else {
             Object::of_settings(vm)
         };
-        Some(object).filter(|o| o.is_named_by(path)).into_iter().collect()
+        Some(object)
+            .filter(|o| o.is_named_by(path))
+            .into_iter()
+            .collect()
     }
 
     fn instance(&self, service: &Service, object: &Object) -> Instance {
@@ -92,7 +108,10 @@ pub(crate) fn read(vm: &Vm) -> Instance {
         .set("Description", "Active settings for the virtual machine.")
         .set("ElementName", vm.name.as_str())
         .set("VirtualSystemIdentifier", guid(vm.id))
-        .set("VirtualSystemType", format!("Microsoft:Hyper-V:System:{kind}"))
+        .set(
+            "VirtualSystemType",
+            format!("Microsoft:Hyper-V:System:{kind}"),
+        )
         .set("VirtualSystemSubType", sub_type(vm.generation))
         .set("Notes", vm.notes.clone())
         .set("CreationTime", Datetime::from(vm.created))
@@ -104,7 +123,10 @@ pub(crate) fn read(vm: &Vm) -> Instance {
         .set("SwapFileDataRoot", s.swap_file_data_root.as_str())
         .set("LogDataRoot", s.configuration_data_root.as_str())
         .set("AutomaticStartupAction", s.automatic_startup_action)
-        .set("AutomaticStartupActionDelay", interval(s.automatic_startup_delay))
+        .set(
+            "AutomaticStartupActionDelay",
+            interval(s.automatic_startup_delay),
+        )
         .set("AutomaticStartupActionSequenceNumber", 0u16)
         .set("AutomaticShutdownAction", s.automatic_shutdown_action)
         .set("AutomaticRecoveryAction", s.automatic_recovery_action)
@@ -139,7 +161,13 @@ pub(crate) fn generation(instance: &Instance) -> Result<u8, CallError> {
         None => Ok(1),
         Some(text) if text.eq_ignore_ascii_case(&sub_type(1)) => Ok(1),
         Some(text) if text.eq_ignore_ascii_case(&sub_type(2)) => Ok(2),
-        Some(text) => Err(fault!(InvalidValue, "VirtualSystemSubType", text, "Microsoft:Hyper-V:SubType:1 and :2 exist").into()),
+        Some(text) => Err(fault!(
+            InvalidValue,
+            "VirtualSystemSubType",
+            text,
+            "Microsoft:Hyper-V:SubType:1 and :2 exist"
+        )
+        .into()),
     }
 }
 
@@ -149,18 +177,32 @@ fn guid_of(text: &str) -> Result<Uuid, CallError> {
 }
 
 /// What an instance changes in a machine: only properties that are there and not null.
-pub(crate) fn apply(instance: &Instance, name: &mut String, notes: &mut Vec<String>, s: &mut VmSettings) -> Result<(), CallError> {
+pub(crate) fn apply(
+    instance: &Instance,
+    name: &mut String,
+    notes: &mut Vec<String>,
+    s: &mut VmSettings,
+) -> Result<(), CallError> {
     if let Some(text) = instance.get_str("ElementName") {
         text.clone_into(name);
     }
     if !instance.get("Notes").is_null() {
-        *notes = instance.get("Notes").items().iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+        *notes = instance
+            .get("Notes")
+            .items()
+            .iter()
+            .filter_map(|v| v.as_str().map(str::to_owned))
+            .collect();
     }
     let limited = |property: &str, allowed: &[u16]| -> Result<Option<u16>, CallError> {
         match given::<u16>(instance, property)? {
-            Some(value) if !allowed.contains(&value) => {
-                Err(fault!(InvalidValue, property, value, format!("its values are {allowed:?}")).into())
-            }
+            Some(value) if !allowed.contains(&value) => Err(fault!(
+                InvalidValue,
+                property,
+                value,
+                format!("its values are {allowed:?}")
+            )
+            .into()),
             other => Ok(other),
         }
     };
@@ -169,10 +211,22 @@ pub(crate) fn apply(instance: &Instance, name: &mut String, notes: &mut Vec<Stri
             *field = value;
         }
     };
-    set(&mut s.automatic_startup_action, limited("AutomaticStartupAction", &[2, 3, 4])?);
-    set(&mut s.automatic_shutdown_action, limited("AutomaticShutdownAction", &[2, 3, 4])?);
-    set(&mut s.automatic_recovery_action, limited("AutomaticRecoveryAction", &[2, 3, 4])?);
-    set(&mut s.user_snapshot_type, limited("UserSnapshotType", &[2, 3, 4, 5])?);
+    set(
+        &mut s.automatic_startup_action,
+        limited("AutomaticStartupAction", &[2, 3, 4])?,
+    );
+    set(
+        &mut s.automatic_shutdown_action,
+        limited("AutomaticShutdownAction", &[2, 3, 4])?,
+    );
+    set(
+        &mut s.automatic_recovery_action,
+        limited("AutomaticRecoveryAction", &[2, 3, 4])?,
+    );
+    set(
+        &mut s.user_snapshot_type,
+        limited("UserSnapshotType", &[2, 3, 4, 5])?,
+    );
     if let Value::Datetime(delay) = instance.get("AutomaticStartupActionDelay")
         && let Some(delay) = delay.as_duration()
     {
@@ -186,7 +240,13 @@ pub(crate) fn apply(instance: &Instance, name: &mut String, notes: &mut Vec<Stri
     ] {
         if let Some(text) = instance.get_str(property) {
             if text.len() > 255 || text.chars().any(char::is_control) {
-                return Err(fault!(InvalidValue, property, format!("{text:?}"), "at most 255 printable characters").into());
+                return Err(fault!(
+                    InvalidValue,
+                    property,
+                    format!("{text:?}"),
+                    "at most 255 printable characters"
+                )
+                .into());
             }
             text.clone_into(field);
         }
@@ -206,7 +266,10 @@ pub(crate) fn apply(instance: &Instance, name: &mut String, notes: &mut Vec<Stri
     }
     for (property, field) in [
         ("BIOSNumLock", &mut s.bios_num_lock),
-        ("IncrementalBackupEnabled", &mut s.incremental_backup_enabled),
+        (
+            "IncrementalBackupEnabled",
+            &mut s.incremental_backup_enabled,
+        ),
         ("VirtualNumaEnabled", &mut s.virtual_numa),
         ("SecureBootEnabled", &mut s.secure_boot),
     ] {
@@ -216,7 +279,9 @@ pub(crate) fn apply(instance: &Instance, name: &mut String, notes: &mut Vec<Stri
     }
     if !instance.get("BootOrder").is_null() {
         let order = instance.get("BootOrder").items().iter();
-        s.boot_order = order.filter_map(|v| v.as_u64().and_then(|n| u16::try_from(n).ok())).collect();
+        s.boot_order = order
+            .filter_map(|v| v.as_u64().and_then(|n| u16::try_from(n).ok()))
+            .collect();
     }
     if !instance.get("BootSourceOrder").is_null() {
         let order = instance.get("BootSourceOrder").items().iter();

@@ -28,12 +28,22 @@ pub(crate) fn call(service: &Service, call: &Call<'_>) -> CallResult {
                 ids.push(service.vm_reference("SettingData", Some(path))?);
             }
         }
-        None => ids.extend(service.vmms.db.all::<Vm>().iter().filter(|v| !v.planned).map(|v| v.id)),
+        None => ids.extend(
+            service
+                .vmms
+                .db
+                .all::<Vm>()
+                .iter()
+                .filter(|v| !v.planned)
+                .map(|v| v.id),
+        ),
     }
     let mut summaries = Vec::new();
     for id in ids {
         let record = service.vmms.db.get::<Vm>(id)?;
-        summaries.push(crate::errors::complete(summary(service, &record, &requested)));
+        summaries.push(crate::errors::complete(summary(
+            service, &record, &requested,
+        )));
     }
     let out = p::GetSummaryInformationOut {
         summary_information: Some(summaries),
@@ -54,10 +64,20 @@ fn summary(service: &Service, record: &Vm, requested: &[u32]) -> Instance {
         (1, "ElementName", record.name.as_str().into()),
         (2, "CreationTime", Datetime::from(record.created).into()),
         (3, "Notes", record.notes.join("\n").into()),
-        (4, "NumberOfProcessors", u16::try_from(record.processor.count).unwrap_or(u16::MAX).into()),
+        (
+            4,
+            "NumberOfProcessors",
+            u16::try_from(record.processor.count)
+                .unwrap_or(u16::MAX)
+                .into(),
+        ),
         (100, "EnabledState", vm::enabled_state(state).into()),
         (101, "ProcessorLoad", running.then_some(0u16).into()),
-        (103, "MemoryUsage", if running { record.memory.quantity } else { 0 }.into()),
+        (
+            103,
+            "MemoryUsage",
+            if running { record.memory.quantity } else { 0 }.into(),
+        ),
         (104, "Heartbeat", None::<u16>.into()),
         (105, "UpTime", vm::uptime_ms(service, record).into()),
         (106, "GuestOperatingSystem", None::<String>.into()),
@@ -73,9 +93,11 @@ fn summary(service: &Service, record: &Vm, requested: &[u32]) -> Instance {
     }
     if wanted(requested, 108) {
         let jobs = service.vmms.jobs().into_iter();
-        let own = jobs.filter(|j: &Job| j.affected.iter().any(|(e, _)| *e == Element::Vm(record.id)));
-        let paths: Vec<cim::Path> =
-            own.map(|j| Object::of_job(j).path(service, crate::object::NAMESPACE)).collect();
+        let own =
+            jobs.filter(|j: &Job| j.affected.iter().any(|(e, _)| *e == Element::Vm(record.id)));
+        let paths: Vec<cim::Path> = own
+            .map(|j| Object::of_job(j).path(service, crate::object::NAMESPACE))
+            .collect();
         i.set("AsynchronousTasks", paths);
     }
     i

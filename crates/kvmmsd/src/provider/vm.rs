@@ -36,14 +36,30 @@ pub(crate) fn enabled_state(state: VmState) -> u16 {
 pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<String>) {
     let mut numbers = vec![2];
     let mut texts = vec!["Operating normally".to_owned()];
-    for job in service.vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
-        if !job.affected.iter().any(|(e, _)| *e == vmms::Element::Vm(vm.id)) {
+    for job in service
+        .vmms
+        .db
+        .all::<Job>()
+        .iter()
+        .filter(|j| !j.state.is_final())
+    {
+        if !job
+            .affected
+            .iter()
+            .any(|(e, _)| *e == vmms::Element::Vm(vm.id))
+        {
             continue;
         }
         let (number, text) = match &job.task {
-            Task::Tidy { .. } | Task::RemoveData { .. } | Task::RemoveGroupData { .. } => (32772, "Merging disks"),
-            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } => (32773, "Exporting virtual machine"),
-            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. } => (32768, "Creating reference point"),
+            Task::Tidy { .. } | Task::RemoveData { .. } | Task::RemoveGroupData { .. } => {
+                (32772, "Merging disks")
+            }
+            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } => {
+                (32773, "Exporting virtual machine")
+            }
+            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. } => {
+                (32768, "Creating reference point")
+            }
             _ => continue,
         };
         if numbers.len() == 1 {
@@ -59,14 +75,19 @@ pub(crate) fn uptime_ms(service: &Service, vm: &Vm) -> u64 {
     if service.vmms.machine(vm.id).is_none() {
         return 0;
     }
-    let since = SystemTime::now().duration_since(vm.power_changed).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(vm.power_changed)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[async_trait]
 impl Provider for Systems {
     fn classes(&self) -> &'static [&'static str] {
-        &[class::MSVM_COMPUTER_SYSTEM, class::MSVM_PLANNED_COMPUTER_SYSTEM]
+        &[
+            class::MSVM_COMPUTER_SYSTEM,
+            class::MSVM_PLANNED_COMPUTER_SYSTEM,
+        ]
     }
 
     fn list(&self, service: &Service, class: &str) -> Vec<Object> {
@@ -76,14 +97,24 @@ impl Provider for Systems {
             out.push(service.host_object());
         }
         let vms = service.vmms.db.all::<Vm>();
-        out.extend(vms.into_iter().filter(|vm| vm.planned == planned).map(Object::of_vm));
+        out.extend(
+            vms.into_iter()
+                .filter(|vm| vm.planned == planned)
+                .map(Object::of_vm),
+        );
         out
     }
 
     fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        if let Some(id) = path.get_str("Name").and_then(|n| Uuid::parse_str(n.trim_matches(['{', '}'])).ok()) {
+        if let Some(id) = path
+            .get_str("Name")
+            .and_then(|n| Uuid::parse_str(n.trim_matches(['{', '}'])).ok())
+        {
             let found = service.vmms.db.get::<Vm>(id).ok().map(Object::of_vm);
-            return found.filter(|o| o.class == class && o.is_named_by(path)).into_iter().collect();
+            return found
+                .filter(|o| o.class == class && o.is_named_by(path))
+                .into_iter()
+                .collect();
         }
         let mut all = self.list(service, class);
         all.retain(|o| o.is_named_by(path));
@@ -116,7 +147,13 @@ impl Provider for Systems {
             10 => StateChange::Reboot,
             11 => StateChange::Reset,
             other => {
-                return Err(fault!(InvalidValue, "RequestedState", other, "2, 3, 4, 6, 9, 10 and 11 are served").into());
+                return Err(fault!(
+                    InvalidValue,
+                    "RequestedState",
+                    other,
+                    "2, 3, 4, 6, 9, 10 and 11 are served"
+                )
+                .into());
             }
         };
         let job = vmms::vm::request_state(&service.vmms, vm.id, to, call.asked).await?;
@@ -153,7 +190,13 @@ fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
         .set("NameFormat", None::<String>)
         .set("ResetCapability", 1u16)
         .set("OnTimeInMilliseconds", uptime_ms(service, vm))
-        .set("ProcessID", service.vmms.machine(vm.id).and_then(|m| u32::try_from(m.pid()).ok()))
+        .set(
+            "ProcessID",
+            service
+                .vmms
+                .machine(vm.id)
+                .and_then(|m| u32::try_from(m.pid()).ok()),
+        )
         .set("TimeOfLastConfigurationChange", Datetime::from(vm.changed))
         .set("NumberOfNumaNodes", 1u16)
         .set("ReplicationState", 0u16)
@@ -176,7 +219,9 @@ fn available(power: Power) -> Vec<u16> {
 }
 
 fn host(service: &Service) -> Instance {
-    let up = SystemTime::now().duration_since(service.vmms.started).unwrap_or_default();
+    let up = SystemTime::now()
+        .duration_since(service.vmms.started)
+        .unwrap_or_default();
     let mut i = Instance::new(class::MSVM_COMPUTER_SYSTEM);
     i.set("Caption", "Hosting Computer System")
         .set("Description", "Microsoft Hosting Computer System")
@@ -191,8 +236,14 @@ fn host(service: &Service) -> Instance {
         .set("EnabledDefault", 2u16)
         .set("ResetCapability", 1u16)
         .set("NumberOfNumaNodes", 1u16)
-        .set("OnTimeInMilliseconds", u64::try_from(up.as_millis()).unwrap_or(u64::MAX))
+        .set(
+            "OnTimeInMilliseconds",
+            u64::try_from(up.as_millis()).unwrap_or(u64::MAX),
+        )
         .set("ProcessID", std::process::id())
-        .set("TimeOfLastStateChange", Datetime::from(service.vmms.started));
+        .set(
+            "TimeOfLastStateChange",
+            Datetime::from(service.vmms.started),
+        );
     i
 }

@@ -15,7 +15,10 @@ use msvm::Namespace;
 /// Why a class is not served; `None` for one that is, or that no list knows.
 pub(crate) fn reason(class: &str) -> Option<&'static str> {
     let groups = unserved::UNSERVED.iter();
-    groups.flat_map(|(why, classes)| classes.iter().map(move |c| (*why, *c))).find(|(_, c)| c.eq_ignore_ascii_case(class)).map(|(why, _)| why)
+    groups
+        .flat_map(|(why, classes)| classes.iter().map(move |c| (*why, *c)))
+        .find(|(_, c)| c.eq_ignore_ascii_case(class))
+        .map(|(why, _)| why)
 }
 
 impl Service {
@@ -24,7 +27,9 @@ impl Service {
         namespace.concrete(class).any(|c| {
             let name = c.name.as_str();
             self.provider(namespace.name(), name).is_some()
-                || table(namespace).iter().any(|a| a.class.eq_ignore_ascii_case(name))
+                || table(namespace)
+                    .iter()
+                    .any(|a| a.class.eq_ignore_ascii_case(name))
         })
     }
 }

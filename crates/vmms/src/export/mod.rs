@@ -416,7 +416,10 @@ impl Made {
 pub(crate) fn taken(draft: &mut Draft<'_>, job: Uuid) -> Vec<PathBuf> {
     let others = draft.all::<Job>().into_iter();
     let running = others.filter(|j| j.id != job && !j.state.is_final());
-    running.flat_map(|j| all_notes(j.notes)).map(|n| n.root).collect()
+    running
+        .flat_map(|j| all_notes(j.notes))
+        .map(|n| n.root)
+        .collect()
 }
 
 /// The notes of an export, or of each machine of a collection's.

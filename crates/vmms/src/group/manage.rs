@@ -145,9 +145,7 @@ pub async fn remove(vmms: &Arc<Vmms>, id: Uuid, member: Uuid, strict: bool) -> R
             let before = group.members.len();
             group.members.retain(|m| *m != member);
             if strict && group.members.len() == before {
-                return Err(
-                    fault!(NotAMember, guid(member), group.name).about(Element::Group(id))
-                );
+                return Err(fault!(NotAMember, guid(member), group.name).about(Element::Group(id)));
             }
             Ok(())
         })

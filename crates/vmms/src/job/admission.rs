@@ -15,14 +15,23 @@ pub fn excludes(running: &Task, new: &Task) -> bool {
         (Task::DestroyVm { .. } | Task::Import { .. }, _) | (_, Task::DestroyVm { .. }) => true,
         // A hard stop overtakes a shutdown the guest does not follow.
         (
-            Task::ChangeState { to: StateChange::Shutdown | StateChange::Reboot, .. },
-            Task::ChangeState { to: StateChange::Stop, .. },
+            Task::ChangeState {
+                to: StateChange::Shutdown | StateChange::Reboot,
+                ..
+            },
+            Task::ChangeState {
+                to: StateChange::Stop,
+                ..
+            },
         ) => false,
         // Applying a snapshot replaces what everything else works on; exports read only what it leaves alone.
         (Task::ApplySnapshot { .. }, Task::ExportPoint { .. } | Task::ExportGroupPoint { .. })
-        | (Task::ExportPoint { .. } | Task::ExportGroupPoint { .. }, Task::ApplySnapshot { .. }) => false,
+        | (Task::ExportPoint { .. } | Task::ExportGroupPoint { .. }, Task::ApplySnapshot { .. }) => {
+            false
+        }
         (Task::ApplySnapshot { .. }, _) | (_, Task::ApplySnapshot { .. }) => true,
-        (Task::AdoptPoint { .. } | Task::Realize { .. }, _) | (_, Task::AdoptPoint { .. } | Task::Realize { .. }) => true,
+        (Task::AdoptPoint { .. } | Task::Realize { .. }, _)
+        | (_, Task::AdoptPoint { .. } | Task::Realize { .. }) => true,
         (Task::ChangeState { .. }, Task::ChangeState { .. }) => true,
         // One point at a time: the second would be of the same instant or wait for minutes in a freeze.
         (
@@ -55,7 +64,10 @@ mod tests {
     use crate::point::PointType;
 
     fn state(to: StateChange) -> Task {
-        Task::ChangeState { vm: Uuid::nil(), to }
+        Task::ChangeState {
+            vm: Uuid::nil(),
+            to,
+        }
     }
 
     fn export(point: u128, base: Option<u128>) -> Task {
@@ -68,13 +80,20 @@ mod tests {
     }
 
     fn destroy_point(point: u128) -> Task {
-        Task::DestroyPoint { point: Uuid::from_u128(point) }
+        Task::DestroyPoint {
+            point: Uuid::from_u128(point),
+        }
     }
 
     #[test]
     fn a_machine_being_deleted_takes_nothing_else() {
         let destroy = Task::DestroyVm { vm: Uuid::nil() };
-        for other in [state(StateChange::Start), export(1, None), destroy_point(1), destroy.clone()] {
+        for other in [
+            state(StateChange::Start),
+            export(1, None),
+            destroy_point(1),
+            destroy.clone(),
+        ] {
             assert!(excludes(&destroy, &other), "{other:?}");
             assert!(excludes(&other, &destroy), "{other:?}");
         }
@@ -98,12 +117,20 @@ mod tests {
             name: String::new(),
         };
         let running = export(2, Some(1));
-        for fine in [create, state(StateChange::Stop), destroy_point(3), export(4, None)] {
+        for fine in [
+            create,
+            state(StateChange::Stop),
+            destroy_point(3),
+            export(4, None),
+        ] {
             assert!(!excludes(&running, &fine), "{fine:?}");
         }
         assert!(excludes(&running, &destroy_point(2)));
         assert!(excludes(&running, &destroy_point(1)), "the base too");
-        assert!(excludes(&running, &running), "one directory takes one export at a time");
+        assert!(
+            excludes(&running, &running),
+            "one directory takes one export at a time"
+        );
     }
 
     #[test]
@@ -138,11 +165,23 @@ mod tests {
             assert!(excludes(&destroy_point(gone), &running), "{gone}");
         }
         assert!(!excludes(&running, &destroy_point(3)));
-        let member = MemberTask { vm: Uuid::nil(), point: Uuid::from_u128(2) };
-        let drop_data = Task::RemoveGroupData { point: Uuid::from_u128(100), members: vec![member] };
+        let member = MemberTask {
+            vm: Uuid::nil(),
+            point: Uuid::from_u128(2),
+        };
+        let drop_data = Task::RemoveGroupData {
+            point: Uuid::from_u128(100),
+            members: vec![member],
+        };
         assert!(excludes(&running, &drop_data));
-        let delete = Task::DestroyGroupPoint { point: Uuid::from_u128(100), members: vec![member] };
+        let delete = Task::DestroyGroupPoint {
+            point: Uuid::from_u128(100),
+            members: vec![member],
+        };
         assert!(excludes(&running, &delete) && excludes(&delete, &drop_data));
-        assert!(excludes(&running, &running), "one directory takes one export at a time");
+        assert!(
+            excludes(&running, &running),
+            "one directory takes one export at a time"
+        );
     }
 }

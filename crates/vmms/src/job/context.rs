@@ -36,7 +36,10 @@ impl JobContext {
     /// Waits until the job is asked to end; for use beside long waits.
     pub async fn stop_asked(&self) -> Fault {
         let mut wish = self.live.wish.subscribe();
-        let wanted = wish.wait_for(|w| matches!(w, Wish::Stop(_))).await.map(|w| *w);
+        let wanted = wish
+            .wait_for(|w| matches!(w, Wish::Stop(_)))
+            .await
+            .map(|w| *w);
         match wanted {
             Ok(Wish::Stop(stop)) => self.stopped(stop),
             _ => self.stopped(Stop::Terminate),

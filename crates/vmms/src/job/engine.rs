@@ -55,7 +55,11 @@ pub enum JobRequest {
 
 impl Engine {
     fn live(&self, id: Uuid) -> Option<Arc<Live>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     fn add(&self, live: &Arc<Live>) {
@@ -64,7 +68,10 @@ impl Engine {
     }
 
     fn remove(&self, id: Uuid) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 }
 
@@ -74,7 +81,9 @@ impl Vmms {
     pub async fn submit(self: &Arc<Self>, task: Task, submission: Submission) -> Result<Uuid> {
         let traits = task.traits();
         let now = SystemTime::now();
-        let key = submission.request_key.map(|key| format!("{}\u{1f}{key}", submission.owner));
+        let key = submission
+            .request_key
+            .map(|key| format!("{}\u{1f}{key}", submission.owner));
         let job = Job {
             id: Uuid::new_v4(),
             class: traits.class,
@@ -104,7 +113,10 @@ impl Vmms {
             .db
             .change(|draft| {
                 if job.request_key.is_some() {
-                    let earlier = draft.all::<Job>().into_iter().find(|j| j.request_key == job.request_key);
+                    let earlier = draft
+                        .all::<Job>()
+                        .into_iter()
+                        .find(|j| j.request_key == job.request_key);
                     if let Some(earlier) = earlier {
                         return Ok((earlier.id, false));
                     }
@@ -124,11 +136,17 @@ impl Vmms {
     fn admit(&self, task: &Task) -> Result<()> {
         let vms = self.vms_of(task);
         for job in self.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
-            let common = self.vms_of(&job.task).into_iter().find(|vm| vms.contains(vm));
+            let common = self
+                .vms_of(&job.task)
+                .into_iter()
+                .find(|vm| vms.contains(vm));
             let Some(vm) = common.filter(|_| excludes(&job.task, task)) else {
                 continue;
             };
-            let name = self.db.get::<Vm>(vm).map_or_else(|_| guid(vm), |vm| vm.name.clone());
+            let name = self
+                .db
+                .get::<Vm>(vm)
+                .map_or_else(|_| guid(vm), |vm| vm.name.clone());
             let what = format!("job {} ({})", guid(job.id), job.title);
             return Err(fault!(VmBusy, name, what).about(Element::Vm(vm)));
         }
@@ -158,7 +176,10 @@ impl Vmms {
 
     async fn drive(self: Arc<Self>, live: Arc<Live>, task: Task, undo_only: bool) {
         let id = live.id;
-        let context = || JobContext { vmms: Arc::clone(&self), live: Arc::clone(&live) };
+        let context = || JobContext {
+            vmms: Arc::clone(&self),
+            live: Arc::clone(&live),
+        };
         let result = if undo_only {
             Err(fault!(HostInterrupted, format!("job {}", guid(id))).about(Element::Job(id)))
         } else {
@@ -278,7 +299,11 @@ impl Vmms {
                 }
                 let wish = match request {
                     JobRequest::Start | JobRequest::Suspend if !job.suspendable => {
-                        let word = if request == JobRequest::Start { "started" } else { "suspended" };
+                        let word = if request == JobRequest::Start {
+                            "started"
+                        } else {
+                            "suspended"
+                        };
                         return Err(fault!(JobTransition, shown, word).about(Element::Job(id)));
                     }
                     JobRequest::Start => {
@@ -293,8 +318,11 @@ impl Vmms {
                         return Err(fault!(JobNotCancellable, shown).about(Element::Job(id)));
                     }
                     JobRequest::Terminate | JobRequest::Kill => {
-                        let stop =
-                            if request == JobRequest::Kill { Stop::Kill } else { Stop::Terminate };
+                        let stop = if request == JobRequest::Kill {
+                            Stop::Kill
+                        } else {
+                            Stop::Terminate
+                        };
                         job.stop = Some(stop);
                         job.state = JobState::ShuttingDown;
                         Wish::Stop(stop)

@@ -48,7 +48,11 @@ impl Live {
     /// Puts the progress into a copy of the record. Below 100 until the job has ended.
     pub(super) fn show(&self, job: &mut Job) {
         job.total = self.total.load(Ordering::Relaxed).max(job.total);
-        job.done = self.done.load(Ordering::Relaxed).max(job.done).min(job.total);
+        job.done = self
+            .done
+            .load(Ordering::Relaxed)
+            .max(job.done)
+            .min(job.total);
         if !job.state.is_final() {
             let share = u128::from(job.done) * 100 / u128::from(job.total.max(1));
             let percent = u8::try_from(share.min(99)).unwrap_or(99);

@@ -313,7 +313,12 @@ impl Task {
     pub fn reads(&self) -> Vec<Uuid> {
         match self {
             Task::ExportPoint { point, .. } => vec![*point],
-            Task::ExportSystem { order, .. } => order.snapshot.iter().chain(&order.others).copied().collect(),
+            Task::ExportSystem { order, .. } => order
+                .snapshot
+                .iter()
+                .chain(&order.others)
+                .copied()
+                .collect(),
             Task::ExportGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
             _ => Vec::new(),
         }
@@ -324,7 +329,9 @@ impl Task {
         match self {
             Task::ExportPoint { base, .. } => base.iter().copied().collect(),
             Task::ExportSystem { order, .. } => order.base.into_iter().collect(),
-            Task::ExportGroupPoint { members, .. } => members.iter().filter_map(|m| m.base).collect(),
+            Task::ExportGroupPoint { members, .. } => {
+                members.iter().filter_map(|m| m.base).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -333,7 +340,9 @@ impl Task {
     pub fn deletes(&self) -> Vec<Uuid> {
         match self {
             Task::DestroyPoint { point } => vec![*point],
-            Task::DestroySnapshot { snapshot, .. } | Task::ConvertSnapshot { snapshot, .. } => vec![*snapshot],
+            Task::DestroySnapshot { snapshot, .. } | Task::ConvertSnapshot { snapshot, .. } => {
+                vec![*snapshot]
+            }
             Task::DestroyGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
             _ => Vec::new(),
         }
@@ -352,7 +361,9 @@ impl Task {
     /// The directory it exports to.
     pub fn exports_to(&self) -> Option<&std::path::Path> {
         match self {
-            Task::ExportPoint { directory, .. } | Task::ExportGroupPoint { directory, .. } => Some(directory),
+            Task::ExportPoint { directory, .. } | Task::ExportGroupPoint { directory, .. } => {
+                Some(directory)
+            }
             Task::ExportSystem { order, .. } => Some(&order.directory),
             _ => None,
         }
@@ -363,8 +374,12 @@ impl Task {
         match self {
             Task::CreateGroupPoint { members, .. }
             | Task::DestroyGroupPoint { members, .. }
-            | Task::RemoveGroupData { members, .. } => members.iter().map(|m| Subject::Vm(m.vm)).collect(),
-            Task::ExportGroupPoint { members, .. } => members.iter().map(|m| Subject::Vm(m.vm)).collect(),
+            | Task::RemoveGroupData { members, .. } => {
+                members.iter().map(|m| Subject::Vm(m.vm)).collect()
+            }
+            Task::ExportGroupPoint { members, .. } => {
+                members.iter().map(|m| Subject::Vm(m.vm)).collect()
+            }
             other => other.subject().into_iter().collect(),
         }
     }
@@ -508,18 +523,38 @@ impl Task {
                 recovery: Resume,
                 title: "Exporting a reference point of a collection",
             },
-            Task::CreateSnapshot { .. } => concrete(Service::Snapshot, 70, "Creating a snapshot", true, Undo),
-            Task::ApplySnapshot { .. } => concrete(Service::Snapshot, 71, "Applying a snapshot", false, Undo),
-            Task::DestroySnapshot { .. } => concrete(Service::Snapshot, 72, "Deleting a snapshot", false, Resume),
-            Task::ClearSnapshot { .. } => {
-                concrete(Service::Snapshot, 73, "Dropping the memory of a snapshot", false, Resume)
+            Task::CreateSnapshot { .. } => {
+                concrete(Service::Snapshot, 70, "Creating a snapshot", true, Undo)
             }
-            Task::ConvertSnapshot { .. } => {
-                concrete(Service::Snapshot, 200, "Making a reference point of a snapshot", false, Resume)
+            Task::ApplySnapshot { .. } => {
+                concrete(Service::Snapshot, 71, "Applying a snapshot", false, Undo)
             }
+            Task::DestroySnapshot { .. } => {
+                concrete(Service::Snapshot, 72, "Deleting a snapshot", false, Resume)
+            }
+            Task::ClearSnapshot { .. } => concrete(
+                Service::Snapshot,
+                73,
+                "Dropping the memory of a snapshot",
+                false,
+                Resume,
+            ),
+            Task::ConvertSnapshot { .. } => concrete(
+                Service::Snapshot,
+                200,
+                "Making a reference point of a snapshot",
+                false,
+                Resume,
+            ),
             Task::ExportSystem { .. } => Traits {
                 suspendable: true,
-                ..concrete(Service::Management, 62, "Exporting a virtual machine", true, Undo)
+                ..concrete(
+                    Service::Management,
+                    62,
+                    "Exporting a virtual machine",
+                    true,
+                    Undo,
+                )
             },
             Task::Tidy { .. } => {
                 concrete(Service::Management, 50, "Merging disk layers", true, Resume)
@@ -535,15 +570,27 @@ impl Task {
                 true,
                 Undo,
             ),
-            Task::AdoptPoint { .. } => {
-                concrete(Service::ReferencePoint, 209, "Taking over a reference point", true, Undo)
-            }
-            Task::ValidatePlanned { .. } => {
-                concrete(Service::Management, 140, "Validating a planned virtual machine", true, Undo)
-            }
-            Task::Realize { .. } => {
-                concrete(Service::Management, 141, "Realizing a planned virtual machine", false, Resume)
-            }
+            Task::AdoptPoint { .. } => concrete(
+                Service::ReferencePoint,
+                209,
+                "Taking over a reference point",
+                true,
+                Undo,
+            ),
+            Task::ValidatePlanned { .. } => concrete(
+                Service::Management,
+                140,
+                "Validating a planned virtual machine",
+                true,
+                Undo,
+            ),
+            Task::Realize { .. } => concrete(
+                Service::Management,
+                141,
+                "Realizing a planned virtual machine",
+                false,
+                Resume,
+            ),
             Task::Verify { .. } => {
                 concrete(Service::Management, 0, "Verifying an export", true, Undo)
             }

@@ -141,9 +141,26 @@ impl LayerTree {
     /// The tree of a disk just attached: one node, active, no map.
     pub fn new(path: PathBuf, format: ImageFormat, size: u64) -> Self {
         let root = Uuid::new_v4();
-        let file = LayerRef { layer: Uuid::new_v4(), path, format, shared: false };
-        let node = LayerNode { parent: None, file: Some(file), map: None, size, stamp: None, lost: false };
-        LayerTree { active: root, nodes: BTreeMap::from([(root, node)]), pending: None, leftovers: Vec::new() }
+        let file = LayerRef {
+            layer: Uuid::new_v4(),
+            path,
+            format,
+            shared: false,
+        };
+        let node = LayerNode {
+            parent: None,
+            file: Some(file),
+            map: None,
+            size,
+            stamp: None,
+            lost: false,
+        };
+        LayerTree {
+            active: root,
+            nodes: BTreeMap::from([(root, node)]),
+            pending: None,
+            leftovers: Vec::new(),
+        }
     }
 
     /// The tree of a disk whose image has backing files of its own, base first, the attached image last. The
@@ -154,15 +171,38 @@ impl LayerTree {
         let last = files.len().checked_sub(1)?;
         for (i, (path, format, size)) in files.into_iter().enumerate() {
             let id = Uuid::new_v4();
-            let file = LayerRef { layer: Uuid::new_v4(), path, format, shared: i < last };
-            nodes.insert(id, LayerNode { parent, file: Some(file), map: None, size, stamp: None, lost: false });
+            let file = LayerRef {
+                layer: Uuid::new_v4(),
+                path,
+                format,
+                shared: i < last,
+            };
+            nodes.insert(
+                id,
+                LayerNode {
+                    parent,
+                    file: Some(file),
+                    map: None,
+                    size,
+                    stamp: None,
+                    lost: false,
+                },
+            );
             parent = Some(id);
         }
-        Some(LayerTree { active: parent?, nodes, pending: None, leftovers: Vec::new() })
+        Some(LayerTree {
+            active: parent?,
+            nodes,
+            pending: None,
+            leftovers: Vec::new(),
+        })
     }
 
     fn is_shared(&self, node: Uuid) -> bool {
-        self.nodes.get(&node).and_then(|n| n.file.as_ref()).is_some_and(|f| f.shared)
+        self.nodes
+            .get(&node)
+            .and_then(|n| n.file.as_ref())
+            .is_some_and(|f| f.shared)
     }
 
     /// The nodes from `node` to the root, `node` first. Stops at a node that is missing.
@@ -241,7 +281,14 @@ impl LayerTree {
         // Points and snapshots name frozen nodes only, so nothing else knows the old present.
         let given_up = self.nodes.remove(&self.active).and_then(|n| n.file);
         self.leftovers.extend(given_up.map(|f| f.path));
-        let new = LayerNode { parent: Some(on), file: Some(file), map: None, size, stamp: None, lost: false };
+        let new = LayerNode {
+            parent: Some(on),
+            file: Some(file),
+            map: None,
+            size,
+            stamp: None,
+            lost: false,
+        };
         self.nodes.insert(node, new);
         self.active = node;
         self.pending = None;
@@ -315,7 +362,12 @@ impl LayerTree {
         let mut line = self.line(self.active);
         line.reverse();
         // Branches that were left after the one the guest runs on, each from below.
-        let mut left: Vec<Uuid> = self.nodes.keys().copied().filter(|id| !line.contains(id)).collect();
+        let mut left: Vec<Uuid> = self
+            .nodes
+            .keys()
+            .copied()
+            .filter(|id| !line.contains(id))
+            .collect();
         left.sort_by_key(|id| self.line(*id).len());
         line.into_iter().chain(left).find(|id| {
             *id != self.active
@@ -331,7 +383,8 @@ impl LayerTree {
     /// Whether the active layer itself may be folded into the file beneath: no instant but the present is
     /// needed, readable or as the start of a difference, and only one file lies beneath.
     pub fn can_fold(&self, wanted: &dyn Fn(Uuid) -> bool) -> bool {
-        self.beneath(self.active).is_some_and(|b| !self.is_shared(b) && self.above(b).len() == 1)
+        self.beneath(self.active)
+            .is_some_and(|b| !self.is_shared(b) && self.above(b).len() == 1)
             && self.active_chain().iter().filter(|f| !f.shared).count() == 2
             && !self
                 .nodes

@@ -108,8 +108,14 @@ fn limit(vmms: &Vmms, vm: Uuid, disk: &Disk, text: &str) -> Result<Uuid> {
         .parse()
         .map_err(|_| unknown())?;
     let means = |d: &PointDisk| d.uid == disk.uid && d.node == id;
-    let named = vmms.db.all::<Point>().iter().any(|p| p.vm == vm && p.complete && p.disks.iter().any(means))
-        || crate::snapshot::of_vm(vmms, vm).iter().any(|s| s.disks.iter().any(means));
+    let named = vmms
+        .db
+        .all::<Point>()
+        .iter()
+        .any(|p| p.vm == vm && p.complete && p.disks.iter().any(means))
+        || crate::snapshot::of_vm(vmms, vm)
+            .iter()
+            .any(|s| s.disks.iter().any(means));
     if named { Ok(id) } else { Err(unknown()) }
 }
 

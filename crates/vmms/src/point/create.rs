@@ -332,12 +332,7 @@ async fn distrust(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Vec<Decision>> {
 }
 
 /// Takes back a point that was not finished.
-pub(crate) async fn undo(
-    vmms: &Arc<Vmms>,
-    _ctx: &JobContext,
-    vm: Uuid,
-    point: Uuid,
-) -> Result<()> {
+pub(crate) async fn undo(vmms: &Arc<Vmms>, _ctx: &JobContext, vm: Uuid, point: Uuid) -> Result<()> {
     settle_or_wait(vmms, vm).await?;
     forget_unfinished(vmms, vm, |p| p.id == point).await?;
     // One that failed before it was written down has only a directory.

@@ -147,7 +147,11 @@ pub(crate) fn check_formats(tree: &LayerTree, node: Uuid) -> Result<()> {
 /// The stamp of a layer's file. A block device has none: its times say nothing about its content.
 pub(super) fn stamp(path: &Path) -> Result<Option<Stamp>> {
     let failed = |e: std::io::Error| Fault::io("look at", path, &e);
-    if std::fs::metadata(path).map_err(failed)?.file_type().is_block_device() {
+    if std::fs::metadata(path)
+        .map_err(failed)?
+        .file_type()
+        .is_block_device()
+    {
         return Ok(None);
     }
     Stamp::of(path).map(Some).map_err(failed)
@@ -231,7 +235,11 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
 /// Opens the present of a disk that no process has open, after checking its files.
 pub(crate) fn open_present(device: &str, tree: &LayerTree) -> Result<Chain> {
     check_chain(device, tree, tree.active)?;
-    let specs = tree.active_chain().iter().map(layer_spec).collect::<Result<Vec<_>>>()?;
+    let specs = tree
+        .active_chain()
+        .iter()
+        .map(layer_spec)
+        .collect::<Result<Vec<_>>>()?;
     Ok(Chain::open(&specs)?)
 }
 

@@ -41,7 +41,10 @@ pub(crate) use create::hold;
 pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
-pub(crate) use files::{FIRMWARE_VARS, check_chain, check_formats, layer_path, load_config, open_chain, open_present, remove, sync};
+pub(crate) use files::{
+    FIRMWARE_VARS, check_chain, check_formats, layer_path, load_config, open_chain, open_present,
+    remove, sync,
+};
 pub(crate) use maps::between;
 pub use memory::Memory;
 pub(crate) use memory::{Quiet, quiet};

@@ -406,7 +406,11 @@ pub(crate) fn points_of(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Point>> {
 pub(crate) fn next_sequence(vmms: &Vmms, vm: Uuid) -> u64 {
     let points = points_of(vmms, vm).last().map_or(0, |p| p.sequence);
     let snapshots = vmms.db.all::<Snapshot>();
-    let last = snapshots.iter().filter(|s| s.vm == vm).map(|s| s.sequence).max();
+    let last = snapshots
+        .iter()
+        .filter(|s| s.vm == vm)
+        .map(|s| s.sequence)
+        .max();
     points.max(last.unwrap_or(0)) + 1
 }
 

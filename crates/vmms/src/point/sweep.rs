@@ -27,7 +27,12 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
         points.entry(point.vm).or_default().push(point);
     }
     let snapshots = vmms.db.all::<Snapshot>();
-    let running: Vec<Arc<Job>> = vmms.db.all::<Job>().into_iter().filter(|j| !j.state.is_final()).collect();
+    let running: Vec<Arc<Job>> = vmms
+        .db
+        .all::<Job>()
+        .into_iter()
+        .filter(|j| !j.state.is_final())
+        .collect();
     for vm in vmms.db.all::<Vm>() {
         let own = points.remove(&vm.id).unwrap_or_default();
         if own.iter().any(|p| !p.complete) && !is_affected(&running, vm.id) {
@@ -78,9 +83,7 @@ fn busy(vmms: &Vmms, vm: Uuid) -> bool {
             | Task::CreateSnapshot { vm: v, .. }
             | Task::ApplySnapshot { vm: v, .. }
             | Task::DestroySnapshot { vm: v, .. }
-            | Task::CreatePoint { vm: v, .. } => {
-                *v == vm
-            }
+            | Task::CreatePoint { vm: v, .. } => *v == vm,
             Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(*point),
             _ => false,
         })

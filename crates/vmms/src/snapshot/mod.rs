@@ -47,8 +47,13 @@ pub fn of_vm(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Snapshot>> {
 /// lie beneath what the guest writes to now.
 pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
     of_vm(vmms, vm.id).into_iter().rev().find(|s| {
-        let mut known = s.disks.iter().filter_map(|d| Some((d, vm.disk(d.uid)?))).peekable();
-        known.peek().is_some() && known.all(|(d, disk)| disk.layers.is_ancestor(d.node, disk.layers.active))
+        let mut known = s
+            .disks
+            .iter()
+            .filter_map(|d| Some((d, vm.disk(d.uid)?)))
+            .peekable();
+        known.peek().is_some()
+            && known.all(|(d, disk)| disk.layers.is_ancestor(d.node, disk.layers.active))
     })
 }
 
@@ -56,7 +61,8 @@ pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
 fn refuse_busy(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
     for job in vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
         if job.task.reads().contains(&snapshot) || job.task.builds_on().contains(&snapshot) {
-            return Err(fault!(SnapshotBusy, guid(snapshot), guid(job.id)).about(Element::Snapshot(snapshot)));
+            return Err(fault!(SnapshotBusy, guid(snapshot), guid(job.id))
+                .about(Element::Snapshot(snapshot)));
         }
     }
     Ok(())

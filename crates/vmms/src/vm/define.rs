@@ -89,13 +89,28 @@ fn default_devices(generation: u8) -> Vec<Device> {
     if generation == 1 {
         for number in 0..2 {
             let kind = DeviceKind::IdeController { number };
-            out.push(device(format!("{IDE}\\{number}"), format!("IDE Controller {number}"), kind));
+            out.push(device(
+                format!("{IDE}\\{number}"),
+                format!("IDE Controller {number}"),
+                kind,
+            ));
         }
-        out.push(device(format!("{FLOPPY}\\0\\0\\D"), "Floppy Drive".to_owned(), DeviceKind::FloppyDrive));
+        out.push(device(
+            format!("{FLOPPY}\\0\\0\\D"),
+            "Floppy Drive".to_owned(),
+            DeviceKind::FloppyDrive,
+        ));
     }
     for number in 1..=2u8 {
-        let kind = DeviceKind::SerialPort { number, connection: None };
-        out.push(device(format!("{SERIAL}\\{}", number - 1), format!("COM {number}"), kind));
+        let kind = DeviceKind::SerialPort {
+            number,
+            connection: None,
+        };
+        out.push(device(
+            format!("{SERIAL}\\{}", number - 1),
+            format!("COM {number}"),
+            kind,
+        ));
     }
     out
 }
@@ -105,11 +120,22 @@ pub fn validate(vm: &Vm) -> Result<()> {
     let invalid = |what: &str, value: String, why: &str| {
         Err(fault!(InvalidValue, what, value, why).about(Element::Vm(vm.id)))
     };
-    if vm.name.trim().is_empty() || vm.name.chars().count() > 256 || vm.name.chars().any(char::is_control) {
-        return invalid("ElementName", format!("{:?}", vm.name), "a name has 1 to 256 printable characters");
+    if vm.name.trim().is_empty()
+        || vm.name.chars().count() > 256
+        || vm.name.chars().any(char::is_control)
+    {
+        return invalid(
+            "ElementName",
+            format!("{:?}", vm.name),
+            "a name has 1 to 256 printable characters",
+        );
     }
     if !matches!(vm.generation, 1 | 2) {
-        return invalid("VirtualSystemSubType", vm.generation.to_string(), "generations 1 and 2 exist");
+        return invalid(
+            "VirtualSystemSubType",
+            vm.generation.to_string(),
+            "generations 1 and 2 exist",
+        );
     }
     if !(32..=12 * 1024 * 1024).contains(&vm.memory.quantity) {
         return invalid(
@@ -126,16 +152,28 @@ pub fn validate(vm: &Vm) -> Result<()> {
         );
     }
     if vm.memory.weight > 10_000 || vm.processor.weight > 10_000 {
-        return invalid("Weight", vm.memory.weight.max(vm.processor.weight).to_string(), "weights go from 0 to 10000");
+        return invalid(
+            "Weight",
+            vm.memory.weight.max(vm.processor.weight).to_string(),
+            "weights go from 0 to 10000",
+        );
     }
     if vm.settings.boot_order.iter().any(|b| *b > 3) {
-        return invalid("BootOrder", format!("{:?}", vm.settings.boot_order), "its elements are 0 to 3");
+        return invalid(
+            "BootOrder",
+            format!("{:?}", vm.settings.boot_order),
+            "its elements are 0 to 3",
+        );
     }
     Ok(())
 }
 
 /// Defines a machine. It is there when this returns.
-pub async fn define(vmms: &Arc<Vmms>, new: NewVm, edit: impl FnOnce(&mut Vm) -> Result<()>) -> Result<Uuid> {
+pub async fn define(
+    vmms: &Arc<Vmms>,
+    new: NewVm,
+    edit: impl FnOnce(&mut Vm) -> Result<()>,
+) -> Result<Uuid> {
     let mut vm = new_vm(new, &vmms.host, &vmms.dirs);
     edit(&mut vm)?;
     validate(&vm)?;
@@ -162,7 +200,8 @@ pub(crate) fn check_images(all: &[Vm], vm: &Vm) -> Result<()> {
     for other in all.iter().filter(|o| o.id != vm.id && !o.planned) {
         for (_, disk) in vm.disks().filter(|(_, d)| !d.read_only) {
             if other.disks().any(|(_, d)| d.path == disk.path) {
-                return Err(fault!(ImageInUse, disk.path.display(), other.name).about(Element::Vm(other.id)));
+                return Err(fault!(ImageInUse, disk.path.display(), other.name)
+                    .about(Element::Vm(other.id)));
             }
         }
     }
@@ -170,7 +209,11 @@ pub(crate) fn check_images(all: &[Vm], vm: &Vm) -> Result<()> {
 }
 
 /// Changes a machine's settings: `edit` works on a copy; what may not change in the present state is refused.
-pub async fn change(vmms: &Arc<Vmms>, id: Uuid, edit: impl FnOnce(&mut Vm) -> Result<()>) -> Result<()> {
+pub async fn change(
+    vmms: &Arc<Vmms>,
+    id: Uuid,
+    edit: impl FnOnce(&mut Vm) -> Result<()>,
+) -> Result<()> {
     let _lock = vmms.lock(id).await;
     let state = vmms.runtime(id).state(&*vmms.db.get::<Vm>(id)?);
     vmms.db
@@ -183,10 +226,17 @@ pub async fn change(vmms: &Arc<Vmms>, id: Uuid, edit: impl FnOnce(&mut Vm) -> Re
             }
             validate(&after)?;
             if before.power != Power::Off
-                && let Some(what) = fixed_while_on(&before, &after) {
-                    return Err(fault!(WrongVmState, before.name, state.word(), format!("changing {what}"), "off")
-                        .about(Element::Vm(id)));
-                }
+                && let Some(what) = fixed_while_on(&before, &after)
+            {
+                return Err(fault!(
+                    WrongVmState,
+                    before.name,
+                    state.word(),
+                    format!("changing {what}"),
+                    "off"
+                )
+                .about(Element::Vm(id)));
+            }
             after.changed = SystemTime::now();
             draft.put(after);
             Ok(())
@@ -198,7 +248,12 @@ pub async fn change(vmms: &Arc<Vmms>, id: Uuid, edit: impl FnOnce(&mut Vm) -> Re
 fn fixed_while_on(a: &Vm, b: &Vm) -> Option<&'static str> {
     let (x, y) = (&a.settings, &b.settings);
     let hardware = |s: &Settings| {
-        (s.bios_guid, s.bios_serial.clone(), s.baseboard_serial.clone(), s.chassis_serial.clone())
+        (
+            s.bios_guid,
+            s.bios_serial.clone(),
+            s.baseboard_serial.clone(),
+            s.chassis_serial.clone(),
+        )
     };
     if a.memory.quantity != b.memory.quantity {
         Some("the amount of memory")
@@ -222,7 +277,14 @@ pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> 
     let record = vmms.db.get::<Vm>(id)?;
     let state = vmms.runtime(id).state(&record);
     if !matches!(state, super::VmState::Off | super::VmState::Saved) {
-        return Err(fault!(WrongVmState, record.name, state.word(), "deleting", "off or saved").about(Element::Vm(id)));
+        return Err(fault!(
+            WrongVmState,
+            record.name,
+            state.word(),
+            "deleting",
+            "off or saved"
+        )
+        .about(Element::Vm(id)));
     }
     // Background merging makes way.
     for job in vmms.db.all::<Job>() {
@@ -232,7 +294,8 @@ pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> 
         }
     }
     let affected = vec![(Element::Vm(id), Effect::ExclusiveUse)];
-    vmms.submit(Task::DestroyVm { vm: id }, asked.submission(affected)).await
+    vmms.submit(Task::DestroyVm { vm: id }, asked.submission(affected))
+        .await
 }
 
 /// Deletes a machine: its points go, its disks become plain files again and stay.

@@ -70,9 +70,10 @@ pub fn host_path(text: &str) -> Result<PathBuf> {
     let refuse = |why: &str| Err(fault!(PathNotUsable, format!("{text:?}"), why));
     let mut chars = text.chars();
     if let (Some(drive), Some(':')) = (chars.next(), chars.next())
-        && drive.is_ascii_alphabetic() {
-            return refuse("it is a Windows drive path, and this host runs Linux");
-        }
+        && drive.is_ascii_alphabetic()
+    {
+        return refuse("it is a Windows drive path, and this host runs Linux");
+    }
     if text.starts_with("\\\\") {
         return refuse("it is a Windows network path, and this host runs Linux");
     }
@@ -83,14 +84,22 @@ pub fn host_path(text: &str) -> Result<PathBuf> {
     if !path.is_absolute() {
         return refuse("it is not absolute");
     }
-    if path.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
+    if path
+        .components()
+        .any(|c| matches!(c, std::path::Component::ParentDir))
+    {
         return refuse("it contains '..'");
     }
     Ok(path.components().collect())
 }
 
 /// Adds a resource; answers its id. Disks and DVDs on SCSI, and DVD images anywhere, also while the machine runs.
-pub async fn add(vmms: &Arc<Vmms>, id: Uuid, new: NewDevice, name: Option<String>) -> Result<String> {
+pub async fn add(
+    vmms: &Arc<Vmms>,
+    id: Uuid,
+    new: NewDevice,
+    name: Option<String>,
+) -> Result<String> {
     let opened = match &new {
         NewDevice::Disk { path, .. } => Some(open_image(vmms, path).await?),
         NewDevice::Dvd { path, .. } => {
@@ -109,7 +118,15 @@ pub async fn add(vmms: &Arc<Vmms>, id: Uuid, new: NewDevice, name: Option<String
     if running && !may_change_running(&before, &new) {
         return Err(fault!(HotPlugRefused, describe(&new), before.name).about(Element::Vm(id)));
     }
-    check_images(&vmms.db.all::<Vm>().iter().map(|v| (**v).clone()).collect::<Vec<_>>(), &after)?;
+    check_images(
+        &vmms
+            .db
+            .all::<Vm>()
+            .iter()
+            .map(|v| (**v).clone())
+            .collect::<Vec<_>>(),
+        &after,
+    )?;
     plug(vmms, &after, &device_id).await?;
     vmms.db
         .change(|draft| {
@@ -134,7 +151,10 @@ fn describe(new: &NewDevice) -> &'static str {
 
 fn may_change_running(vm: &Vm, new: &NewDevice) -> bool {
     let scsi = |id: &str| {
-        matches!(vm.device(id).map(|d| &d.kind), Some(DeviceKind::ScsiController { .. }))
+        matches!(
+            vm.device(id).map(|d| &d.kind),
+            Some(DeviceKind::ScsiController { .. })
+        )
     };
     let drive_on_scsi = |id: &str| match vm.device(id).map(|d| &d.kind) {
         Some(DeviceKind::DiskDrive { controller, .. }) => scsi(controller),
@@ -160,7 +180,9 @@ async fn plug(vmms: &Arc<Vmms>, vm: &Vm, device: &str) -> Result<()> {
         Some(DeviceKind::Disk(disk)) => Ok(machine.add_drive(&spec::disk_drive(vm, disk)?).await?),
         Some(DeviceKind::Dvd { drive, .. }) => {
             let drive = spec::dvd_of(vm, drive)?;
-            Ok(machine.change_medium(&drive.id, drive.chain.first()).await?)
+            Ok(machine
+                .change_medium(&drive.id, drive.chain.first())
+                .await?)
         }
         _ => Ok(()),
     }
@@ -174,12 +196,22 @@ async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
     loop {
         std::fs::metadata(&at).map_err(|e| Fault::io("open", &at, &e))?;
         let unreadable = |e: hypervisor::Error| fault!(ImageUnreadable, at.display()).caused_by(e);
-        let info = vmms.images.info_as(&at, claimed, false).await.map_err(unreadable)?;
+        let info = vmms
+            .images
+            .info_as(&at, claimed, false)
+            .await
+            .map_err(unreadable)?;
         let format = ImageFormat::from_driver(&info.format).ok_or_else(|| {
-            fault!(NotServed, format!("the image format {} of {}", info.format, at.display()))
+            fault!(
+                NotServed,
+                format!("the image format {} of {}", info.format, at.display())
+            )
         })?;
         if info.encrypted {
-            return Err(fault!(NotServed, format!("the encryption of {}", at.display())));
+            return Err(fault!(
+                NotServed,
+                format!("the encryption of {}", at.display())
+            ));
         }
         if info.virtual_size == 0 || info.virtual_size % 512 != 0 {
             return Err(fault!(
@@ -191,17 +223,32 @@ async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
         }
         files.push((at.clone(), format, info.virtual_size));
         let Some(backing) = info.backing else { break };
-        claimed = info.backing_format.as_deref().and_then(ImageFormat::from_driver);
+        claimed = info
+            .backing_format
+            .as_deref()
+            .and_then(ImageFormat::from_driver);
         if files.len() > vmms.options.max_layers {
-            return Err(fault!(ChainTooLong, path.display(), files.len(), vmms.options.max_layers));
+            return Err(fault!(
+                ChainTooLong,
+                path.display(),
+                files.len(),
+                vmms.options.max_layers
+            ));
         }
-        at = at.parent().map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
+        at = at
+            .parent()
+            .map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
     }
     files.reverse();
     LayerTree::with_backing(files).ok_or_else(|| fault!(ImageUnreadable, path.display()))
 }
 
-fn build(vm: &Vm, new: &NewDevice, name: Option<String>, opened: Option<LayerTree>) -> Result<Device> {
+fn build(
+    vm: &Vm,
+    new: &NewDevice,
+    name: Option<String>,
+    opened: Option<LayerTree>,
+) -> Result<Device> {
     let unknown = |id: &str| fault!(DeviceNotFound, guid(vm.id), id).about(Element::Vm(vm.id));
     let fresh = || guid(Uuid::new_v4());
     let (id, default_name, kind) = match new {
@@ -216,9 +263,18 @@ fn build(vm: &Vm, new: &NewDevice, name: Option<String>, opened: Option<LayerTre
                 .collect();
             let number = (0..hypervisor::config::SCSI_CONTROLLERS).find(|n| !used.contains(n));
             let number = number.ok_or_else(|| {
-                fault!(InvalidValue, "the number of SCSI controllers", used.len() + 1, "a machine has at most 4")
+                fault!(
+                    InvalidValue,
+                    "the number of SCSI controllers",
+                    used.len() + 1,
+                    "a machine has at most 4"
+                )
             })?;
-            (format!("{}\\{number}", fresh()), "SCSI Controller", DeviceKind::ScsiController { number })
+            (
+                format!("{}\\{number}", fresh()),
+                "SCSI Controller",
+                DeviceKind::ScsiController { number },
+            )
         }
         NewDevice::DiskDrive { controller, slot } => {
             let (controller, number, slot) = free_slot(vm, controller, *slot)?;
@@ -230,13 +286,24 @@ fn build(vm: &Vm, new: &NewDevice, name: Option<String>, opened: Option<LayerTre
             let id = format!("{}\\{number}\\{slot}\\D", fresh());
             (id, "DVD Drive", DeviceKind::DvdDrive { controller, slot })
         }
-        NewDevice::Disk { drive, path, read_only } => {
+        NewDevice::Disk {
+            drive,
+            path,
+            read_only,
+        } => {
             let device = vm.device(drive).ok_or_else(|| unknown(drive))?;
             let DeviceKind::DiskDrive { .. } = device.kind else {
-                return Err(fault!(WrongType, "Parent", format!("{} is not a disk drive", device.id)));
+                return Err(fault!(
+                    WrongType,
+                    "Parent",
+                    format!("{} is not a disk drive", device.id)
+                ));
             };
             let layers = opened.ok_or_else(|| fault!(ImageUnreadable, path.display()))?;
-            let format = layers.active_chain().last().map_or(ImageFormat::Raw, |l| l.format);
+            let format = layers
+                .active_chain()
+                .last()
+                .map_or(ImageFormat::Raw, |l| l.format);
             let disk = Disk {
                 uid: Uuid::new_v4(),
                 drive: device.id.clone(),
@@ -245,14 +312,25 @@ fn build(vm: &Vm, new: &NewDevice, name: Option<String>, opened: Option<LayerTre
                 read_only: *read_only,
                 layers,
             };
-            (medium_id(vm, &device.id)?, "Hard Disk Image", DeviceKind::Disk(Box::new(disk)))
+            (
+                medium_id(vm, &device.id)?,
+                "Hard Disk Image",
+                DeviceKind::Disk(Box::new(disk)),
+            )
         }
         NewDevice::Dvd { drive, path } => {
             let device = vm.device(drive).ok_or_else(|| unknown(drive))?;
             let DeviceKind::DvdDrive { .. } = device.kind else {
-                return Err(fault!(WrongType, "Parent", format!("{} is not a DVD drive", device.id)));
+                return Err(fault!(
+                    WrongType,
+                    "Parent",
+                    format!("{} is not a DVD drive", device.id)
+                ));
             };
-            let kind = DeviceKind::Dvd { drive: device.id.clone(), path: path.clone() };
+            let kind = DeviceKind::Dvd {
+                drive: device.id.clone(),
+                path: path.clone(),
+            };
             (medium_id(vm, &device.id)?, "ISO Disk Image", kind)
         }
         NewDevice::Nic { mac, guid: wanted } => {
@@ -260,17 +338,38 @@ fn build(vm: &Vm, new: &NewDevice, name: Option<String>, opened: Option<LayerTre
             let mac = match mac {
                 Some(mac) => checked_mac(mac)?,
                 None => {
-                    let random: String = Uuid::new_v4().simple().to_string().chars().take(6).collect();
+                    let random: String = Uuid::new_v4()
+                        .simple()
+                        .to_string()
+                        .chars()
+                        .take(6)
+                        .collect();
                     format!("00155D{}", random.to_ascii_uppercase())
                 }
             };
             let nic_guid = wanted.unwrap_or_else(Uuid::new_v4);
-            (guid(nic_guid), "Network Adapter", DeviceKind::Nic { mac, static_mac, guid: nic_guid })
+            (
+                guid(nic_guid),
+                "Network Adapter",
+                DeviceKind::Nic {
+                    mac,
+                    static_mac,
+                    guid: nic_guid,
+                },
+            )
         }
-        NewDevice::NicConnection { nic, switch, enabled } => {
+        NewDevice::NicConnection {
+            nic,
+            switch,
+            enabled,
+        } => {
             let device = vm.device(nic).ok_or_else(|| unknown(nic))?;
             let DeviceKind::Nic { .. } = device.kind else {
-                return Err(fault!(WrongType, "Parent", format!("{} is not a network adapter", device.id)));
+                return Err(fault!(
+                    WrongType,
+                    "Parent",
+                    format!("{} is not a network adapter", device.id)
+                ));
             };
             let id = format!("{}\\C", device.id);
             if vm.device(&id).is_some() {
@@ -284,12 +383,18 @@ fn build(vm: &Vm, new: &NewDevice, name: Option<String>, opened: Option<LayerTre
             (id, "Dynamic Ethernet Switch Port", kind)
         }
     };
-    Ok(Device { id, name: name.unwrap_or_else(|| default_name.to_owned()), kind })
+    Ok(Device {
+        id,
+        name: name.unwrap_or_else(|| default_name.to_owned()),
+        kind,
+    })
 }
 
 /// The id of what lies in a drive: the drive's with `L` in place of `D`.
 fn medium_id(vm: &Vm, drive: &str) -> Result<String> {
-    let id = drive.strip_suffix('D').map_or_else(|| format!("{drive}\\L"), |head| format!("{head}L"));
+    let id = drive
+        .strip_suffix('D')
+        .map_or_else(|| format!("{drive}\\L"), |head| format!("{head}L"));
     if vm.device(&id).is_some() {
         return Err(fault!(NameTaken, "a medium in drive", drive).about(Element::Vm(vm.id)));
     }
@@ -297,11 +402,19 @@ fn medium_id(vm: &Vm, drive: &str) -> Result<String> {
 }
 
 fn checked_mac(mac: &str) -> Result<String> {
-    let digits: String = mac.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
+    let digits: String = mac
+        .chars()
+        .filter(|c| !matches!(c, ':' | '-' | '.'))
+        .collect();
     if digits.len() == 12 && digits.chars().all(|c| c.is_ascii_hexdigit()) {
         Ok(digits.to_ascii_uppercase())
     } else {
-        Err(fault!(InvalidValue, "Address", format!("{mac:?}"), "a MAC address has twelve hexadecimal digits"))
+        Err(fault!(
+            InvalidValue,
+            "Address",
+            format!("{mac:?}"),
+            "a MAC address has twelve hexadecimal digits"
+        ))
     }
 }
 
@@ -312,11 +425,18 @@ fn free_slot(vm: &Vm, controller: &str, slot: Option<u16>) -> Result<(String, u8
     let (number, slots) = match device.kind {
         DeviceKind::IdeController { number } => (number, 2),
         DeviceKind::ScsiController { number } => (number, hypervisor::config::SCSI_SLOTS),
-        _ => return Err(fault!(WrongType, "Parent", format!("{} is not a controller", device.id))),
+        _ => {
+            return Err(fault!(
+                WrongType,
+                "Parent",
+                format!("{} is not a controller", device.id)
+            ));
+        }
     };
     let taken = |n: u16| {
         vm.devices.iter().any(|d| match &d.kind {
-            DeviceKind::DiskDrive { controller, slot } | DeviceKind::DvdDrive { controller, slot } => {
+            DeviceKind::DiskDrive { controller, slot }
+            | DeviceKind::DvdDrive { controller, slot } => {
                 *slot == n && controller.eq_ignore_ascii_case(&device.id)
             }
             _ => false,
@@ -329,7 +449,12 @@ fn free_slot(vm: &Vm, controller: &str, slot: Option<u16>) -> Result<(String, u8
     };
     let free = free.ok_or_else(|| {
         let asked = slot.map_or_else(|| "chosen".to_owned(), |n| n.to_string());
-        fault!(InvalidValue, "AddressOnParent", asked, format!("the controller's {slots} slots, as far as they exist, are taken"))
+        fault!(
+            InvalidValue,
+            "AddressOnParent",
+            asked,
+            format!("the controller's {slots} slots, as far as they exist, are taken")
+        )
     })?;
     Ok((device.id.clone(), number, free))
 }
@@ -351,13 +476,17 @@ pub async fn modify(
     if let DeviceKind::Nic { mac, .. } = &mut target.kind {
         *mac = checked_mac(mac)?;
     }
-    let (old, new) = (before.device(device).map(|d| &d.kind), after.device(device).map(|d| &d.kind));
+    let (old, new) = (
+        before.device(device).map(|d| &d.kind),
+        after.device(device).map(|d| &d.kind),
+    );
     if old != new {
         match new {
             Some(DeviceKind::Disk(disk)) => {
                 let moved = before.disk(disk.uid).is_none_or(|d| d.path != disk.path);
                 if moved {
-                    return Err(fault!(NotServed, "changing the file of an attached disk").about(Element::Vm(id)));
+                    return Err(fault!(NotServed, "changing the file of an attached disk")
+                        .about(Element::Vm(id)));
                 }
             }
             Some(DeviceKind::Dvd { path, .. }) => {
@@ -385,16 +514,35 @@ pub async fn remove(vmms: &Arc<Vmms>, id: Uuid, device: &str) -> Result<()> {
     let target = before
         .device(device)
         .ok_or_else(|| fault!(DeviceNotFound, guid(id), device).about(Element::Vm(id)))?;
-    if matches!(target.kind, DeviceKind::IdeController { .. } | DeviceKind::FloppyDrive | DeviceKind::SerialPort { .. }) {
+    if matches!(
+        target.kind,
+        DeviceKind::IdeController { .. } | DeviceKind::FloppyDrive | DeviceKind::SerialPort { .. }
+    ) {
         return Err(fault!(NotServed, format!("removing {}", target.name)).about(Element::Vm(id)));
     }
     let gone = with_children(&before, &target.id);
     let points = vmms.db.all::<Point>();
     let snapshots = vmms.db.all::<crate::snapshot::Snapshot>();
-    for disk in before.disks().filter(|(d, _)| gone.iter().any(|g| g == d)).map(|(_, disk)| disk) {
-        let held = points.iter().any(|p| p.disks.iter().any(|d| d.uid == disk.uid))
-            || snapshots.iter().any(|s| s.disks.iter().any(|d| d.uid == disk.uid));
-        if held || disk.layers.active_chain().iter().filter(|l| !l.shared).count() > 1 {
+    for disk in before
+        .disks()
+        .filter(|(d, _)| gone.iter().any(|g| g == d))
+        .map(|(_, disk)| disk)
+    {
+        let held = points
+            .iter()
+            .any(|p| p.disks.iter().any(|d| d.uid == disk.uid))
+            || snapshots
+                .iter()
+                .any(|s| s.disks.iter().any(|d| d.uid == disk.uid));
+        if held
+            || disk
+                .layers
+                .active_chain()
+                .iter()
+                .filter(|l| !l.shared)
+                .count()
+                > 1
+        {
             return Err(fault!(DiskHasPoints, disk.path.display()).about(Element::Vm(id)));
         }
     }
@@ -420,7 +568,8 @@ fn with_children(vm: &Vm, id: &str) -> Vec<String> {
             .filter(|d| !gone.contains(&d.id))
             .filter(|d| {
                 let parent = match &d.kind {
-                    DeviceKind::DiskDrive { controller, .. } | DeviceKind::DvdDrive { controller, .. } => controller,
+                    DeviceKind::DiskDrive { controller, .. }
+                    | DeviceKind::DvdDrive { controller, .. } => controller,
                     DeviceKind::Disk(disk) => &disk.drive,
                     DeviceKind::Dvd { drive, .. } => drive,
                     DeviceKind::NicConnection { nic, .. } => nic,
@@ -446,7 +595,9 @@ async fn unplug(vmms: &Arc<Vmms>, vm: &Vm, gone: &[String]) -> Result<()> {
         match vm.device(id).map(|d| &d.kind) {
             Some(DeviceKind::Disk(disk)) => machine.remove_drive(&spec::drive_id(disk)).await?,
             Some(DeviceKind::Dvd { drive, .. }) => {
-                machine.change_medium(&spec::dvd_of(vm, drive)?.id, None).await?;
+                machine
+                    .change_medium(&spec::dvd_of(vm, drive)?.id, None)
+                    .await?;
             }
             Some(DeviceKind::DiskDrive { .. }) => {}
             _ => return refuse(id),

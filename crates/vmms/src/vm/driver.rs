@@ -42,7 +42,9 @@ pub fn admit(vm: &Vm, state: VmState, to: StateChange) -> Result<()> {
         Err(fault!(WrongVmState, name, state.word(), what, needs).about(Element::Vm(vm.id)))
     };
     if vm.planned {
-        return Err(fault!(WrongVmState, name, "planned", "starting", "realized").about(Element::Vm(vm.id)));
+        return Err(
+            fault!(WrongVmState, name, "planned", "starting", "realized").about(Element::Vm(vm.id)),
+        );
     }
     let already = || Err(fault!(AlreadyInState, name, state.word()).about(Element::Vm(vm.id)));
     match (to, state) {
@@ -50,7 +52,10 @@ pub fn admit(vm: &Vm, state: VmState, to: StateChange) -> Result<()> {
         (StateChange::Start, VmState::Running) => already(),
         (StateChange::Start, _) => wrong("off, saved or paused"),
         (StateChange::Stop, VmState::Off) => already(),
-        (StateChange::Stop, VmState::Running | VmState::Paused | VmState::Saved | VmState::ShuttingDown) => Ok(()),
+        (
+            StateChange::Stop,
+            VmState::Running | VmState::Paused | VmState::Saved | VmState::ShuttingDown,
+        ) => Ok(()),
         (StateChange::Stop, _) => wrong("running, paused or saved"),
         (StateChange::Shutdown, VmState::Running) => Ok(()),
         (StateChange::Shutdown, VmState::Off) => already(),
@@ -59,18 +64,31 @@ pub fn admit(vm: &Vm, state: VmState, to: StateChange) -> Result<()> {
         (StateChange::Save, VmState::Running | VmState::Paused) => Ok(()),
         (StateChange::Save, VmState::Saved) => already(),
         (StateChange::Save, _) => wrong("running or paused"),
-        (StateChange::Shutdown | StateChange::Pause | StateChange::Reboot | StateChange::Reset, _) => {
-            if state == VmState::Running { Ok(()) } else { wrong("running") }
+        (
+            StateChange::Shutdown | StateChange::Pause | StateChange::Reboot | StateChange::Reset,
+            _,
+        ) => {
+            if state == VmState::Running {
+                Ok(())
+            } else {
+                wrong("running")
+            }
         }
     }
 }
 
 /// Starts a job that brings a machine into another state.
-pub async fn request_state(vmms: &Arc<Vmms>, vm: Uuid, to: StateChange, asked: &Asked) -> Result<Uuid> {
+pub async fn request_state(
+    vmms: &Arc<Vmms>,
+    vm: Uuid,
+    to: StateChange,
+    asked: &Asked,
+) -> Result<Uuid> {
     let record = vmms.db.get::<Vm>(vm)?;
     admit(&record, vmms.runtime(vm).state(&record), to)?;
     let affected = vec![(Element::Vm(vm), Effect::ExclusiveUse)];
-    vmms.submit(Task::ChangeState { vm, to }, asked.submission(affected)).await
+    vmms.submit(Task::ChangeState { vm, to }, asked.submission(affected))
+        .await
 }
 
 /// Shows a transition for as long as it lives.
@@ -92,7 +110,12 @@ impl Drop for Transition<'_> {
 }
 
 /// Runs a state change as a job.
-pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, to: StateChange) -> Result<()> {
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    to: StateChange,
+) -> Result<()> {
     let runtime = vmms.runtime(vm);
     match to {
         StateChange::Start => {
@@ -127,7 +150,8 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, to: StateC
 }
 
 fn running(vmms: &Vmms, vm: Uuid) -> Result<Arc<dyn Machine>> {
-    vmms.machine(vm).ok_or_else(|| fault!(ProcessEnded, guid(vm)).about(Element::Vm(vm)))
+    vmms.machine(vm)
+        .ok_or_else(|| fault!(ProcessEnded, guid(vm)).about(Element::Vm(vm)))
 }
 
 /// Changes the durable power state.
@@ -156,13 +180,24 @@ pub(crate) async fn start(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let _quiet = crate::point::quiet(vmms, vm).await;
     crate::point::settle(vmms, vm).await?;
     let record = vmms.db.get::<Vm>(vm)?;
-    let restore = record.saved_state.clone().filter(|_| record.power == Power::Saved);
+    let restore = record
+        .saved_state
+        .clone()
+        .filter(|_| record.power == Power::Saved);
     let _shown = Transition::show(&runtime, VmState::Starting);
     let failed = |error: Fault| {
-        let message = if restore.is_some() { Message::RestoreFailed } else { Message::StartFailed };
-        Fault::new(message, [&record.name]).about(Element::Vm(vm)).caused_by(error)
+        let message = if restore.is_some() {
+            Message::RestoreFailed
+        } else {
+            Message::StartFailed
+        };
+        Fault::new(message, [&record.name])
+            .about(Element::Vm(vm))
+            .caused_by(error)
     };
-    let machine = launch(vmms, &record, restore.clone()).await.map_err(failed)?;
+    let machine = launch(vmms, &record, restore.clone())
+        .await
+        .map_err(failed)?;
     watch_exit(vmms, vm, Arc::clone(&machine));
     runtime.set_machine(Some(Arc::clone(&machine)));
     // Durable before the guest runs: a service that dies now finds the process again.
@@ -197,7 +232,11 @@ async fn launch(
         }
     }
     if config.machine_type.is_none() {
-        let features = vmms.hypervisor.features().await.map_err(|e| fault!(Hypervisor).caused_by(e))?;
+        let features = vmms
+            .hypervisor
+            .features()
+            .await
+            .map_err(|e| fault!(Hypervisor).caused_by(e))?;
         let picked = features.machine_type(&config)?;
         config.machine_type = Some(picked.clone());
         vmms.db
@@ -255,7 +294,9 @@ pub(crate) async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let _shown = Transition::show(&runtime, VmState::Saving);
     let path = spec::state_dir(&vmms.dirs, vm).join("saved.vmstate");
     let failed = |error: Fault| {
-        fault!(SaveFailed, record.name).about(Element::Vm(vm)).caused_by(error)
+        fault!(SaveFailed, record.name)
+            .about(Element::Vm(vm))
+            .caused_by(error)
     };
     // The record names the file first: should the service die after QEMU has ended, the state is found.
     vmms.db
@@ -266,9 +307,10 @@ pub(crate) async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
         .await?;
     if let Err(error) = machine.save_state(&path).await {
         if record.power == Power::Running
-            && let Err(error) = machine.resume().await {
-                tracing::warn!(vm = %guid(vm), %error, "the guest could not be continued after a failed save");
-            }
+            && let Err(error) = machine.resume().await
+        {
+            tracing::warn!(vm = %guid(vm), %error, "the guest could not be continued after a failed save");
+        }
         vmms.db
             .change(|draft| {
                 draft.get_mut::<Vm>(vm)?.saved_state = None;
@@ -373,8 +415,12 @@ async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Powe
 /// At the start of the service: starts the machines that ask for it.
 pub(crate) async fn autostart(vmms: &Arc<Vmms>) {
     for record in vmms.db.all::<Vm>() {
-        if record.settings.automatic_startup_action == 4 && record.power == Power::Off && !record.planned {
-            let started = request_state(vmms, record.id, StateChange::Start, &Asked::default()).await;
+        if record.settings.automatic_startup_action == 4
+            && record.power == Power::Off
+            && !record.planned
+        {
+            let started =
+                request_state(vmms, record.id, StateChange::Start, &Asked::default()).await;
             if let Err(error) = started {
                 tracing::error!(vm = %guid(record.id), %error, "automatic start failed");
             }

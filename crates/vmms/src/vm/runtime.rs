@@ -98,7 +98,10 @@ impl Runtime {
     /// Forgets `machine` if it is still the one known: a restarted machine must not lose its new process.
     pub(crate) fn clear_machine(&self, machine: &Arc<dyn Machine>) -> bool {
         let mut inner = self.inner();
-        let same = inner.machine.as_ref().is_some_and(|m| Arc::ptr_eq(m, machine));
+        let same = inner
+            .machine
+            .as_ref()
+            .is_some_and(|m| Arc::ptr_eq(m, machine));
         if same {
             inner.machine = None;
             inner.up_since = None;

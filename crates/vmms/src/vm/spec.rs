@@ -36,7 +36,11 @@ pub fn drive_id(disk: &Disk) -> String {
 
 /// A layer's file as the hypervisor takes it.
 pub fn layer_file(layer: &LayerRef) -> LayerFile {
-    LayerFile::new(names::layer_node(layer.layer), layer.path.clone(), layer.format)
+    LayerFile::new(
+        names::layer_node(layer.layer),
+        layer.path.clone(),
+        layer.format,
+    )
 }
 
 fn dvd_drive_id(device: &str) -> String {
@@ -89,7 +93,11 @@ fn dvd_drive(vm: &Vm, id: &str, controller: &str, slot: u16) -> Result<DriveConf
 
 /// The configuration to run `vm` with.
 pub fn machine_config(vm: &Vm, dirs: &Dirs, options: &Options) -> Result<MachineConfig> {
-    let generation = if vm.generation == 2 { Generation::Gen2 } else { Generation::Gen1 };
+    let generation = if vm.generation == 2 {
+        Generation::Gen2
+    } else {
+        Generation::Gen1
+    };
     let mut config = MachineConfig::new(vm.id, &vm.name, generation, run_dir(dirs, vm.id));
     config.memory_mib = vm.memory.quantity;
     config.vcpus = vm.processor.count;
@@ -114,15 +122,24 @@ pub fn machine_config(vm: &Vm, dirs: &Dirs, options: &Options) -> Result<Machine
                 dvds.push(dvd_drive(vm, &device.id, controller, *slot)?);
             }
             DeviceKind::Nic { mac, .. } => config.nics.push(nic(vm, &device.id, mac)),
-            DeviceKind::SerialPort { number: 1, connection } => {
+            DeviceKind::SerialPort {
+                number: 1,
+                connection,
+            } => {
                 let socket = connection
                     .as_ref()
                     .map_or_else(|| run_dir(dirs, vm.id).join("com1.sock"), PathBuf::from);
                 let log = Some(console_log(dirs, vm.id));
                 config.serial[0] = Some(SerialPort { socket, log });
             }
-            DeviceKind::SerialPort { number: 2, connection: Some(connection) } => {
-                config.serial[1] = Some(SerialPort { socket: connection.into(), log: None });
+            DeviceKind::SerialPort {
+                number: 2,
+                connection: Some(connection),
+            } => {
+                config.serial[1] = Some(SerialPort {
+                    socket: connection.into(),
+                    log: None,
+                });
             }
             DeviceKind::SerialPort { .. }
             | DeviceKind::DiskDrive { .. }
@@ -139,9 +156,11 @@ pub fn machine_config(vm: &Vm, dirs: &Dirs, options: &Options) -> Result<Machine
 
 fn nic(vm: &Vm, id: &str, mac: &str) -> Nic {
     let plugged = vm.devices.iter().any(|d| match &d.kind {
-        DeviceKind::NicConnection { nic, switch, enabled } => {
-            nic.eq_ignore_ascii_case(id) && *enabled && switch.is_some()
-        }
+        DeviceKind::NicConnection {
+            nic,
+            switch,
+            enabled,
+        } => nic.eq_ignore_ascii_case(id) && *enabled && switch.is_some(),
         _ => false,
     });
     let pairs: Vec<String> = mac
@@ -149,17 +168,35 @@ fn nic(vm: &Vm, id: &str, mac: &str) -> Nic {
         .chunks(2)
         .map(|pair| String::from_utf8_lossy(pair).to_ascii_lowercase())
         .collect();
-    Nic { mac: pairs.join(":"), backend: if plugged { NicBackend::User } else { NicBackend::None } }
+    Nic {
+        mac: pairs.join(":"),
+        backend: if plugged {
+            NicBackend::User
+        } else {
+            NicBackend::None
+        },
+    }
 }
 
 /// Generation 1 boots by kind of device (`BootOrder`), generation 2 as it finds disks, then DVDs.
-fn boot_order(vm: &Vm, disks: &[DriveConfig], dvds: &[DriveConfig], nics: usize) -> Vec<BootSource> {
-    let order: &[u16] = if vm.generation == 1 { &vm.settings.boot_order } else { &[2, 1, 3] };
+fn boot_order(
+    vm: &Vm,
+    disks: &[DriveConfig],
+    dvds: &[DriveConfig],
+    nics: usize,
+) -> Vec<BootSource> {
+    let order: &[u16] = if vm.generation == 1 {
+        &vm.settings.boot_order
+    } else {
+        &[2, 1, 3]
+    };
     let mut out = Vec::new();
     for kind in order {
         match kind {
             1 => out.extend(
-                dvds.iter().filter(|d| !d.chain.is_empty()).map(|d| BootSource::Drive(d.id.clone())),
+                dvds.iter()
+                    .filter(|d| !d.chain.is_empty())
+                    .map(|d| BootSource::Drive(d.id.clone())),
             ),
             2 => out.extend(disks.iter().map(|d| BootSource::Drive(d.id.clone()))),
             3 if !vm.settings.no_network => out.extend((0..nics).map(BootSource::Nic)),

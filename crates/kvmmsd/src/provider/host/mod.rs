@@ -28,7 +28,9 @@ pub(crate) fn kinds() -> &'static [kinds::Kind] {
 
 /// Ends of associations.
 pub(crate) mod follow {
-    pub(crate) use super::capabilities::{capabilities_of_service, service_of, settings_of_service};
+    pub(crate) use super::capabilities::{
+        capabilities_of_service, service_of, settings_of_service,
+    };
     pub(crate) use super::network::{settings_of_switch, switch_of_settings};
     pub(crate) use super::pools::{
         capabilities_of, devices_from, host_of_pool, pool_of, pools_of_host, resources_from, role,

@@ -13,7 +13,7 @@
 //!
 //! # Order of writes
 //! Every change of files is announced in the tree ([`crate::layer::Pending`]), done, and then recorded in one
-//! transaction; a file is deleted only after the record that does not name it any more is durable. [`settle`] resolves an
+//! transaction; a file is deleted only after the record that does not name it any more is durable. `settle` resolves an
 //! announcement after a crash. All of it is safe to repeat.
 //!
 //! # Concurrency

@@ -571,14 +571,11 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
     job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
     assert!(!bed.record().planned);
     // Restored, both disks are qcow2 images.
-    let rename = |disks: Disks| -> Disks {
-        let name = |n: String| n.replace(".img", ".qcow2");
-        disks
-            .into_iter()
-            .map(|(n, bytes)| (name(n), bytes))
-            .collect()
-    };
-    bed.disks = rename(held);
+    let name = |n: String| n.replace(".img", ".qcow2");
+    bed.disks = held
+        .into_iter()
+        .map(|(n, bytes)| (name(n), bytes))
+        .collect();
     bed.assert_present().await;
 
     let (point, job) = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked)

@@ -110,11 +110,11 @@ fn record_power(vmms: &Vmms, vm: Uuid) -> Result<Power> {
     Ok(vmms.db.get::<Vm>(vm)?.power)
 }
 
-/// Brings a machine that was saved for its memory back into the state it had.
+/// Brings a machine that was saved for its memory, or was about to be, back into the state it had.
 async fn go_on(vmms: &Arc<Vmms>, vm: Uuid, before: Power) -> Result<()> {
-    if record_power(vmms, vm)? != Power::Saved || !matches!(before, Power::Running | Power::Paused)
-    {
-        return Ok(());
+    match (before, record_power(vmms, vm)?) {
+        (Power::Running, Power::Saved | Power::Paused) | (Power::Paused, Power::Saved) => {}
+        _ => return Ok(()),
     }
     crate::vm::start(vmms, vm).await?;
     if before == Power::Paused

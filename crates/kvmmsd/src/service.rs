@@ -150,6 +150,10 @@ impl Service {
         select: &Select,
     ) -> Result<Vec<Instance>, Error> {
         let class = self.class(namespace, select.class.as_str())?;
+        if let Some(name) = select.unknown_property(namespace) {
+            let why = format!("{} has no property {name}", class.name);
+            return Err(Error::new(Status::InvalidQuery, why));
+        }
         let environment = Environment {
             schema: namespace,
             host: &self.host,
@@ -358,9 +362,12 @@ impl Handler for Service {
         })?;
         let caller = &request.caller;
         match &request.operation {
-            Operation::GetClass { class } => Ok(Response::Classes(vec![
-                self.class(namespace, class.as_str())?.clone(),
-            ])),
+            Operation::GetClass { class } => {
+                // Of all operations this one says "not found" where others say "invalid class" (DSP0200).
+                let found = self.class(namespace, class.as_str());
+                let found = found.map_err(|e| Error::new(Status::NotFound, e.to_string()))?;
+                Ok(Response::Classes(vec![found.clone()]))
+            }
             Operation::EnumerateClasses { class, deep } => {
                 if let Some(class) = class {
                     self.class(namespace, class.as_str())?;

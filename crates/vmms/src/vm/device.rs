@@ -194,7 +194,7 @@ async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
     let mut at = path.to_owned();
     let mut claimed: Option<ImageFormat> = None;
     loop {
-        std::fs::metadata(&at).map_err(|e| Fault::io("open", &at, &e))?;
+        let metadata = std::fs::metadata(&at).map_err(|e| Fault::io("open", &at, &e))?;
         let unreadable = |e: hypervisor::Error| fault!(ImageUnreadable, at.display()).caused_by(e);
         let info = vmms
             .images
@@ -213,11 +213,18 @@ async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
                 format!("the encryption of {}", at.display())
             ));
         }
-        if info.virtual_size == 0 || info.virtual_size % 512 != 0 {
+        // The tool rounds a raw file up to whole sectors; the last piece could be neither frozen nor exported.
+        let raw_file = format == ImageFormat::Raw && metadata.is_file();
+        let size = if raw_file {
+            metadata.len()
+        } else {
+            info.virtual_size
+        };
+        if size == 0 || size % 512 != 0 {
             return Err(fault!(
                 InvalidValue,
                 format!("the size of {}", at.display()),
-                format!("{} bytes", info.virtual_size),
+                format!("{size} bytes"),
                 "a disk has a multiple of 512 bytes; pad the image first"
             ));
         }

@@ -11,7 +11,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hypervisor::ImageFormat;
+use hypervisor::fake::{FakeHypervisor, Fault};
+use hypervisor::{ImageFormat, ImageTool};
 use support::{Bed, Bench, KIB, MIB, files};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
@@ -684,4 +685,68 @@ async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
         bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap().power,
         Power::Running
     );
+}
+
+#[tokio::test]
+async fn a_branch_that_was_left_is_merged_while_the_machine_runs_on_another() {
+    let bench = Bench::new().await;
+    let mut bed = bench.machine(&TWO).await;
+    bed.write("a.qcow2", 1, 0, MIB);
+    let fork = take(&bed, SnapshotKind::Disk).await;
+    let at_fork = bed.disks.clone();
+    let mut left = Vec::new();
+    for n in 2..=4 {
+        bed.write("a.qcow2", n, u64::from(n) * 64 * KIB, 128 * KIB);
+        left.push((take(&bed, SnapshotKind::Disk).await, bed.disks.clone()));
+    }
+    apply(&bed, fork).await;
+    bed.disks = at_fork;
+    bed.state(StateChange::Start).await;
+    bed.write("b.img", 9, 0, 64 * KIB);
+    let layers = files(&bench.path("images")).len();
+    // The lowest and the middle one of the other branch go; the upper one stays what it was.
+    destroy(&bed, left[0].0, false).await;
+    destroy(&bed, left[1].0, false).await;
+    calm(&bed).await;
+    assert_eq!(
+        files(&bench.path("images")).len(),
+        layers - 4,
+        "two layers less on each disk"
+    );
+    bed.write("b.img", 8, MIB, 64 * KIB);
+    bed.state(StateChange::Stop).await;
+    bed.assert_present().await;
+    apply(&bed, left[2].0).await;
+    bed.disks.clone_from(&left[2].1);
+    bed.assert_present().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_fails_at_any_call_leaves_the_machine_as_it_was() {
+    for method in ["prepare_layers", "mark", "save_state"] {
+        let fake = Arc::new(FakeHypervisor::with_images(ImageTool::default()));
+        let bench = Bench::on(support::options(), fake.clone()).await;
+        let bed = bench.machine(&TWO).await;
+        bed.state(StateChange::Start).await;
+        fake.script().on_next(method, Fault::refuse("scripted"));
+        let kind = match method {
+            "save_state" => SnapshotKind::Full,
+            _ => SnapshotKind::Recovery,
+        };
+        let crash = Some(Consistency::Crash);
+        let made = snapshot::create(&bench.vmms, bed.vm, kind, crash, "", &Asked::default()).await;
+        let job = bench.vmms.wait(made.unwrap().1).await.unwrap();
+        assert_eq!(job.state, JobState::Exception, "{method}");
+        assert_eq!(job.faults[0].message, Message::SnapshotFailed, "{method}");
+        assert!(bench.vmms.db.all::<Snapshot>().is_empty(), "{method}");
+        assert_eq!(bed.record().power, Power::Running, "{method}");
+        calm(&bed).await;
+        assert_eq!(
+            files(&bench.path("images")),
+            ["a.qcow2", "b.img"],
+            "{method}"
+        );
+        // The next one works.
+        take(&bed, kind).await;
+    }
 }

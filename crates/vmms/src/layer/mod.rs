@@ -135,6 +135,8 @@ pub enum Pending {
         /// The guest ran before, and must go on afterwards.
         resume: bool,
     },
+    /// The active layer was merged while the guest stood still; the guest must go on.
+    Resume,
 }
 
 impl LayerTree {
@@ -352,7 +354,10 @@ impl LayerTree {
                 n.stamp = None;
             }
         }
-        self.pending = None;
+        self.pending = match self.pending {
+            Some(Pending::Fold { resume: true }) => Some(Pending::Resume),
+            _ => None,
+        };
     }
 
     /// A node whose file may be merged into the one beneath, given which instants must stay readable:
@@ -552,5 +557,87 @@ mod tests {
         assert_eq!(tree.line(active), [active, b]);
         assert!(!tree.can_fold(&|id| id == b));
         assert!(tree.can_fold(&|_| false));
+    }
+
+    /// The tree of `three`, gone back to `a`: root <- a <- b (left), a <- here (active)
+    fn branched() -> (LayerTree, [Uuid; 4]) {
+        let (mut tree, [root, a, b, _]) = three();
+        let here = Uuid::new_v4();
+        tree.branch(a, here, layer("l4"));
+        (tree, [root, a, b, here])
+    }
+
+    #[test]
+    fn a_branch_gives_up_the_present_and_keeps_every_other_instant() {
+        let (tree, [root, a, b, here]) = branched();
+        assert_eq!(tree.active, here);
+        assert_eq!(tree.leftovers, [PathBuf::from("l3")]);
+        assert_eq!(names(tree.chain(here)), ["base", "l1", "l4"]);
+        assert_eq!(names(tree.chain(b)), ["base", "l1", "l2"]);
+        assert_eq!(
+            tree.path_between(b, here),
+            Some(vec![b, here]),
+            "down one branch, up the other"
+        );
+        assert_eq!(tree.path_between(root, here), Some(vec![here, a]));
+        assert_eq!(tree.chain_through(b).len(), 3);
+        assert_eq!(
+            tree.chain_through(a).last().map(|f| f.path.clone()),
+            Some("l4".into())
+        );
+    }
+
+    #[test]
+    fn nothing_is_merged_into_or_out_of_the_place_where_branches_begin() {
+        let (tree, [_, a, b, here]) = branched();
+        // Somebody needs b: a has two layers on it.
+        assert_eq!(tree.next_drop(&|n| n == b), None);
+        assert_eq!(
+            tree.next_commit(&|n| n == b),
+            None,
+            "neither a into the base, nor b into a"
+        );
+        assert!(!tree.can_fold(&|n| n == b));
+        let (mut tree, _) = (tree, here);
+        // Nobody needs b: its file goes, its map stays, and what is left is one line again.
+        assert_eq!(tree.next_drop(&|_| false), Some(b));
+        tree.dropped(b);
+        assert_eq!(tree.chain(b), None);
+        assert!(tree.nodes.get(&b).is_some_and(|n| n.map.is_some()));
+        assert_eq!(tree.leftovers, [PathBuf::from("l3"), PathBuf::from("l2")]);
+        assert_eq!(tree.next_commit(&|_| false), Some(a));
+    }
+
+    #[test]
+    fn a_branch_that_was_left_is_merged_by_itself() {
+        let (mut tree, [_, a, b, here]) = branched();
+        let frozen = Frozen {
+            map: Some("map-here".into()),
+            size: 100,
+            stamp: None,
+        };
+        // Go on from here, freeze twice, and go back to b: the line over `here` is left.
+        let (upper, top) = (Uuid::new_v4(), Uuid::new_v4());
+        tree.freeze(upper, layer("l5"), frozen.clone());
+        tree.freeze(top, layer("l6"), frozen);
+        let back = Uuid::new_v4();
+        tree.branch(b, back, layer("l7"));
+        let needed = |n: Uuid| n == upper || n == b || n == a;
+        assert_eq!(
+            tree.next_commit(&needed),
+            Some(upper),
+            "into `here`, which nobody needs"
+        );
+        let chain: Vec<_> = tree
+            .chain_through(upper)
+            .into_iter()
+            .map(|f| f.path)
+            .collect();
+        assert_eq!(chain, ["base", "l1", "l4", "l5"].map(PathBuf::from));
+        tree.committed(upper);
+        assert_eq!(names(tree.chain(upper)), ["base", "l1", "l4"]);
+        assert_eq!(names(tree.chain(back)), ["base", "l1", "l2", "l7"]);
+        assert_eq!(tree.next_commit(&needed), None);
+        assert!(tree.nodes.contains_key(&here));
     }
 }

@@ -240,7 +240,11 @@ fn every_step(begin: i64, after: bool, running: bool) {
         .and_then(|n| n.parse().ok());
     let stride: i64 = stride.unwrap_or(9);
     let mut nth = begin % stride;
-    while !killed_at(nth, after, running) {
+    while {
+        // Shown when the life fails.
+        eprintln!("killed at change {nth}");
+        !killed_at(nth, after, running)
+    } {
         nth += stride;
         assert!(nth < 500, "a life has an end");
     }
@@ -259,4 +263,5 @@ fn a_service_killed_after_a_change_is_durable_leaves_whole_points_or_none() {
 #[test]
 fn a_service_killed_beside_running_machines_lets_them_go_on() {
     every_step(2, false, true);
+    every_step(6, true, true);
 }

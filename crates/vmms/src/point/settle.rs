@@ -5,6 +5,7 @@
 //! | freeze | the new layer is in the drive's chain: it happened | the new file holds anything: it happened |
 //! | commit | the layer has left the chain: it happened | the layer above names the one beneath: it happened |
 //! | fold | the layer beneath is active: it happened | either answer is right: the layer on top still shows the same bytes, since the guest stood still |
+//! | resume | the guest is told to go on | there is no guest |
 //!
 //! What did not happen is taken back, and may be begun anew.
 
@@ -51,12 +52,13 @@ pub(crate) async fn settle(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
                 clear(vmms, vm, disk.uid).await?;
             }
             Pending::Fold { resume } => settle_fold(vmms, &record, disk, &mode, resume).await?,
+            Pending::Resume => go_on(vmms, &record, disk, &mode).await?,
         }
     }
     Ok(())
 }
 
-async fn clear(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
+pub(super) async fn clear(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
     vmms.db
         .change(|draft| {
             if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk) {
@@ -316,20 +318,37 @@ async fn settle_fold(
         return clear(vmms, vm.id, disk.uid).await;
     };
     let (spec, _, _) = commit_spec(disk, node)?;
-    match commit_in_qemu(&**machine, &spec).await? {
-        Verdict::Happened => committed(vmms, vm.id, disk, node).await?,
-        Verdict::DidNot => clear(vmms, vm.id, disk.uid).await?,
+    let verdict = commit_in_qemu(&**machine, &spec).await?;
+    if matches!(verdict, Verdict::Happened) {
+        committed(vmms, vm.id, disk, node).await?;
     }
-    if resume && machine.status().await? == MachineStatus::Paused {
+    if resume {
+        return go_on(vmms, vm, disk, mode).await;
+    }
+    clear(vmms, vm.id, disk.uid).await
+}
+
+/// Lets a guest go on that stood still for a fold. That it must stays on record until it does.
+async fn go_on(vmms: &Vmms, vm: &Vm, disk: &Disk, mode: &Mode) -> Result<()> {
+    let mut goes_on = false;
+    if let Mode::Running(machine) = mode
+        && machine.status().await? == MachineStatus::Paused
+    {
         machine.resume().await?;
-        vmms.db
-            .change(|draft| {
-                draft.get_mut::<Vm>(vm.id)?.power = Power::Running;
-                Ok(())
-            })
-            .await?;
+        goes_on = true;
     }
-    Ok(())
+    vmms.db
+        .change(|draft| {
+            let vm = draft.get_mut::<Vm>(vm.id)?;
+            if goes_on {
+                vm.power = Power::Running;
+            }
+            if let Some(disk) = vm.disk_mut(disk.uid) {
+                disk.layers.pending = None;
+            }
+            Ok(())
+        })
+        .await
 }
 
 /// At the start of the service, before jobs go on: settles every machine, takes back points that were not finished,

@@ -9,7 +9,7 @@ use hypervisor::{JobControl, LayerFile, Machine};
 use uuid::Uuid;
 
 use super::freeze::{self, Mode, mode};
-use super::settle::{commit_spec, committed, settle};
+use super::settle::{self, commit_spec, committed, settle};
 use super::{Point, files, maps, quiet};
 use crate::db::Draft;
 use crate::job::{Job, JobContext};
@@ -435,7 +435,8 @@ async fn fold_running(
         tokio::time::sleep(Duration::from_millis(200)).await;
         released = machine.release(quiesced).await;
     }
-    Ok(released?)
+    released?;
+    settle::clear(vmms, vm.id, disk.uid).await
 }
 
 /// Drops an instant. What changed up to it is added to the map of its child first; doing that twice changes nothing.

@@ -164,6 +164,9 @@ def test_snapshots_form_a_tree_that_clients_can_walk(host, guests, scratch):
     second = snapshot(machine, DISK, name="second")
     assert [s.ref for s in snapshots(machine)] == [first.ref, second.ref]
     assert Ref.parse(machine.api.get(second.ref).text("Parent")) == first.ref
+    renamed = machine.api.embedded(SETTINGS, InstanceID=second.text("InstanceID"), ElementName="new name")
+    host.do(MANAGEMENT, "ModifySystemSettings", SystemSettings=renamed)
+    assert machine.api.get(second.ref).text("ElementName") == "new name"
     current = machine.api.associators(machine.ref, "Msvm_MostCurrentSnapshotInBranch")
     assert [s.ref for s in current] == [second.ref]
     children = machine.api.associators(first.ref, "Msvm_ParentChildSettingData", role="Antecedent")

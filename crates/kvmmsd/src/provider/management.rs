@@ -7,7 +7,7 @@ use vmms::vm::{NewVm, Settings, Vm};
 use vmms::{Fault, Message, fault};
 
 use super::{
-    Call, CallResult, Outcome, expect_class, exports, resource, settings, summary, unserved,
+    Call, CallResult, Outcome, expect_class, exports, resource, settings, snapshot, summary, unserved,
 };
 use crate::Service;
 use crate::errors::CallError;
@@ -184,6 +184,14 @@ async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
     let id = super::given_text(&instance, "InstanceID")
         .ok_or_else(|| CallError::from(fault!(MissingValue, "InstanceID of SystemSettings")))?;
     let path = Path::class(class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA).key("InstanceID", id);
+    if let Some(snapshot) = crate::object::guid_in(id).and_then(|id| snapshot::find(service, id)) {
+        // Of a snapshot only what people read can change: the rest is what it was.
+        let name = super::given_text(&instance, "ElementName");
+        let notes = instance.get("Notes");
+        let notes = (!notes.is_null()).then(|| notes.items().iter().filter_map(Value::to_text).collect());
+        vmms::snapshot::rename(&service.vmms, snapshot.id, name, notes).await?;
+        return Ok(Outcome::done());
+    }
     let vm = service.vm_reference("SystemSettings", Some(&path))?;
     let mut refused = None;
     let changed = vmms::vm::change(&service.vmms, vm, |vm| {

@@ -60,6 +60,11 @@ impl Bench {
             done(&vmms, made.expect("point").1).await;
         }
         collect(&vmms, full).await;
+        for kind in [SnapshotKind::Disk, SnapshotKind::Recovery] {
+            let crash = Some(Consistency::Crash);
+            let made = vmms::snapshot::create(&vmms, full, kind, crash, "s", &asked).await;
+            done(&vmms, made.expect("snapshot").1).await;
+        }
         Bench {
             dir,
             service: Service::new(vmms),

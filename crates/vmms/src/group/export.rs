@@ -153,7 +153,6 @@ pub(crate) async fn run(
     vmms: &Arc<Vmms>,
     ctx: &JobContext,
     point: Uuid,
-    base: Option<Uuid>,
     directory: &Path,
     members: &[MemberExport],
 ) -> Result<()> {
@@ -170,7 +169,6 @@ pub(crate) async fn run(
         _ => failed(vec![(vm, cause)]),
     };
     ctx.checkpoint().await?;
-    let _ = base;
     let parts = begin(vmms, ctx, directory, members)
         .await
         .map_err(failed_or(&failed))?;

@@ -1,4 +1,5 @@
 """What backup programs do, step by step: recovery snapshot, export of it, conversion, changed ranges, removal; and ordinary snapshots."""
+import json
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,25 @@ def test_a_restored_machine_takes_its_point_over_and_the_chain_goes_on(host, gue
         images.check(file)
         assert images.backing_of(file)
     assert copies == {}
+
+
+def test_the_command_line_takes_applies_converts_and_deletes_snapshots(service, scratch):
+    def read(*args):
+        return json.loads(service.cli("-o", "json", *args).stdout)
+    service.cli("vm", "create", "cli-snap", "--memory", "32M", "--new-disk", f"{scratch}/d.qcow2:8M")
+    try:
+        service.cli("snapshot", "create", "cli-snap", "--type", "disk", "--name", "before")
+        service.cli("snapshot", "create", "cli-snap", "--type", "disk", "--name", "after")
+        listed = read("snapshot", "list", "cli-snap")
+        assert [s["name"] for s in listed] == ["before", "after"]
+        assert listed[1]["parentId"].lower() == listed[0]["id"].lower()
+        service.cli("snapshot", "apply", "cli-snap/before")
+        service.cli("snapshot", "create", "cli-snap", "--type", "recovery", "--name", "backup")
+        refused = service.cli("snapshot", "delete", "backup", check=False)
+        assert refused.returncode != 0
+        service.cli("snapshot", "convert", "backup")
+        assert [p["name"] for p in read("point", "list", "cli-snap")] == ["backup"]
+        service.cli("snapshot", "delete", "before", "--tree")
+        assert read("snapshot", "list", "cli-snap") == []
+    finally:
+        service.cli("vm", "delete", "cli-snap", "--force", check=False)

@@ -298,6 +298,8 @@ pub(crate) async fn save(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
             .about(Element::Vm(vm))
             .caused_by(error)
     };
+    // What a crash left under this name may also be the memory of a snapshot: it is never written over.
+    crate::point::remove(&path).map_err(failed)?;
     // The record names the file first: should the service die after QEMU has ended, the state is found.
     vmms.db
         .change(|draft| {

@@ -49,7 +49,12 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
         Task::RemoveGroupData { members, .. } => {
             group::discard::run_release(vmms, ctx, members).await
         }
-        Task::ExportGroupPoint { point, directory, members, .. } => group::export::run(vmms, ctx, *point, directory, members).await,
+        Task::ExportGroupPoint {
+            point,
+            directory,
+            members,
+            ..
+        } => group::export::run(vmms, ctx, *point, directory, members).await,
         Task::CreateSnapshot {
             vm,
             snapshot,

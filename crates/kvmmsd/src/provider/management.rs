@@ -7,7 +7,8 @@ use vmms::vm::{NewVm, Settings, Vm};
 use vmms::{Fault, Message, fault};
 
 use super::{
-    Call, CallResult, Outcome, expect_class, exports, resource, settings, snapshot, summary, unserved,
+    Call, CallResult, Outcome, expect_class, exports, resource, settings, snapshot, summary,
+    unserved,
 };
 use crate::Service;
 use crate::errors::CallError;
@@ -188,7 +189,8 @@ async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
         // Of a snapshot only what people read can change: the rest is what it was.
         let name = super::given_text(&instance, "ElementName");
         let notes = instance.get("Notes");
-        let notes = (!notes.is_null()).then(|| notes.items().iter().filter_map(Value::to_text).collect());
+        let notes =
+            (!notes.is_null()).then(|| notes.items().iter().filter_map(Value::to_text).collect());
         vmms::snapshot::rename(&service.vmms, snapshot.id, name, notes).await?;
         return Ok(Outcome::done());
     }

@@ -58,11 +58,21 @@ pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
 }
 
 /// Changes what people read of a snapshot: its name, its notes. `None` leaves them.
-pub async fn rename(vmms: &Vmms, snapshot: Uuid, name: Option<&str>, notes: Option<Vec<String>>) -> Result<()> {
-    let bad = |n: &&str| n.trim().is_empty() || n.chars().count() > 256 || n.chars().any(char::is_control);
+pub async fn rename(
+    vmms: &Vmms,
+    snapshot: Uuid,
+    name: Option<&str>,
+    notes: Option<Vec<String>>,
+) -> Result<()> {
+    let bad = |n: &&str| {
+        n.trim().is_empty() || n.chars().count() > 256 || n.chars().any(char::is_control)
+    };
     if let Some(name) = name.filter(bad) {
         let why = "a name has 1 to 256 printable characters";
-        return Err(fault!(InvalidValue, "ElementName", format!("{name:?}"), why).about(Element::Snapshot(snapshot)));
+        return Err(
+            fault!(InvalidValue, "ElementName", format!("{name:?}"), why)
+                .about(Element::Snapshot(snapshot)),
+        );
     }
     vmms.db
         .change(|draft| {

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 
@@ -41,14 +42,34 @@ def flatten(path, target, fmt="qcow2"):
     return Path(target)
 
 
+def copy_standing_still(directory, copies):
+    """Copies a directory as it was at one instant: again, until nothing in it changed while it was read."""
+    before = None
+    def state():
+        return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in directory.iterdir())
+
+    for _ in range(100):
+        shutil.rmtree(copies, ignore_errors=True)
+        try:
+            before = state()
+            shutil.copytree(directory, copies)
+            if state() == before:
+                return
+        except (FileNotFoundError, shutil.Error):
+            pass  # a layer was merged away under the copy
+        time.sleep(0.2)
+    raise AssertionError(f"{directory} never stood still: {before}")
+
+
 def freeze(directory, target, base_format="qcow2"):
     """Copies the files of one disk (all that lies in its directory) and gives back the disk as one raw image.
 
     For a disk of a paused or stopped machine: QEMU has then flushed everything into the files. The top of the chain is the one
-    image that no other names as its backing file.
+    image that no other names as its backing file. The service may be merging layers meanwhile, which moves bytes between the
+    files without changing the disk: only a copy during which no file changed counts.
     """
     copies = Path(f"{target}.layers")
-    shutil.copytree(directory, copies)
+    copy_standing_still(Path(directory), copies)
     images, backed = {}, set()
     for path in sorted(copies.iterdir()):
         if not path.is_file():

@@ -74,9 +74,9 @@ impl Provider for Jobs {
             .collect()
     }
 
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _service: &Service, object: &Object) -> Instance {
         match &object.what {
-            What::Job(job) => instance(service, job),
+            What::Job(job) => instance(job),
             _ => Instance::new(object.class),
         }
     }
@@ -145,7 +145,7 @@ fn text(faults: &[Fault]) -> Option<String> {
     Some(out)
 }
 
-fn instance(service: &Service, job: &Job) -> Instance {
+fn instance(job: &Job) -> Instance {
     let failed = job.state.is_final() && job.state != JobState::Completed;
     let (status, status_text): (u16, &str) = match job.state {
         JobState::Exception => (6, "Error"),
@@ -208,7 +208,6 @@ fn instance(service: &Service, job: &Job) -> Instance {
         }
     }
     i.set("InstanceID", guid(job.id));
-    let _ = service;
     i
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::AsyncReadExt;
 
 use super::ImageTool;
-use super::run::{Output, Running};
+use super::run::Running;
 use crate::block::{CommitOutcome, JobControl, Progress};
 use crate::config::{ImageFormat, LayerFile};
 use crate::error::{Error, Result};
@@ -126,20 +126,30 @@ impl ImageTool {
         base: &Path,
         control: &JobControl,
     ) -> Result<()> {
-        let running = self.start_commit(top, base)?;
+        let mut running = self.start_commit(top, base)?;
         let total = std::fs::metadata(top)
             .map_err(|source| Error::io("read", top, source))?
             .len();
         let finished = tokio::select! {
-            finished = watch(running, total, control) => finished?,
-            // Dropping the other branch kills the tool; the layers above still hold all data.
-            () = control.cancelled() => return Err(Error::Cancelled),
+            // Biased: a tool that is done is done.
+            biased;
+            () = watch(&mut running, total, control) => true,
+            // The layers above still hold all data.
+            () = control.cancelled() => false,
         };
-        finished.successful().map(drop)
+        if !finished {
+            // Whoever cancelled wants the files: a tool on its way out still has its locks on them.
+            running.end().await?;
+            return Err(Error::Cancelled);
+        }
+        let output = running.finish().await?;
+        control.report(Progress { done: total, total });
+        output.successful().map(drop)
     }
 }
 
-async fn watch(mut running: Running, total: u64, control: &JobControl) -> Result<Output> {
+/// Follows the tool's output to its end.
+async fn watch(running: &mut Running, total: u64, control: &JobControl) {
     let mut chunk = [0_u8; 256];
     let mut text = String::new();
     control.report(Progress { done: 0, total });
@@ -163,9 +173,6 @@ async fn watch(mut running: Running, total: u64, control: &JobControl) -> Result
             text.drain(..at);
         }
     }
-    let output = running.finish().await?;
-    control.report(Progress { done: total, total });
-    Ok(output)
 }
 
 /// The tool prints `    (12.34/100%)\r`.
@@ -348,6 +355,25 @@ mod tests {
         assert!(chain.contents(1).await == disk);
         chain.fold("l0", "l1").await.unwrap();
         assert!(chain.contents(0).await == disk);
+    }
+
+    #[tokio::test]
+    async fn after_a_cancelled_fold_no_tool_has_the_files() {
+        let chain = Chain::new(&[64 * MIB, 64 * MIB]).await;
+        for round in 0..8 {
+            chain.write(1, round + 1, 0, 64 * MIB);
+            let control = JobControl::new();
+            let fold = chain.images.fold(&chain.layers, "l0", "l1", &control);
+            let cancel = async {
+                while control.progress().total == 0 {
+                    tokio::task::yield_now().await;
+                }
+                control.cancel();
+            };
+            let (_, ()) = tokio::join!(fold, cancel);
+            // Takes the locks a QEMU would take; fails where somebody still has them.
+            chain.write(1, 99, 0, 4096);
+        }
     }
 
     #[test]

@@ -46,6 +46,14 @@ impl Running {
         self.child.stdout.as_mut()
     }
 
+    /// Ends it and waits until it is gone, and its locks on files with it.
+    pub(super) async fn end(mut self) -> Result<()> {
+        self.child.kill().await.map_err(|source| Error::Spawn {
+            program: self.program.clone(),
+            source,
+        })
+    }
+
     pub(super) async fn finish(self) -> Result<Output> {
         let Self {
             program,

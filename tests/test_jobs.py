@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from harness import images
-from harness.host import DONE, EXCEPTION, KILLED, LOG, TERMINATED, U16, Host, JobFailed
+from harness.host import DONE, EXCEPTION, KILLED, LOG, TERMINATED, U16, U64, Host, JobFailed
 from harness.model import ApiFault
 from harness.service import Service, wait_until
 from test_spine import MIB
@@ -116,6 +116,20 @@ def test_a_finished_job_outlives_a_restart_of_the_service(own_host, own_service)
     assert job.num("JobState") == DONE
     made = own_host.api.associators(own_host.job(result), "Msvm_AffectedJobElement", "Msvm_VirtualSystemReferencePoint")
     assert len(made) == 1
+
+
+def test_a_storage_job_names_the_disk_the_machine_and_the_host_it_affects(host, scratch):
+    machine, path = big_machine(host, scratch / "d", "storage", 4)
+    result = host.api.invoke(host.service_ref("Msvm_ImageManagementService"), "ResizeVirtualHardDisk", Path=str(path), MaxInternalSize=U64(8 * MIB))
+    ref = host.job(result)
+    assert ref.class_name == "Msvm_StorageJob"
+    affected = host.api.associators(ref, "Msvm_AffectedStorageJobElement")
+    assert sorted(o.class_name for o in affected) == ["Msvm_ComputerSystem", "Msvm_ComputerSystem", "Msvm_StorageAllocationSettingData"]
+    [disk] = [o for o in affected if o.class_name == "Msvm_StorageAllocationSettingData"]
+    assert disk.texts("HostResource") == [str(path)]
+    assert [o.ref for o in host.api.associators(disk.ref, "Msvm_AffectedStorageJobElement")] == [ref]
+    assert host.finish(result).num("JobState") == DONE
+    assert os.path.getsize(path) == 8 * MIB
 
 
 def test_a_job_that_never_was_is_not_found(host):

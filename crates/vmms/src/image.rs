@@ -118,11 +118,20 @@ fn check_new(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn submission(asked: &Asked, path: &Path) -> crate::job::Submission {
-    asked.submission(vec![(
-        Element::Image(path.to_owned()),
-        Effect::ExclusiveUse,
-    )])
+/// What a job on an image affects: the image, which clients know as the disk of a machine once it is attached, and the host
+/// whose storage it is.
+fn submission(vmms: &Vmms, asked: &Asked, path: &Path) -> crate::job::Submission {
+    let mut affected = vec![(Element::Image(path.to_owned()), Effect::ExclusiveUse)];
+    let owner = vmms.db.all::<Vm>().into_iter().find_map(|vm| {
+        let device = vm.disks().find(|(_, d)| d.path == path)?.0.to_owned();
+        Some((vm.id, device))
+    });
+    if let Some((vm, id)) = owner {
+        affected.push((Element::Resource { vm, id }, Effect::ExclusiveUse));
+        affected.push((Element::Vm(vm), Effect::Other));
+    }
+    affected.push((Element::Host, Effect::Performance));
+    asked.submission(affected)
 }
 
 /// Starts the job that makes an image.
@@ -143,7 +152,7 @@ pub async fn create(vmms: &Arc<Vmms>, image: ImageSpec, asked: &Asked) -> Result
         std::fs::metadata(parent).map_err(|e| Fault::io("open", parent, &e))?;
     }
     let path = image.path.clone();
-    vmms.submit(Task::CreateImage(image), submission(asked, &path))
+    vmms.submit(Task::CreateImage(image), submission(vmms, asked, &path))
         .await
 }
 
@@ -234,11 +243,7 @@ pub async fn resize(vmms: &Arc<Vmms>, path: &Path, size: u64, asked: &Asked) -> 
         path: path.to_owned(),
         size,
     };
-    let mut submission = submission(asked, path);
-    if let Some(vm) = image.attached_to {
-        submission.affected.push((Element::Vm(vm), Effect::Other));
-    }
-    vmms.submit(task, submission).await
+    vmms.submit(task, submission(vmms, asked, path)).await
 }
 
 pub(crate) async fn run_resize(
@@ -326,7 +331,7 @@ pub async fn convert(
         source: source.to_owned(),
         target,
     };
-    vmms.submit(task, submission(asked, &path)).await
+    vmms.submit(task, submission(vmms, asked, &path)).await
 }
 
 pub(crate) async fn run_convert(
@@ -367,7 +372,7 @@ pub async fn validate(vmms: &Arc<Vmms>, path: &Path, asked: &Asked) -> Result<Uu
         Task::ValidateImage {
             path: path.to_owned(),
         },
-        submission(asked, path),
+        submission(vmms, asked, path),
     )
     .await
 }

@@ -104,7 +104,7 @@ async fn every_provider_and_association_has_instances_on_a_full_host() {
     let empty = [
         "Msvm_PlannedComputerSystem",
         "Msvm_StorageJob",
-        "Msvm_AffectedStorageJobElement",
+        "Msvm_AffectedStorageJobElement", // tests/test_jobs.py has one
         "Msvm_MigrationJob",
         "Msvm_VirtualSystemReferencePointExportJob",
         "Msvm_CollectionReferencePointExportJob",

@@ -172,7 +172,9 @@ def test_a_point_of_running_paused_and_stopped_machines_is_exported_whole(host, 
     assert len(configs) == len(job.texts("ExportedGuestStateFilePaths")) == len(machines)
     for guid, config in zip(machines, configs):
         assert Path(config).is_file() and target / guid in Path(config).parents
-        assert json.loads((target / guid / "manifest.json").read_text())
+        whole = json.loads((target / guid / "manifest.json").read_text())["collection"]
+        assert whole["point"] == first.text("CollectionID") and whole["name"] == "mixed"
+        assert {m["id"]: m["name"] for m in whole["machines"]} == {runs.guid: "runs", still.guid: "still", off.guid: "off"}
     files = files_of(job)
     assert len(files) == 5
     for machine, boot_disk in ((runs, boot), (still, still_boot)):

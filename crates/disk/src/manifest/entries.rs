@@ -59,6 +59,24 @@ pub struct PointIdentity {
     pub base_manifest: Option<HexHash>,
 }
 
+/// The reference point of a collection that the exported point is one machine's part of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectionIdentity {
+    /// Identifier of the collection's point (a GUID).
+    pub point: String,
+    /// Its name.
+    pub point_name: String,
+    /// Identifier of the collection (a GUID).
+    pub id: String,
+    /// Name of the collection at the instant of the export.
+    pub name: String,
+    /// The machines the point is of: one whose export is missing is missed.
+    pub machines: Vec<MachineIdentity>,
+    /// How far apart the guests stood still, in microseconds.
+    pub skew_us: u64,
+}
+
 /// A file that is no disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

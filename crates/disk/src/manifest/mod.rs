@@ -8,8 +8,8 @@ mod entries;
 mod names;
 
 pub use entries::{
-    BlockListEntry, Consistency, Decision, DiskEntry, ImageFormat, MachineIdentity, PlainFile,
-    PointIdentity, PointType,
+    BlockListEntry, CollectionIdentity, Consistency, Decision, DiskEntry, ImageFormat,
+    MachineIdentity, PlainFile, PointIdentity, PointType,
 };
 pub use names::{HexHash, RelativePath};
 
@@ -74,6 +74,9 @@ pub struct Manifest {
     pub machine: MachineIdentity,
     /// The point.
     pub point: PointIdentity,
+    /// The point of a collection it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collection: Option<CollectionIdentity>,
     /// Other files of the export: configuration, runtime state, guest state.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PlainFile>,
@@ -98,6 +101,7 @@ impl Manifest {
             producer: producer.into(),
             machine,
             point,
+            collection: None,
             files: Vec::new(),
             disks: Vec::new(),
             decisions: Vec::new(),

@@ -11,6 +11,7 @@ use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_dis
 use serde::Serialize;
 
 use super::layout;
+use crate::group::{Group, GroupPoint};
 use crate::point::{self, Consistency, Point, PointDisk, PointType, disk_id_text};
 use crate::vm::Vm;
 use crate::{Fault, Result, Vmms, fault, guid};
@@ -201,7 +202,32 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
         reason: d.reason.clone(),
     };
     manifest.decisions = point.decisions.iter().map(told).collect();
+    manifest.collection = point.group_point.and_then(|id| collection(&order.vmms, id));
     manifest
+}
+
+/// The collection's point that a point is a part of; `None` once that was deleted.
+fn collection(vmms: &Vmms, id: uuid::Uuid) -> Option<manifest::CollectionIdentity> {
+    let point = vmms.db.get::<GroupPoint>(id).ok()?;
+    let named = |id: uuid::Uuid| vmms.db.get::<Vm>(id).map(|vm| vm.name.clone());
+    Some(manifest::CollectionIdentity {
+        point: guid(point.id),
+        point_name: point.name.clone(),
+        id: guid(point.group),
+        name: vmms
+            .db
+            .get::<Group>(point.group)
+            .map_or_else(|_| guid(point.group), |g| g.name.clone()),
+        machines: point
+            .members
+            .iter()
+            .map(|m| MachineIdentity {
+                id: guid(m.vm),
+                name: named(m.vm).unwrap_or_default(),
+            })
+            .collect(),
+        skew_us: point.skew_us,
+    })
 }
 
 /// The export of the base.

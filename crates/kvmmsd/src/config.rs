@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) agent_seconds: u64,
     /// Seconds a guest may take to shut down.
     pub(crate) shutdown_seconds: u64,
+    /// Milliseconds the guests of a collection may take to stand still for a point.
+    pub(crate) stop_milliseconds: u64,
     /// `auto`, `kvm` or `tcg`.
     pub(crate) acceleration: String,
 }
@@ -65,6 +67,7 @@ impl Default for Config {
             export_threads: 0,
             agent_seconds: options.agent_deadline.as_secs(),
             shutdown_seconds: options.shutdown_deadline.as_secs(),
+            stop_milliseconds: u64::try_from(options.stop_deadline.as_millis()).unwrap_or(u64::MAX),
             acceleration: "auto".to_owned(),
         }
     }
@@ -109,6 +112,7 @@ impl Config {
             job_keep: Duration::from_secs(self.job_keep_seconds),
             agent_deadline: Duration::from_secs(self.agent_seconds),
             shutdown_deadline: Duration::from_secs(self.shutdown_seconds),
+            stop_deadline: Duration::from_millis(self.stop_milliseconds),
             ..vmms::Options::default()
         };
         if self.export_threads > 0 {

@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) stop_milliseconds: u64,
     /// `auto`, `kvm` or `tcg`.
     pub(crate) acceleration: String,
+    /// What a differential export does where something else wrote to a disk's files: `fail`, `full` or `repair`.
+    pub(crate) tampering_policy: String,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             shutdown_seconds: options.shutdown_deadline.as_secs(),
             stop_milliseconds: u64::try_from(options.stop_deadline.as_millis()).unwrap_or(u64::MAX),
             acceleration: "auto".to_owned(),
+            tampering_policy: options.tampering.word().to_owned(),
         }
     }
 }
@@ -127,6 +130,14 @@ impl Config {
             "tcg" => vmms::Acceleration::Tcg,
             other => bail!("acceleration is auto, kvm or tcg, not {other:?}"),
         };
+        let wanted = self.tampering_policy.as_str();
+        let found = vmms::TamperingPolicy::ALL
+            .into_iter()
+            .find(|p| p.word() == wanted);
+        let Some(policy) = found else {
+            bail!("tampering_policy is fail, full or repair, not {wanted:?}");
+        };
+        options.tampering = policy;
         Ok(options)
     }
 
@@ -146,6 +157,18 @@ mod tests {
         assert_eq!(config.hold_seconds, 0);
         assert_eq!(config.listen.len(), 4);
         assert!(toml::from_str::<Config>("hold_secs = 0").is_err());
+    }
+
+    #[test]
+    fn the_policy_for_tampered_disks_is_one_of_three_words() {
+        let policy = |text: &str| {
+            let config: Config = toml::from_str(text).expect("a partial file");
+            config.options().map(|o| o.tampering)
+        };
+        assert_eq!(policy("").ok(), Some(vmms::TamperingPolicy::Repair));
+        let fail = policy("tampering_policy = \"fail\"");
+        assert_eq!(fail.ok(), Some(vmms::TamperingPolicy::Fail));
+        assert!(policy("tampering_policy = \"ignore\"").is_err());
     }
 
     #[test]

@@ -269,6 +269,9 @@ pub(crate) async fn run_resize(
             .map_err(|e| failed(e.into()));
     };
     let _lock = vmms.lock(vm.id).await;
+    // Nobody may merge the layer away meanwhile.
+    let _quiet = crate::point::quiet(vmms, vm.id).await;
+    crate::point::settle(vmms, vm.id).await?;
     let vm = vmms.db.get::<Vm>(vm.id)?;
     let Some(disk) = vm.disks().find(|(_, d)| d.path == path).map(|(_, d)| d) else {
         return Err(failed(fault!(DiskNotFound, vm.name, path.display())));

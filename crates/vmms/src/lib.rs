@@ -34,7 +34,7 @@ pub use element::{Effect, Element};
 pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
 pub use hypervisor::probe::{Features, KvmState};
 pub use hypervisor::{Acceleration, ImageFormat};
-pub use service::{Dirs, Options, Vmms};
+pub use service::{Dirs, Options, TamperingPolicy, Vmms};
 pub use wiring::{in_memory, open_store, start_qemu};
 
 /// A GUID as Hyper-V writes it: upper case with hyphens.

@@ -24,6 +24,37 @@ pub struct Dirs {
     pub run: PathBuf,
 }
 
+/// What a differential export does where it is not known what changed since its base, because something other than kvmms wrote to a
+/// file of the disk, or a change map is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TamperingPolicy {
+    /// It fails.
+    Fail,
+    /// It is written whole.
+    Full,
+    /// What changed is found by the hashes of the base's blocks: it costs a read of the disk.
+    #[default]
+    Repair,
+}
+
+impl TamperingPolicy {
+    /// All of them.
+    pub const ALL: [TamperingPolicy; 3] = [
+        TamperingPolicy::Fail,
+        TamperingPolicy::Full,
+        TamperingPolicy::Repair,
+    ];
+
+    /// Its name in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            TamperingPolicy::Fail => "fail",
+            TamperingPolicy::Full => "full",
+            TamperingPolicy::Repair => "repair",
+        }
+    }
+}
+
 /// What can be configured.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -46,6 +77,8 @@ pub struct Options {
     pub shutdown_deadline: Duration,
     /// KVM or emulation.
     pub acceleration: hypervisor::Acceleration,
+    /// What a differential export does where changes are not known.
+    pub tampering: TamperingPolicy,
 }
 
 impl Default for Options {
@@ -60,6 +93,7 @@ impl Default for Options {
             stop_deadline: Duration::from_secs(3),
             shutdown_deadline: Duration::from_secs(180),
             acceleration: hypervisor::Acceleration::Auto,
+            tampering: TamperingPolicy::default(),
         }
     }
 }

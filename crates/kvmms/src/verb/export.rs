@@ -114,6 +114,8 @@ async fn export(
         None => None,
     };
     let written = record.as_ref().and_then(|r| number(r, "BytesWritten"));
+    let decisions = record.as_ref().map(|r| texts(r, "Decisions"));
+    let decisions = decisions.unwrap_or_default();
     let row = Row::new()
         .text("point", "Point", &point.name)
         .hidden("pointId", json!(point.id))
@@ -140,19 +142,22 @@ async fn export(
             some_text(&ended, "ExportedGuestStateFilePath"),
         )
         .size("written", "Written", written)
+        .lines("decisions", "Decisions", decisions.clone())
         .rows("disks", "Disks", &rows)
         .hidden("job", json!(called.job.as_ref().map(watch::id)));
     let written = written.map_or_else(String::new, |n| format!(", {} written", Size(n)));
+    // A policy of the host may have made a whole export of it.
+    let has_base = some_text(&ended, "BaseReferencePointId").is_some();
     let what = match &target.base {
-        Some(base) => format!("changes since {base}"),
-        None => "whole".to_owned(),
+        Some(base) if has_base || called.job.is_none() => format!("changes since {base}"),
+        _ => "whole".to_owned(),
     };
     let mut line = format!(
         "point {} of {} is exported to {directory} ({what}{written})",
         point.name, machine.name
     );
-    for file in &files {
-        line.push_str(&format!("\n  {file}"));
+    for told in files.iter().chain(&decisions) {
+        line.push_str(&format!("\n  {told}"));
     }
     session.output.done(&line, &row)
 }

@@ -126,6 +126,11 @@ fn details(row: Row, own: &Instance) -> Row {
     .both("holdSeconds", "RCT points held", seconds(hold), json!(hold))
     .size("holdBytes", "or until grown", number(own, "HoldBytes"))
     .both("jobKeepSeconds", "Jobs kept", seconds(keep), json!(keep))
+    .maybe(
+        "tamperingPolicy",
+        "On tampered disks",
+        some_text(own, "TamperingPolicy"),
+    )
     .text("runDirectory", "Run directory", text(own, "RunDirectory"))
     .text(
         "stateDirectory",

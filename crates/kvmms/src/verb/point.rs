@@ -81,6 +81,7 @@ fn with_detail(row: Row, point: &Point) -> Row {
     let until = instant(detail, "HoldUntil").map(moment);
     row.maybe("taken", "Taken", instant(detail, "Instant").map(moment))
         .yes("exportable", "Exportable", boolean(detail, "Held"))
+        .yes("trusted", "Trusted", boolean(detail, "Trusted"))
         .hidden("hasData", json!(data))
         .hidden("exportableUntil", json!(until))
 }
@@ -133,6 +134,11 @@ fn whole(point: &Point, machines: &[Machine]) -> Row {
         .size("contentSize", "Content", number(detail, "ContentSize"))
         .size("diskSize", "Disk size", number(detail, "DiskSize"))
         .lines("diskPaths", "Disk files", texts(detail, "DiskPaths"))
+        .lines(
+            "trustProblems",
+            "Not trusted",
+            texts(detail, "TrustProblems"),
+        )
         .lines("decisions", "Decisions", texts(detail, "Decisions"))
         .lines("exports", "Exports", texts(detail, "Exports"))
 }

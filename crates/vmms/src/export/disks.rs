@@ -11,6 +11,7 @@ use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_dis
 use serde::Serialize;
 
 use super::layout;
+use super::repair::{self, Decided, Extent};
 use crate::group::{Group, GroupPoint};
 use crate::point::{self, Consistency, Point, PointDisk, PointType, disk_id_text};
 use crate::vm::Vm;
@@ -28,6 +29,7 @@ const OVERHEAD: u64 = 1 << 20;
 const STEP: u64 = 1 << 30;
 
 /// What is to be written where.
+#[derive(Clone)]
 pub(super) struct Order {
     pub(super) vmms: Arc<Vmms>,
     pub(super) point: Arc<Point>,
@@ -52,24 +54,68 @@ struct Job<'a> {
 /// How many bytes of the disks a copy will go through; fails where one cannot be read.
 pub(super) fn total(order: &Order) -> Result<u64> {
     let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
-    let mut total = 0;
-    for disk in &order.disks {
-        total += prepare(order, &vm, disk)?.total;
-    }
-    Ok(total)
+    let decided = repair::decide(order, &vm)?;
+    Ok(known(&decided) + repair::compared_bytes(&decided))
+}
+
+/// Bytes that a copy goes through whatever a comparison finds.
+fn known(decided: &Decided) -> u64 {
+    let each = |(source, extent): &(Chain, Extent)| match extent {
+        Extent::Whole => source.size(),
+        Extent::Changed(map) => copied(source, map),
+        Extent::Compared(_) => 0,
+    };
+    decided.disks.iter().map(each).sum()
+}
+
+fn copied(source: &Chain, changes: &ChangeMap) -> u64 {
+    let whole_blocks = changes.widen(disk::BLOCK_SIZE);
+    whole_blocks.clip(source.size()).total()
 }
 
 /// Exports the disks and the small files; returns the manifest that makes them an export.
 pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Manifest> {
     let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
-    let jobs = order
+    let mut decided = repair::decide(order, &vm)?;
+    let compared = repair::compared_bytes(&decided);
+    // What is to be copied of these disks is known only after the comparison, and is little.
+    let expected = compared + known(&decided);
+    repair::compare(order, &mut decided, &|done| {
+        progress(done.min(compared), expected)
+    })?;
+    let Decided {
+        base: base_point,
+        disks,
+        decisions,
+    } = decided;
+    let order = &Order {
+        base: base_point,
+        ..order.clone()
+    };
+    let jobs: Vec<Job<'_>> = order
         .disks
         .iter()
-        .map(|disk| prepare(order, &vm, disk))
-        .collect::<Result<Vec<_>>>()?;
+        .zip(disks)
+        .map(|(disk, (source, extent))| {
+            let (changes, total) = match extent {
+                Extent::Changed(map) => {
+                    let total = copied(&source, &map);
+                    (Some(map), total)
+                }
+                Extent::Whole | Extent::Compared(_) => (None, source.size()),
+            };
+            Job {
+                disk,
+                source,
+                changes,
+                total,
+            }
+        })
+        .collect();
     make_room(order, &jobs)?;
 
     let mut manifest = head(order, &vm);
+    manifest.decisions.extend(decisions);
     let base = order
         .base
         .as_deref()
@@ -79,51 +125,34 @@ pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Resu
     manifest.point.base_manifest = base.as_ref().map(|b| HexHash(b.export.hash));
     manifest.files = small_files(order, &vm)?;
 
-    let total: u64 = jobs.iter().map(|j| j.total).sum();
-    let mut before = 0;
-    progress(0, total);
+    let total: u64 = jobs.iter().map(|j| j.total).sum::<u64>() + compared;
+    let mut before = compared;
+    let mut written = Vec::new();
+    progress(before, total);
     for job in &jobs {
         let told = |p: disk::Progress| progress(before + p.done.min(job.total), total);
-        let entry = write_disk(order, job, base.as_ref(), &mut manifest.decisions, &told)?;
+        let (entry, lists) = write_disk(order, job, base.as_ref(), &mut manifest.decisions, &told)?;
         manifest.disks.push(entry);
+        written.push((job.disk.uid, lists));
         before += job.total;
         progress(before, total);
+    }
+    untouched(order)?;
+    // Only now they are known to be the hashes of the point.
+    for (disk, lists) in written.iter().filter(|(_, lists)| !lists.is_empty()) {
+        repair::keep_list(&order.vmms, order.point.id, *disk, lists);
     }
     Ok(manifest)
 }
 
-fn prepare<'a>(order: &Order, vm: &Vm, disk: &'a PointDisk) -> Result<Job<'a>> {
-    let found = vm
-        .disk(disk.uid)
-        .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
-    let source = point::open_chain(&disk.device, &found.layers, disk.node)?;
-    let changes = match &order.base {
-        None => None,
-        Some(base) => {
-            let from = base
-                .disks
-                .iter()
-                .find(|d| d.uid == disk.uid)
-                .ok_or_else(|| fault!(BaseWithoutDisk, guid(base.id), disk.device))?;
-            Some(point::between(
-                &order.vmms,
-                found,
-                from.node,
-                disk.node,
-                source.size(),
-                None,
-            )?)
-        }
-    };
-    let total = match &changes {
-        None => source.size(),
-        Some(map) => map.widen(disk::BLOCK_SIZE).clip(source.size()).total(),
-    };
-    Ok(Job {
-        disk,
-        source,
-        changes,
-        total,
+/// Looks once more at the files that were read: what changed meanwhile may be in the copy.
+fn untouched(order: &Order) -> Result<()> {
+    let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
+    order.disks.iter().try_for_each(|disk| {
+        let found = vm
+            .disk(disk.uid)
+            .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
+        point::check_chain(&disk.device, &found.layers, disk.node)
     })
 }
 
@@ -263,13 +292,14 @@ fn find_base(order: &Order, base: &Point) -> Result<Option<Base>> {
     }))
 }
 
+/// Exports a disk; returns its entry, and the block lists that together tell all its blocks, where they are known.
 fn write_disk(
     order: &Order,
     job: &Job<'_>,
     base: Option<&Base>,
     decisions: &mut Vec<manifest::Decision>,
     progress: &(dyn Fn(disk::Progress) + Sync),
-) -> Result<DiskEntry> {
+) -> Result<(DiskEntry, Vec<PathBuf>)> {
     let id = disk_id_text(order.point.vm, &job.disk.device);
     let image = layout::image(job.disk, order.point.id)?;
     let list = layout::block_list(job.disk, order.point.id)?;
@@ -280,6 +310,9 @@ fn write_disk(
     let mut base_file = None;
     if let (Some(changes), Some(base_point)) = (&job.changes, &order.base) {
         plan.changes = Some(changes);
+        // What is known of the base without its exports.
+        let known = base_point.disks.iter().find(|d| d.uid == job.disk.uid);
+        let kept = known.and_then(|d| repair::kept_list(base_point, d)?.ok());
         let mut decide = |decision: &str, reason: String| {
             decisions.push(manifest::Decision {
                 disk: Some(id.clone()),
@@ -292,6 +325,7 @@ fn write_disk(
                 let chain = base.chain.as_deref();
                 match chain.and_then(|chain| verify::disk_files(chain, &id).ok()) {
                     Some(files) => plan.base_lists = files.lists,
+                    None if kept.is_some() => {}
                     None => decide(
                         "the manifest has no digest of the whole disk",
                         format!(
@@ -311,7 +345,6 @@ fn write_disk(
                         guid(base_point.id)
                     ),
                 );
-                let known = base_point.disks.iter().find(|d| d.uid == job.disk.uid);
                 PathBuf::from(layout::image_name(known.unwrap_or(job.disk), base_point.id))
             }
         };
@@ -321,13 +354,22 @@ fn write_disk(
             .to_string_lossy()
             .into_owned();
         base_file = Some(RelativePath::new(plain)?);
+        if plan.base_lists.is_empty() {
+            plan.base_lists.extend(kept);
+        }
         plan.backing = Some(Backing {
             file: name.to_string_lossy().into_owned(),
             format: "qcow2".to_owned(),
         });
     }
     let report = export_disk(&plan, progress, &order.cancel)?;
-    Ok(DiskEntry::of(id, image, list, base_file, &report)?)
+    let mut lists = Vec::new();
+    if job.changes.is_none() || !plan.base_lists.is_empty() {
+        lists.clone_from(&plan.base_lists);
+        lists.extend(plan.block_list.clone());
+    }
+    let entry = DiskEntry::of(id, image, list, base_file, &report)?;
+    Ok((entry, lists))
 }
 
 /// The image of a disk in an export, if it is there.

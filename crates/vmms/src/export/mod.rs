@@ -20,8 +20,10 @@
 
 mod disks;
 pub(crate) mod layout;
+mod repair;
 mod system;
 
+pub(crate) use repair::Doubtful;
 pub use system::{LiveState, SystemExport, export_system};
 pub(crate) use system::{RUNTIME, run as run_system, undo as undo_system};
 
@@ -155,7 +157,8 @@ fn admit_disks(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
 async fn stand_still(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let _lock = vmms.lock(vm).await;
     let _quiet = point::quiet(vmms, vm).await;
-    point::settle(vmms, vm).await
+    point::settle(vmms, vm).await?;
+    point::distrust(vmms, vm).await.map(drop)
 }
 
 /// The disks that a list of identifiers means.
@@ -255,8 +258,10 @@ async fn export(
         part.seal(manifest).await?;
     }
     let made = part.made()?;
-    ctx.output(|output| made.tell(output)).await?;
-    part.record(vmms, ctx).await
+    made.warn(ctx).await?;
+    let doubtful = made.doubtful.clone();
+    ctx.output(|output| made.tell_alone(output)).await?;
+    part.record(vmms, ctx, &doubtful).await
 }
 
 /// The export of one machine: the whole of a job, or a part of one on a collection.
@@ -366,17 +371,26 @@ impl Part {
                 .iter()
                 .map(|d| format!("{}: {}", d.decision, d.reason))
                 .collect(),
+            doubtful: repair::doubtful(&manifest),
+            is_whole: manifest.point.base_id.is_none(),
         })
     }
 
     /// Notes the export with the point, and ends the hold of an RCT point of which everything was exported.
-    pub(crate) async fn record(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+    pub(crate) async fn record(
+        &self,
+        vmms: &Arc<Vmms>,
+        ctx: &JobContext,
+        doubtful: &[Doubtful],
+    ) -> Result<()> {
         let root = &self.notes.root;
         vmms.db
             .change(|draft| {
                 let point = draft.get_mut::<Point>(self.point.id)?;
                 point.exports.retain(|e| e != root);
                 point.exports.push(root.clone());
+                repair::note_lists(vmms, point.id, &mut point.disks);
+                repair::note_decisions(&mut point.export_decisions, root, doubtful);
                 Ok(())
             })
             .await?;
@@ -394,9 +408,30 @@ pub(crate) struct Made {
     written: u64,
     read: u64,
     decisions: Vec<String>,
+    /// What was decided because the tracking could not be trusted.
+    pub(crate) doubtful: Vec<Doubtful>,
+    /// It has no base.
+    is_whole: bool,
 }
 
 impl Made {
+    /// Warns where the export is another one than was asked for, or came about otherwise. Once, however often the job is resumed.
+    pub(crate) async fn warn(&self, ctx: &JobContext) -> Result<()> {
+        for doubtful in &self.doubtful {
+            ctx.warn_once(doubtful.warning()).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts it into the output of a job that exports this machine alone.
+    fn tell_alone(self, output: &mut Output) {
+        // Asked for as a difference, and not written as one.
+        if self.is_whole && !self.doubtful.is_empty() {
+            output.base = None;
+        }
+        self.tell(output);
+    }
+
     /// Puts it into a job's output, in the place of what was there of this machine.
     pub(crate) fn tell(self, output: &mut Output) {
         let vm = self.machine.vm;
@@ -409,6 +444,8 @@ impl Made {
         output.bytes_written += self.written;
         output.bytes_read += self.read;
         output.report.extend(self.decisions);
+        let told = self.doubtful.iter().map(Doubtful::line);
+        output.decisions.extend(told);
     }
 }
 

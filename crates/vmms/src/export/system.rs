@@ -8,6 +8,7 @@
 //! A differential export whose outputs shall be merged (BackupIntent 1) is written as a whole image at once: it holds what the base's
 //! export and the differences make together.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use disk::manifest::{HexHash, MANIFEST_NAME, PlainFile, RelativePath};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Made, Notes, Part, layout};
+use super::{Made, Notes, Part, layout, repair};
 use crate::job::{Job, JobContext, Output, Task};
 use crate::point::{self, Consistency, Point};
 use crate::snapshot::{self, Snapshot, SnapshotKind};
@@ -240,6 +241,7 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
     let jobs = plan(vmms, ctx, &main, order).await?;
     let count = u64::try_from(jobs.len()).unwrap_or(1).max(1);
     let mut made: Option<Made> = None;
+    let mut doubtful = BTreeMap::new();
     // The machine itself comes last: its manifest makes the whole an export.
     for (i, (snapshot, part)) in (0_u64..).zip(&jobs) {
         ctx.checkpoint().await?;
@@ -278,15 +280,18 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
             ctx.no_return().await?;
         }
         part.seal(manifest).await?;
-        made = Some(part.made()?);
+        let whole = part.made()?;
+        doubtful.insert(snapshot.id, whole.doubtful.clone());
+        made = Some(whole);
     }
     if let Some(made) = made {
         let memory = jobs
             .last()
             .map(|(_, p)| p.notes.root.join(runtime_name(vm)))
             .filter(|f| f.exists());
+        made.warn(ctx).await?;
         ctx.output(|output| {
-            made.tell(output);
+            made.tell_alone(output);
             if let Some(machine) = output.machines.first_mut() {
                 machine.runtime = memory;
             }
@@ -297,8 +302,12 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
         .change(|draft| {
             for (snapshot, part) in &jobs {
                 if let Ok(record) = draft.get_mut::<Snapshot>(snapshot.id) {
-                    record.exports.retain(|e| *e != part.notes.root);
-                    record.exports.push(part.notes.root.clone());
+                    let root = &part.notes.root;
+                    record.exports.retain(|e| e != root);
+                    record.exports.push(root.clone());
+                    repair::note_lists(vmms, record.id, &mut record.disks);
+                    let doubtful = doubtful.get(&record.id).map_or(&[][..], Vec::as_slice);
+                    repair::note_decisions(&mut record.export_decisions, root, doubtful);
                 }
             }
             Ok(())

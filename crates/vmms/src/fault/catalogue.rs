@@ -298,6 +298,15 @@ catalogue! {
         "Each reason is listed below.", ["Change the planned machine, or the host, and call again."];
     125 AdoptFailed Failed Medium Software "reference point {0} could not be taken over by machine {1}",
         "Read the causes below; nothing was changed.", ["Restore the machine from exactly that export first, and do not start it before.", "Or take a new point and export it in full."];
+    126 RepairImpossible Failed High Software "the changes of disk {0} since point {1} are not known, and its hashes at that point are not known either",
+        "A file of the disk was changed by something other than kvmms, and neither kept hashes nor a complete export of the base point can be read.",
+        ["Export the point in full: leave the base out.", "Or put the exports of the base point back where they were, and export again."];
+    127 ExportRepaired Failed Low Software "the changed blocks of {0} were found by comparing hashes: {1}",
+        "A file of the disk was changed by something other than kvmms. The export is exact; its tracking was not to be trusted.",
+        ["Find out what wrote to the file.", "Nothing else needs to be done."];
+    128 ExportedWhole Failed Low Software "{0} was exported whole instead of as a difference: {1}",
+        "A file of the disk was changed by something other than kvmms. The export is exact and needs no base.",
+        ["Find out what wrote to the file.", "Set tampering_policy to repair to have only changed blocks exported."];
     // 140..: what lies beneath
     140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
         "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];

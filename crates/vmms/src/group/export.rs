@@ -209,14 +209,19 @@ pub(crate) async fn run(
     for part in &parts {
         made.push(part.made().map_err(|cause| of_one(part.point.vm, cause))?);
     }
+    let doubtful: Vec<Vec<export::Doubtful>> = made.iter().map(|m| m.doubtful.clone()).collect();
+    for made in &made {
+        made.warn(ctx).await?;
+    }
     ctx.output(|output| {
         (output.bytes_read, output.bytes_written) = (0, 0);
         output.report.clear();
+        output.decisions.clear();
         made.into_iter().for_each(|made| made.tell(output));
     })
     .await?;
-    for part in &parts {
-        part.record(vmms, ctx).await?;
+    for (part, doubtful) in parts.iter().zip(&doubtful) {
+        part.record(vmms, ctx, doubtful).await?;
     }
     Ok(())
 }

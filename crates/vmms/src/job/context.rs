@@ -95,6 +95,16 @@ impl JobContext {
         self.change(|job| job.faults.push(warning)).await
     }
 
+    /// As [`JobContext::warn`], unless the job has this warning already.
+    pub async fn warn_once(&self, warning: Fault) -> Result<()> {
+        self.change(|job| {
+            if !job.faults.contains(&warning) {
+                job.faults.push(warning);
+            }
+        })
+        .await
+    }
+
     /// From now on the job only goes forward: clients cannot stop it. Fails when one already did.
     pub async fn no_return(&self) -> Result<()> {
         self.checkpoint().await?;

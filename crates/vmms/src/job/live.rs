@@ -69,11 +69,12 @@ impl Live {
     }
 
     pub(super) fn wish(&self, wish: Wish) {
+        // The wish first: a task that the flag stops may end at once, and why must be known by then.
+        self.wish.send_replace(wish);
         match wish {
             Wish::Run => self.flag.resume(),
             Wish::Suspend => self.flag.suspend(),
             Wish::Stop(_) => self.flag.cancel(),
         }
-        self.wish.send_replace(wish);
     }
 }

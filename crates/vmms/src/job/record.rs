@@ -193,6 +193,8 @@ pub struct Output {
     pub bytes_written: u64,
     /// Free text for people, one line each.
     pub report: Vec<String>,
+    /// What was done otherwise than asked, and why, one line each.
+    pub decisions: Vec<String>,
 }
 
 /// The files of one exported machine.

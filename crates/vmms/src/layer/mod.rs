@@ -17,6 +17,10 @@
 //! the *later* instant. So a node without file can still be the base of a difference, only not be read.
 //! Everything here is pure; what it decides is carried out by [`crate::point`].
 
+mod trust;
+
+pub use trust::{Doubt, Foreign};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -54,9 +58,12 @@ pub struct LayerNode {
     /// What `file` looked like when it was last written by QEMU or by us; `None` for the active node.
     #[serde(default)]
     pub stamp: Option<Stamp>,
-    /// Something else wrote to a file this instant is read from: neither it nor differences from it can be trusted.
+    /// Something else wrote to a file this instant is read from, after it was frozen: its content is not what it was.
     #[serde(default)]
     pub lost: bool,
+    /// What was found of its file when something else had changed it.
+    #[serde(default)]
+    pub foreign: Option<Foreign>,
 }
 
 /// What a frozen file looks like from outside; a frozen file never changes, so any difference means that
@@ -156,6 +163,7 @@ impl LayerTree {
             size,
             stamp: None,
             lost: false,
+            foreign: None,
         };
         LayerTree {
             active: root,
@@ -188,6 +196,7 @@ impl LayerTree {
                     size,
                     stamp: None,
                     lost: false,
+                    foreign: None,
                 },
             );
             parent = Some(id);
@@ -271,6 +280,7 @@ impl LayerTree {
             size: frozen.size,
             stamp: None,
             lost: false,
+            foreign: None,
         };
         self.nodes.insert(node, new);
         self.active = node;
@@ -290,6 +300,7 @@ impl LayerTree {
             size,
             stamp: None,
             lost: false,
+            foreign: None,
         };
         self.nodes.insert(node, new);
         self.active = node;
@@ -431,6 +442,7 @@ impl LayerTree {
         if let Some(child) = prune.child.and_then(|c| self.nodes.get_mut(&c)) {
             child.parent = gone.parent;
             child.map = map;
+            child.foreign = child.foreign.take().or(gone.foreign);
         }
     }
 }

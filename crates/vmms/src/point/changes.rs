@@ -124,6 +124,7 @@ async fn read(vmms: &Arc<Vmms>, vm: Uuid, disk: Uuid, limit: Uuid) -> Result<Rea
     let _lock = vmms.lock(vm).await;
     let _quiet = super::quiet(vmms, vm).await;
     settle(vmms, vm).await?;
+    super::distrust(vmms, vm).await?;
     let record = vmms.db.get::<Vm>(vm)?;
     let found = record
         .disk(disk)

@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use super::freeze::{self, Reached, Step};
 use super::settle::{next_sequence, points_of, settle};
-use super::{Consistency, Decision, Hold, Point, PointDisk, PointType, files, quiet};
+use super::{Consistency, Hold, Point, PointDisk, PointType, files, quiet};
 use crate::db::Draft;
 use crate::job::{Job, JobContext, Output, Task};
-use crate::layer::{Frozen, Stamp};
+use crate::layer::Frozen;
 use crate::vm::{Asked, Disk, Vm};
-use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Fault, Result, Vmms, fault};
 
 /// Starts a job that takes a reference point; returns the point's and the job's identifiers. `consistency` `None` means:
 /// application consistent where that can be had, else crash consistent, and the point tells which and why.
@@ -139,8 +139,12 @@ pub(crate) struct Begun {
 /// caller holds the machine's lock, and nobody copies between its layers.
 pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<Begun> {
     settle(vmms, vm).await?;
-    let decisions = distrust(vmms, vm).await?;
+    let decisions = super::distrust(vmms, vm).await?;
     let record = vmms.db.get::<Vm>(vm)?;
+    // Layers that were cut or exchanged fail here, before anything is begun.
+    for (device, disk) in record.disks().filter(|(_, d)| !d.read_only) {
+        files::check_chain(device, &disk.layers, disk.layers.active)?;
+    }
     admit(&record, vmms.options.max_layers)?;
     let steps = freeze::plan(vmms, &record, |disk| !disk.read_only)?;
     let config = files::save_config(vmms, &record, new.point)?;
@@ -177,6 +181,7 @@ pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<B
         config,
         decisions,
         exports: Vec::new(),
+        export_decisions: Vec::new(),
     };
     Ok(Begun {
         vm: record,
@@ -277,58 +282,6 @@ pub(crate) fn hold(time: Duration, bytes: u64, from: SystemTime) -> Option<Hold>
         until: from.checked_add(time)?,
         bytes,
     })
-}
-
-/// Looks for frozen files that something else wrote to. Instants read through them cannot be trusted any more, and are
-/// marked so; what the guest sees now is the truth that new points are taken of.
-async fn distrust(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Vec<Decision>> {
-    let record = vmms.db.get::<Vm>(vm)?;
-    let mut decisions = Vec::new();
-    for (device, disk) in record.disks().filter(|(_, d)| !d.read_only) {
-        let tree = &disk.layers;
-        let mut stamps = Vec::new();
-        for (id, node) in &tree.nodes {
-            let (Some(file), Some(stamp)) = (&node.file, node.stamp) else {
-                continue;
-            };
-            // One that is missing is told below, by name.
-            let Ok(found) = Stamp::of(&file.path) else {
-                continue;
-            };
-            if found != stamp {
-                stamps.push((*id, found));
-                decisions.push(Decision {
-                    what: format!("older points of disk {device} cannot be exported or used as a base any more"),
-                    reason: format!("{} was changed by something other than kvmms", file.path.display()),
-                });
-            }
-        }
-        if stamps.is_empty() {
-            continue;
-        }
-        tracing::error!(vm = %guid(vm), disk = %disk.path.display(), "a frozen layer was changed behind our back");
-        vmms.db
-            .change(|draft| {
-                let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) else {
-                    return Ok(());
-                };
-                let active = disk.layers.active;
-                for (id, node) in &mut disk.layers.nodes {
-                    node.lost |= *id != active;
-                    if let Some((_, stamp)) = stamps.iter().find(|(s, _)| s == id) {
-                        node.stamp = Some(*stamp);
-                    }
-                }
-                Ok(())
-            })
-            .await?;
-    }
-    // Layers that were cut or exchanged fail here, before anything is begun.
-    let record = vmms.db.get::<Vm>(vm)?;
-    for (device, disk) in record.disks().filter(|(_, d)| !d.read_only) {
-        files::check_chain(device, &disk.layers, disk.layers.active)?;
-    }
-    Ok(decisions)
 }
 
 /// Takes back a point that was not finished.

@@ -46,6 +46,11 @@ pub(super) fn point_dir(vmms: &Vmms, point: Uuid) -> PathBuf {
     vmms.dirs.state.join("points").join(point.to_string())
 }
 
+/// Where the hashes of a point's disk are kept once it was exported.
+pub(crate) fn blocks_path(vmms: &Vmms, point: Uuid, disk: Uuid) -> PathBuf {
+    point_dir(vmms, point).join(format!("{disk}.blocks"))
+}
+
 /// The configuration of a machine as it is kept with a point and in exports.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SavedConfig {
@@ -205,7 +210,11 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
                 cause
             }
         })?;
-        if (record.lost && id == node) || record.stamp.is_some_and(|s| s != found) {
+        if record.lost && id == node {
+            let file = tree.why_lost(node).map_or(&file.path, |f| &f.file);
+            return Err(fault!(ImageTampered, file.display(), "it was frozen"));
+        }
+        if record.stamp.is_some_and(|s| s != found) {
             return Err(fault!(ImageTampered, shown, "it was frozen"));
         }
         if let Some(below) = &below {
@@ -230,6 +239,20 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
         below = Some(file);
     }
     Ok(())
+}
+
+/// Whether the file of a frozen node still is exactly what changed from its parent, so that its map can be read again. Not once the
+/// parent's file was handed on to a later instant: this file then holds more. Not when something else wrote to it.
+pub(super) fn tells_changes(tree: &LayerTree, node: Uuid) -> bool {
+    let Some(record) = tree.nodes.get(&node) else {
+        return false;
+    };
+    let parent = record.parent.and_then(|p| tree.nodes.get(&p));
+    let (Some(file), Some(Some(_))) = (&record.file, parent.map(|p| &p.file)) else {
+        return false;
+    };
+    let untouched = |was: Stamp| Stamp::of(&file.path).is_ok_and(|found| found == was);
+    record.foreign.is_none() && record.stamp.is_none_or(untouched)
 }
 
 /// Opens the present of a disk that no process has open, after checking its files.

@@ -61,8 +61,7 @@ pub(super) fn load(vmms: &Vmms, disk: &Disk, node: Uuid) -> Result<(ChangeMap, u
         .parent
         .and_then(|p| tree.nodes.get(&p))
         .ok_or_else(lost)?;
-    // Once the parent's file was handed on to a later instant, this file holds more than the difference.
-    if record.file.is_none() || parent.file.is_none() {
+    if !files::tells_changes(tree, node) {
         return Err(lost().caused_by(error));
     }
     tracing::warn!(node = %guid(node), %error, "a change map is read again from its layer");
@@ -102,11 +101,8 @@ pub(crate) fn between(
 ) -> Result<ChangeMap> {
     let tree = &disk.layers;
     let lost = || fault!(TrackingLost, disk.path.display(), guid(from));
-    if [from, to]
-        .iter()
-        .any(|n| tree.nodes.get(n).is_none_or(|n| n.lost))
-    {
-        return Err(lost());
+    if let Some(doubt) = tree.doubt(from, to) {
+        return Err(lost().caused_by(fault!(Block, doubt.reason)));
     }
     let path = tree.path_between(from, to).ok_or_else(lost)?;
     let mut out = ChangeMap::new();

@@ -4,6 +4,7 @@
 //!  create ── freeze ──┐
 //!  release, destroy ──┼── tidy ── merge      settle: what a crash left half done, decided by what
 //!  sweep (holds end) ─┘                      QEMU or the files say
+//!                                            trust: files that something else changed
 //! ```
 //!
 //! # Model
@@ -33,6 +34,7 @@ pub(crate) mod release;
 mod settle;
 mod sweep;
 pub(crate) mod tidy;
+mod trust;
 
 pub use adopt::adopt_point;
 pub use changes::{Changes, changes};
@@ -42,8 +44,8 @@ pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
 pub(crate) use files::{
-    FIRMWARE_VARS, check_chain, check_formats, layer_path, load_config, open_chain, open_present,
-    remove, sync,
+    FIRMWARE_VARS, blocks_path, check_chain, check_formats, layer_path, load_config, open_chain,
+    open_present, remove, sync,
 };
 pub(crate) use maps::between;
 pub use memory::Memory;
@@ -52,3 +54,5 @@ pub use record::{Consistency, Decision, Hold, Point, PointDisk, PointType};
 pub use release::remove_data;
 pub(crate) use settle::{recover, settle};
 pub(crate) use sweep::{end_hold, sweep};
+pub(crate) use trust::distrust;
+pub use trust::problems;

@@ -64,6 +64,9 @@ pub struct Point {
     /// The directories of its exports that hold a manifest, the newest last.
     #[serde(default)]
     pub exports: Vec<PathBuf>,
+    /// What was decided for its exports without asking.
+    #[serde(default)]
+    pub export_decisions: Vec<Decision>,
 }
 
 /// The time an RCT point keeps its content.
@@ -88,7 +91,7 @@ pub struct PointDisk {
     pub node: Uuid,
     /// Its size at that instant, in bytes.
     pub size: u64,
-    /// The block list of the newest export of it, for the hashes of the next one.
+    /// The hashes of all its blocks, kept when it was exported: what a later disk is compared with where changes are not tracked.
     #[serde(default)]
     pub blocks: Option<PathBuf>,
 }

@@ -389,6 +389,7 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
         });
     }
     settle(vmms, vm).await?;
+    super::distrust(vmms, vm).await?;
     for point in unfinished {
         super::create::forget(vmms, point.id).await?;
     }

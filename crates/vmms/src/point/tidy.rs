@@ -221,6 +221,8 @@ pub(crate) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
             }
         };
         settle(vmms, vm).await?;
+        // A merge writes a new stamp: what something else did before must be on record by then.
+        super::distrust(vmms, vm).await?;
         let record = vmms.db.get::<Vm>(vm)?;
         let files_only = matches!(mode(vmms, &record)?, Mode::Files);
         let picked = vmms.db.change(|draft| pick(draft, vm, files_only)).await?;

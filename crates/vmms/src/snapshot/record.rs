@@ -64,6 +64,9 @@ pub struct Snapshot {
     /// The directories of its exports that hold a manifest, the newest last.
     #[serde(default)]
     pub exports: Vec<PathBuf>,
+    /// What was decided for its exports without asking.
+    #[serde(default)]
+    pub export_decisions: Vec<Decision>,
 }
 
 impl Snapshot {
@@ -93,6 +96,7 @@ impl Snapshot {
             config: point.config.clone(),
             decisions: point.decisions.clone(),
             exports: point.exports.clone(),
+            export_decisions: point.export_decisions.clone(),
         }
     }
 
@@ -116,6 +120,7 @@ impl Snapshot {
             config: self.config.clone(),
             decisions: self.decisions.clone(),
             exports: self.exports.clone(),
+            export_decisions: self.export_decisions.clone(),
         }
     }
 }

@@ -127,6 +127,7 @@ fn instance(service: &Service, job: &Job, is_visible: bool) -> Instance {
         )
         .set("Files", files(job))
         .set("Report", job.output.report.clone())
+        .set("Decisions", job.output.decisions.clone())
         .set(
             "ErrorCode",
             first.filter(|_| failed).map_or(0, errors::return_code),

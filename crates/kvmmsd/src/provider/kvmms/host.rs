@@ -90,7 +90,8 @@ fn own(service: &Service) -> Instance {
         )
         .set("HoldTime", Datetime::interval(options.hold_time))
         .set("HoldBytes", options.hold_bytes)
-        .set("JobKeepTime", Datetime::interval(options.job_keep));
+        .set("JobKeepTime", Datetime::interval(options.job_keep))
+        .set("TamperingPolicy", options.tampering.word());
     i
 }
 

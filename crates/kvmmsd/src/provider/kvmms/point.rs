@@ -55,6 +55,7 @@ fn object(service: &Service, point: &Point) -> Object {
 fn instance(service: &Service, point: &Point) -> Instance {
     let disks = || point.disks.iter();
     let hold = point.hold.as_ref().filter(|_| point.kind == PointType::Rct);
+    let problems = vmms::point::problems(&service.vmms, point);
     let mut i = Instance::new(class::KVMMS_REFERENCE_POINT_DETAIL);
     i.set("Caption", "Reference Point Detail")
         .set("Description", "What is known of a reference point")
@@ -64,6 +65,8 @@ fn instance(service: &Service, point: &Point) -> Instance {
         .set("PauseMicroseconds", point.pause_us)
         .set("Sequence", point.sequence)
         .set("Held", point.holds_content())
+        .set("Trusted", problems.is_empty())
+        .set("TrustProblems", problems)
         .set("HoldUntil", hold.map(|h| Datetime::from(h.until)))
         .set("HoldBytes", hold.map(|h| h.bytes))
         .set("ContentSize", content(service, point))
@@ -89,6 +92,7 @@ fn instance(service: &Service, point: &Point) -> Instance {
             point
                 .decisions
                 .iter()
+                .chain(&point.export_decisions)
                 .map(|d| format!("{}: {}", d.what, d.reason))
                 .collect::<Vec<_>>(),
         )

@@ -81,6 +81,7 @@ fn scene(seed: u64) -> Scene {
 
         let point = PointIdentity {
             id: format!("P{n}"),
+            name: None,
             instant: format!("2026-11-20T19:00:0{n}Z"),
             consistency: Consistency::Crash,
             kind: PointType::RctBased,

@@ -16,7 +16,7 @@ use crate::point::tidy::blocking;
 use crate::point::{self, disk_id_text};
 use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid, pick};
 
 /// Starts a job that makes a new machine of the export in `directory`; returns the machine's and the job's identifiers. The disks
 /// of the point are written as plain images of their own into `disks`. `name` `None` keeps the exported one. The machine
@@ -29,16 +29,23 @@ pub async fn import_export(
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let directory = find_export(directory)?;
-    start(
-        vmms,
-        directory,
-        Uuid::new_v4(),
-        name,
-        disks.to_owned(),
-        false,
-        asked,
-    )
-    .await
+    let disks = disks.to_owned();
+    start(vmms, directory, Uuid::new_v4(), name, disks, false, asked).await
+}
+
+/// The same, of one point out of all whose exports are in `directory`, below it, or beneath those: `at` is its GUID, name or instant.
+pub async fn import_point(
+    vmms: &Arc<Vmms>,
+    directory: &Path,
+    at: &str,
+    name: Option<String>,
+    disks: &Path,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    let (dir, at) = (directory.to_owned(), at.to_owned());
+    let directory = blocking(move || pick::one(&dir, &at)).await?;
+    let disks = disks.to_owned();
+    start(vmms, directory, Uuid::new_v4(), name, disks, false, asked).await
 }
 
 /// Starts a job that makes a planned machine of the export in `directory`; returns the machine's and the job's identifiers. With `keep_id`
@@ -129,38 +136,21 @@ async fn import(
     ctx.checkpoint().await?;
     let dir = directory.to_owned();
     let chain = blocking(move || chain_of(&dir)).await?;
-    let mut record = machine_of(&chain)?;
-    let exported = record.id;
-    record.id = id;
-    let text = serde_json::to_string(&record).map_err(|e| fault!(Internal, e))?;
-    // Resource ids carry the machine's GUID in places; the imported machine has its own.
-    let text = text
-        .replace(&guid(exported), &guid(id))
-        .replace(&exported.to_string(), &id.to_string());
-    let mut record: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
+    let (mut record, exported) = machine_of(&chain, id)?;
     if let Some(name) = name {
         record.name = name.to_owned();
     }
-    record.power = Power::Off;
-    record.saved_state = None;
     record.planned = planned;
-    record.last_applied = None;
     record.owner = vmms.host.clone();
-    (record.created, record.changed, record.power_changed) =
-        (SystemTime::now(), SystemTime::now(), SystemTime::now());
 
-    let plan = plan(&chain, exported, id, &record, disks)?;
+    let plan = plan(&chain, exported, &record, disks)?;
     let files: Vec<PathBuf> = plan.iter().map(|p| p.target.clone()).collect();
     for file in &files {
         if file.exists() {
             return Err(fault!(NameTaken, "the file", file.display()));
         }
     }
-    // A disk that was not exported has nothing to be made of.
-    record.devices.retain(|d| match &d.kind {
-        DeviceKind::Disk(_) => plan.iter().any(|p| p.device.eq_ignore_ascii_case(&d.id)),
-        _ => true,
-    });
+    leave_out_others(&mut record, &plan);
     ctx.note(&files).await?;
     let (cancel, told) = (ctx.cancel_flag(), ctx.clone());
     let dir = disks.to_owned();
@@ -178,16 +168,7 @@ async fn import(
     })
     .await?;
     for part in &sizes {
-        let device = record
-            .devices
-            .iter_mut()
-            .find(|d| d.id.eq_ignore_ascii_case(&part.device));
-        if let Some(DeviceKind::Disk(disk)) = device.map(|d| &mut d.kind) {
-            disk.uid = Uuid::new_v4();
-            disk.path = part.target.clone();
-            disk.format = ImageFormat::Qcow2;
-            disk.layers = LayerTree::new(part.target.clone(), ImageFormat::Qcow2, part.size);
-        }
+        part.put_in(&mut record);
     }
     let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     ctx.output(|output| output.report = report).await?;
@@ -200,8 +181,43 @@ async fn import(
     vm::install(vmms, record).await.map(drop)
 }
 
+/// The machine in the last export of a chain, with the identifier `id` in place of its own, which is returned as well. It is off.
+pub(crate) fn machine_of(chain: &[Export], id: Uuid) -> Result<(Vm, Uuid)> {
+    let mut record = configuration(chain)?;
+    let exported = record.id;
+    record.id = id;
+    let text = serde_json::to_string(&record).map_err(|e| fault!(Internal, e))?;
+    // Resource ids carry the machine's GUID in places; the imported machine has its own.
+    let text = text
+        .replace(&guid(exported), &guid(id))
+        .replace(&exported.to_string(), &id.to_string());
+    let mut record: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
+    record.power = Power::Off;
+    record.saved_state = None;
+    record.last_applied = None;
+    (record.created, record.changed, record.power_changed) =
+        (SystemTime::now(), SystemTime::now(), SystemTime::now());
+    Ok((record, exported))
+}
+
+/// Takes out the disks that were not exported: there is nothing they could be made of. Returns where they were attached from.
+pub(crate) fn leave_out_others(record: &mut Vm, plan: &[Part]) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    record.devices.retain(|d| match &d.kind {
+        DeviceKind::Disk(disk) => {
+            let stays = plan.iter().any(|p| p.device.eq_ignore_ascii_case(&d.id));
+            if !stays {
+                out.push(disk.path.clone());
+            }
+            stays
+        }
+        _ => true,
+    });
+    out
+}
+
 /// The configuration in the last export of a chain.
-fn machine_of(chain: &[Export]) -> Result<Vm> {
+fn configuration(chain: &[Export]) -> Result<Vm> {
     let export = chain
         .last()
         .ok_or_else(|| fault!(Internal, "a chain without exports"))?;
@@ -214,20 +230,38 @@ fn machine_of(chain: &[Export]) -> Result<Vm> {
     Ok(point::load_config(&export.dir.join(&file.path))?.machine)
 }
 
-struct Part {
-    device: String,
-    layers: Vec<disk::LayerSpec>,
-    target: PathBuf,
-    size: u64,
+/// A disk to be made: of which images, the base first, and where.
+pub(crate) struct Part {
+    pub(crate) device: String,
+    pub(crate) layers: Vec<disk::LayerSpec>,
+    pub(crate) target: PathBuf,
+    pub(crate) size: u64,
 }
 
-fn plan(
+impl Part {
+    /// Makes it the disk of its drive, as a new one.
+    pub(crate) fn put_in(&self, record: &mut Vm) {
+        let device = record
+            .devices
+            .iter_mut()
+            .find(|d| d.id.eq_ignore_ascii_case(&self.device));
+        if let Some(DeviceKind::Disk(disk)) = device.map(|d| &mut d.kind) {
+            disk.uid = Uuid::new_v4();
+            disk.path = self.target.clone();
+            disk.format = ImageFormat::Qcow2;
+            disk.layers = LayerTree::new(self.target.clone(), ImageFormat::Qcow2, self.size);
+        }
+    }
+}
+
+/// The disks of a machine (as [`machine_of`] gives it) and where they go.
+pub(crate) fn plan(
     chain: &[Export],
     exported: Uuid,
-    id: Uuid,
     record: &Vm,
     disks: &Path,
 ) -> Result<Vec<Part>> {
+    let id = record.id;
     let export = chain
         .last()
         .ok_or_else(|| fault!(Internal, "a chain without exports"))?;
@@ -266,7 +300,7 @@ fn plan(
 }
 
 /// Gives the machine the exported firmware variables.
-fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
+pub(crate) fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
     let Some((export, file)) = chain.last().and_then(|e| {
         Some((
             e,

@@ -13,6 +13,7 @@
 //! One asynchronous lock per machine serialises what touches its process and files; the admission rules say what
 //! is refused at once and what waits. Long copies run on blocking threads and hold no lock.
 
+pub mod boot;
 pub mod db;
 mod element;
 pub mod export;
@@ -22,6 +23,7 @@ pub mod image;
 pub mod import;
 pub mod job;
 pub mod layer;
+mod pick;
 pub mod point;
 mod service;
 pub mod snapshot;

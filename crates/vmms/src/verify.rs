@@ -59,7 +59,7 @@ pub(crate) fn find_export(directory: &Path) -> Result<PathBuf> {
 }
 
 /// The directories with a manifest, `directory` itself first.
-fn exports_below(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn exports_below(directory: &Path) -> Result<Vec<PathBuf>> {
     if !directory.is_absolute() {
         return Err(fault!(
             PathNotUsable,
@@ -178,10 +178,10 @@ pub(crate) async fn run(_vmms: &Arc<Vmms>, ctx: &JobContext, directory: &Path) -
 
 /// What was found in all exports together.
 #[derive(Default)]
-struct Proof {
-    bytes: u64,
-    report: Vec<String>,
-    causes: Vec<Fault>,
+pub(crate) struct Proof {
+    pub(crate) bytes: u64,
+    pub(crate) report: Vec<String>,
+    pub(crate) causes: Vec<Fault>,
 }
 
 fn prove(directory: &Path, ctx: &JobContext, cancel: &disk::CancelFlag) -> Result<Proof> {
@@ -210,15 +210,29 @@ fn prove(directory: &Path, ctx: &JobContext, cancel: &disk::CancelFlag) -> Resul
             seen.fetch_max(p.total, std::sync::atomic::Ordering::Relaxed);
             ctx.progress(before + p.done, before + p.total);
         };
-        match disk::verify(chain, &progress, cancel) {
+        proof.add(chain, &progress, cancel)?;
+        before += seen.into_inner();
+    }
+    Ok(proof)
+}
+
+impl Proof {
+    /// Proves one chain, base first.
+    pub(crate) fn add(
+        &mut self,
+        chain: &[PathBuf],
+        progress: &(dyn Fn(disk::Progress) + Sync),
+        cancel: &disk::CancelFlag,
+    ) -> Result<()> {
+        match disk::verify(chain, progress, cancel) {
             Ok(verdicts) => {
                 for verdict in verdicts {
                     let line = line(&verdict);
                     // Two chains may share their first exports.
-                    if !proof.report.contains(&line) {
-                        proof.bytes += verdict.bytes;
-                        proof.report.push(line);
-                        proof.causes.extend(cause(verdict));
+                    if !self.report.contains(&line) {
+                        self.bytes += verdict.bytes;
+                        self.report.push(line);
+                        self.causes.extend(cause(verdict));
                     }
                 }
             }
@@ -227,12 +241,11 @@ fn prove(directory: &Path, ctx: &JobContext, cancel: &disk::CancelFlag) -> Resul
                 if cause.kind() == Kind::Cancelled {
                     return Err(cause);
                 }
-                proof.causes.push(cause);
+                self.causes.push(cause);
             }
         }
-        before += seen.into_inner();
+        Ok(())
     }
-    Ok(proof)
 }
 
 fn line(verdict: &Verdict) -> String {

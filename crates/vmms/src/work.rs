@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::job::{JobContext, Task};
-use crate::{Result, Vmms, export, group, image, import, point, snapshot, verify, vm};
+use crate::{Result, Vmms, boot, export, group, image, import, point, snapshot, verify, vm};
 
 /// Does the work of a job.
 pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Result<()> {
@@ -96,6 +96,7 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
         } => point::adopt::run(vmms, ctx, *vm, *point, directory).await,
         Task::ValidatePlanned { vm } => vm::run_validate(vmms, ctx, *vm).await,
         Task::Realize { vm } => vm::run_realize(vmms, ctx, *vm).await,
+        Task::BootExports(order) => boot::run(vmms, ctx, order).await,
         Task::Verify { directory } => verify::run(vmms, ctx, directory).await,
     }
 }
@@ -132,6 +133,7 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::ConvertImage { target, .. } => image::undo_create(ctx, &target.path),
         // A resize either happened or did not; a check changes nothing.
         Task::ResizeImage { .. } | Task::ValidateImage { .. } | Task::Verify { .. } => Ok(()),
+        Task::BootExports(order) => boot::undo(vmms, order).await,
         Task::Import { vm, disks, .. } => import::undo(vmms, ctx, *vm, disks).await,
     }
 }

@@ -44,6 +44,9 @@ pub enum PointType {
 pub struct PointIdentity {
     /// Identifier of the point.
     pub id: String,
+    /// Its name for people, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The instant the disks are of, RFC 3339 in UTC (`2026-01-02T03:04:05.678Z`).
     pub instant: String,
     /// Consistency reached.

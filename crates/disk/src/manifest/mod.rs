@@ -289,6 +289,7 @@ mod tests {
             },
             PointIdentity {
                 id: "P".into(),
+                name: Some("monday".into()),
                 instant: "2026-11-20T19:00:00.123Z".into(),
                 consistency: Consistency::Crash,
                 kind: PointType::RctBased,

@@ -166,17 +166,23 @@ Examples:
     /// Make a machine of an export
     #[command(after_help = "\
 Examples:
-  kvmms import /backup/web --name web-restored --to /var/lib/images")]
+  kvmms import /backup/web --name web-restored --to /var/lib/images
+  kvmms import /backup/web --at monday
+  kvmms import /backup/web --at 2026-11-20T19:00")]
     Import(ImportArgs),
     /// Prove an export against its manifest: every block of every disk
     #[command(after_help = "\
 Examples:
-  kvmms verify /backup/web")]
-    Verify {
-        /// The directory of the export, or of the machine in it (on the service's host)
-        #[arg(value_name = "DIR")]
-        directory: PathBuf,
-    },
+  kvmms verify /backup/web
+  kvmms verify --boot /backup/web --wait 300 --expect 'login:'
+  kvmms verify --boot /backup/shop --at monday --agent
+
+With --boot the newest export of each machine in DIR (or the point named by --at) is restored into a
+throw-away machine without network, on overlays: nothing is copied, and nothing is written to DIR. It is
+booted and has to show life: the text of --expect on its first serial port, the answer of its guest agent
+with --agent; with neither, the agent's answer, or anything on the console when the time is over. What it
+showed stays with the job: kvmms job show.")]
+    Verify(VerifyArgs),
     /// Jobs, running and past
     #[command(subcommand)]
     Job(JobVerb),
@@ -222,6 +228,36 @@ pub(crate) struct ImportArgs {
     /// Where its disks go [default: a new directory under images in the service's state directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) to: Option<PathBuf>,
+    /// Which point of a chain: its GUID, name or instant (UTC), or the beginning of GUID or instant; DIR may
+    /// hold the newest export, or all of them
+    #[arg(long, value_name = "POINT")]
+    pub(crate) at: Option<String>,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The directory of the export, or of the machine in it (on the service's host)
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// Boot what was exported in throw-away machines without network
+    #[arg(long)]
+    pub(crate) boot: bool,
+    /// Which point to boot: its GUID, name or instant (UTC) [default: the newest of each machine]
+    #[arg(long, value_name = "POINT", requires = "boot")]
+    pub(crate) at: Option<String>,
+    /// Seconds each machine is given to show life [default: 120]
+    #[arg(long, value_name = "SECONDS", requires = "boot")]
+    pub(crate) wait: Option<u32>,
+    /// A text that has to appear on the first serial port
+    #[arg(long, value_name = "TEXT", requires = "boot")]
+    pub(crate) expect: Option<String>,
+    /// The guest agent has to answer
+    #[arg(long, requires = "boot")]
+    pub(crate) agent: bool,
+    /// Boot at once, without proving every block before
+    #[arg(long, requires = "boot")]
+    pub(crate) no_proof: bool,
 }
 
 /// Verbs of `host`.

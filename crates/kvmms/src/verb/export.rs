@@ -163,7 +163,7 @@ async fn export(
 }
 
 /// The lines a job has to say about what it did.
-async fn job_report(session: &Session, job: Option<&cim::Path>) -> Result<Vec<String>> {
+pub(super) async fn job_report(session: &Session, job: Option<&cim::Path>) -> Result<Vec<String>> {
     let Some(job) = job else {
         return Ok(Vec::new());
     };
@@ -209,6 +209,7 @@ pub(super) async fn import(session: &Session, a: ImportArgs) -> Result<()> {
                 ("ExportDirectory", directory.as_str().into()),
                 ("NewName", text(a.name)),
                 ("DiskDirectory", disks.into()),
+                ("Point", text(a.at)),
             ]),
         )
         .await?;

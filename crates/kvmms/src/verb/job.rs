@@ -4,6 +4,7 @@ use cim::Instance;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::boot::{boots_text, evidence};
 use super::vm::{elapsed, job_state};
 use crate::cli::JobVerb;
 use crate::error::{Error, Result};
@@ -120,6 +121,7 @@ async fn show(session: &Session, wanted: &str) -> Result<()> {
     let told = links_text(&links);
     let files = record.as_ref().map(|r| crate::inspect::texts(r, "Files"));
     let report = record.as_ref().map(|r| crate::inspect::texts(r, "Report"));
+    let boots = record.as_ref().map(evidence).unwrap_or_default();
     let row = row(&job)
         .yes("cancellable", "Cancellable", boolean(&job, "Cancellable"))
         .size("bytesDone", "Done", bytes("BytesDone").filter(|n| *n > 0))
@@ -127,6 +129,7 @@ async fn show(session: &Session, wanted: &str) -> Result<()> {
         .maybe("directory", "Directory", some_text(&job, "ExportDirectory"))
         .lines("files", "Files", files.unwrap_or_default())
         .lines("report", "Report", report.unwrap_or_default())
+        .both("boots", "Booted", boots_text(&boots), json!(boots))
         .both(
             "errors",
             "Errors",

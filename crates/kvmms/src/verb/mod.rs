@@ -1,5 +1,6 @@
 //! The verbs.
 
+mod boot;
 mod cim;
 mod disk;
 mod export;
@@ -44,7 +45,8 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<()> {
         Verb::Snapshot(verb) => snapshot::run(&session, verb).await,
         Verb::Export(arguments) => export::quick(&session, arguments).await,
         Verb::Import(arguments) => export::import(&session, arguments).await,
-        Verb::Verify { directory } => export::verify(&session, &directory).await,
+        Verb::Verify(arguments) if arguments.boot => boot::run(&session, arguments).await,
+        Verb::Verify(arguments) => export::verify(&session, &arguments.directory).await,
         Verb::Job(verb) => job::run(&session, verb).await,
         Verb::Host(HostVerb::Show) => host::show(&session).await,
         Verb::Error(ErrorVerb::Explain { id }) => host::explain(&session, &id).await,

@@ -212,6 +212,7 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
         },
         PointIdentity {
             id: guid(point.id),
+            name: Some(point.name.clone()).filter(|n| !n.is_empty()),
             instant: format!("{instant:.6}"),
             consistency: match point.consistency {
                 Consistency::Application => manifest::Consistency::Application,

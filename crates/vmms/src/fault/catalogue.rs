@@ -307,6 +307,17 @@ catalogue! {
     128 ExportedWhole Failed Low Software "{0} was exported whole instead of as a difference: {1}",
         "A file of the disk was changed by something other than kvmms. The export is exact and needs no base.",
         ["Find out what wrote to the file.", "Set tampering_policy to repair to have only changed blocks exported."];
+    136 PointNotExported InvalidParameter Medium Software "{0} holds no export of point {1}; it holds {2}",
+        "The point was never exported to this place, or it is named otherwise there.",
+        ["Name one of the points listed, by its GUID, name or instant (UTC).", "Or give the directory that holds its export."];
+    137 PointUnclear InvalidParameter Medium Software "{1} means several exports in {0}: {2}",
+        "Several exported points have this name or fit this instant.", ["Name the point by its GUID."];
+    138 BootFailed Failed High Software "{0} of {1} machines restored from {2} did not come up",
+        "Each of them is listed below with its own cause; the machines the exports were made of are not touched.",
+        ["Read the causes below, and the console texts in `kvmms job show`.", "Give slow guests more time with --wait."];
+    139 NoSignOfLife Timeout High Software "the machine restored from {0} gave no sign of life within {1} s: {2}",
+        "Its disks hold nothing that boots, its guest needs more time, or it speaks neither on its first serial port nor by a guest agent.",
+        ["Read the console text in `kvmms job show`.", "Give it more time with --wait.", "Let the guest use its first serial port as a console, or install qemu-guest-agent in it."];
     // 140..: what lies beneath
     140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
         "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];

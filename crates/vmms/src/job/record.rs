@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Task;
+use crate::boot::BootEvidence;
 use crate::{Effect, Element, Fault};
 
 /// The CIM class a job is shown as; the six differ only in data.
@@ -195,6 +196,8 @@ pub struct Output {
     pub report: Vec<String>,
     /// What was done otherwise than asked, and why, one line each.
     pub decisions: Vec<String>,
+    /// What machines showed that were booted from exports.
+    pub boots: Vec<BootEvidence>,
 }
 
 /// The files of one exported machine.

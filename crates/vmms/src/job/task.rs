@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{JobClass, Service};
+use crate::boot::BootOrder;
 use crate::export::SystemExport;
 use crate::point::{Consistency, PointType};
 use crate::snapshot::SnapshotKind;
@@ -209,6 +210,8 @@ pub enum Task {
         /// The machine.
         vm: Uuid,
     },
+    /// Boots throw-away machines from exports.
+    BootExports(Box<BootOrder>),
     /// Proves an export against its manifest.
     Verify {
         /// The machine directory of the export (the one with the manifest).
@@ -412,6 +415,7 @@ impl Task {
             | Task::ResizeImage { .. }
             | Task::ConvertImage { .. }
             | Task::ValidateImage { .. }
+            | Task::BootExports(_)
             | Task::Verify { .. } => None,
         }
     }
@@ -590,6 +594,13 @@ impl Task {
                 "Realizing a planned virtual machine",
                 false,
                 Resume,
+            ),
+            Task::BootExports(_) => concrete(
+                Service::Management,
+                0,
+                "Booting restored machines",
+                true,
+                Undo,
             ),
             Task::Verify { .. } => {
                 concrete(Service::Management, 0, "Verifying an export", true, Undo)

@@ -1,9 +1,10 @@
-//! Kvmms_ExportService: proving and importing exports, for which the documented schema has no method.
+//! Kvmms_ExportService: proving, importing and booting exports, for which the documented schema has no method.
 
 use async_trait::async_trait;
 use cim::Instance;
 use msvm::{class, params};
 use vmms::Element;
+use vmms::boot::Wanted;
 use vmms::vm::device::host_path;
 
 use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
@@ -57,16 +58,36 @@ impl Provider for Exports {
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
                 let disks = host_path(&msvm::required("DiskDirectory", given.disk_directory)?)?;
                 let name = given.new_name.filter(|n| !n.trim().is_empty());
-                let (vm, job) = vmms::import::import_export(
-                    &service.vmms,
-                    &directory,
-                    name,
-                    &disks,
-                    call.asked,
-                )
-                .await?;
+                let (own, asked) = (&service.vmms, call.asked);
+                let (vm, job) = match given.point.filter(|p| !p.trim().is_empty()) {
+                    Some(at) => {
+                        vmms::import::import_point(own, &directory, &at, name, &disks, asked)
+                            .await?
+                    }
+                    None => {
+                        vmms::import::import_export(own, &directory, name, &disks, asked).await?
+                    }
+                };
                 let imported = service.element_path(&Element::Vm(vm));
                 Ok(Outcome::started(service, job).with("ImportedSystem", imported))
+            }
+            "BootExports" => {
+                let given = p::BootExportsIn::read(call.parameters)?;
+                let directory =
+                    host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
+                let usual = Wanted::default();
+                let wanted = Wanted {
+                    seconds: given.wait_seconds.map_or(usual.seconds, u64::from),
+                    text: given.expected_text,
+                    agent: given.require_agent.unwrap_or(false),
+                    prove: !given.skip_proof.unwrap_or(false),
+                };
+                let at = given.point.filter(|p| !p.trim().is_empty());
+                let own = &service.vmms;
+                let job =
+                    vmms::boot::boot_exports(own, &directory, at.as_deref(), wanted, call.asked)
+                        .await?;
+                Ok(Outcome::started(service, job))
             }
             _ => Err(unserved(call.target.class, call.method)),
         }

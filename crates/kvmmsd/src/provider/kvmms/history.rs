@@ -128,6 +128,7 @@ fn instance(service: &Service, job: &Job, is_visible: bool) -> Instance {
         .set("Files", files(job))
         .set("Report", job.output.report.clone())
         .set("Decisions", job.output.decisions.clone())
+        .set("BootEvidence", evidence(job))
         .set(
             "ErrorCode",
             first.filter(|_| failed).map_or(0, errors::return_code),
@@ -153,6 +154,14 @@ fn files(job: &Job) -> Vec<String> {
     });
     let all = output.disks.iter().map(|d| &d.file).chain(machines);
     all.map(|f| f.display().to_string()).collect()
+}
+
+/// One document for each machine booted.
+fn evidence(job: &Job) -> Vec<String> {
+    let boots = job.output.boots.iter();
+    boots
+        .filter_map(|boot| serde_json::to_string(boot).ok())
+        .collect()
 }
 
 /// The name of the task and its parameters, as they are stored.

@@ -234,6 +234,12 @@ def test_every_machine_of_a_collection_is_booted_and_told_of(service, guests, sc
         assert set(boots) == {"good", "bad", "fine"}
         assert boots["bad"]["failure"] and not boots["good"]["failure"] and not boots["fine"]["failure"]
         assert "N 0020" in boots["good"]["console"] and "N 0020" in boots["fine"]["console"]
+        # One machine alone is one machine; the collection without one of its machines is not the collection.
+        machine, = [p for p in (scratch / "backup").iterdir() if p.name == boots["good"]["machine"]]
+        service.cli("verify", "--boot", machine, "--wait", "20", "--expect", "N 0020", "--no-proof")
+        machine.rename(scratch / "elsewhere")
+        failed = service.cli("verify", "--boot", scratch / "backup", "--at", "all", "--wait", "20", "--expect", "N 0020", "--no-proof", check=False)
+        assert failed.returncode != 0 and "2 of 3 machines" in failed.stderr and "good" in failed.stderr
     finally:
         service.cli("point", "delete", "all", "--group", "shop", check=False)
         service.cli("group", "delete", "shop", check=False)

@@ -88,6 +88,18 @@ pub(crate) fn of_each_machine(directory: &Path, at: Option<&str>) -> Result<Vec<
     Ok(fits.into_iter().map(|f| f.dir.clone()).collect())
 }
 
+/// The identifiers a point has: its own, and that of the collection's point it is a part of.
+fn ids(m: &Manifest) -> impl Iterator<Item = &str> {
+    let collection = m.collection.as_ref().map(|c| c.point.as_str());
+    std::iter::once(m.point.id.as_str()).chain(collection)
+}
+
+/// Its names, likewise.
+fn names(m: &Manifest) -> impl Iterator<Item = &str> {
+    let collection = m.collection.as_ref().map(|c| c.point_name.as_str());
+    m.point.name.as_deref().into_iter().chain(collection)
+}
+
 /// The exports whose point `at` means, one of each point.
 fn meant<'a>(found: &'a [Found], at: &str) -> Vec<&'a Found> {
     let at = at.trim();
@@ -98,18 +110,15 @@ fn meant<'a>(found: &'a [Found], at: &str) -> Vec<&'a Found> {
     let day = day.trim_end_matches(" UTC");
     let begins_like_an_instant = at.len() >= 10 && at.starts_with(|c: char| c.is_ascii_digit());
     let ways: [&dyn Fn(&Manifest) -> bool; 5] = [
-        &|m| guid.is_some() && Uuid::parse_str(&m.point.id).ok() == guid,
-        &|m| m.point.name.as_deref() == Some(at),
+        &|m| guid.is_some() && ids(m).any(|i| Uuid::parse_str(i).ok() == guid),
+        &|m| names(m).any(|n| n == at),
         &|m| {
             let exact = moment.is_some() && m.point.instant.parse().ok() == moment;
             exact
                 || (begins_like_an_instant
                     && m.point.instant.starts_with(day.trim_end_matches('Z')))
         },
-        &|m| {
-            let name = m.point.name.as_deref();
-            name.is_some_and(|n| n.eq_ignore_ascii_case(at))
-        },
+        &|m| names(m).any(|n| n.eq_ignore_ascii_case(at)),
         &|m| {
             let start = m.point.id.get(..id.len());
             id.len() >= BEGINNING && start.is_some_and(|s| s.eq_ignore_ascii_case(id))
@@ -198,7 +207,7 @@ mod tests {
         ]
     }
 
-    fn names(found: &[Found], at: &str) -> Vec<String> {
+    fn meant_by(found: &[Found], at: &str) -> Vec<String> {
         let names = meant(found, at).into_iter();
         names
             .filter_map(|f| f.manifest.point.name.clone())
@@ -221,20 +230,24 @@ mod tests {
             "2026-11-21 07:30:00 UTC",
             "2026-11-21T08:30:00+01:00",
         ] {
-            assert_eq!(names(&found, at), ["tuesday"], "{at}");
+            assert_eq!(meant_by(&found, at), ["tuesday"], "{at}");
         }
-        assert_eq!(names(&found, "wednesday"), [""; 0]);
-        assert_eq!(names(&found, "2026"), [""; 0], "a year alone is no instant");
-        assert_eq!(names(&found, "2026-11-2").len(), 0);
-        assert_eq!(names(&found, "00000000").len(), 2);
+        assert_eq!(meant_by(&found, "wednesday"), [""; 0]);
+        assert_eq!(
+            meant_by(&found, "2026"),
+            [""; 0],
+            "a year alone is no instant"
+        );
+        assert_eq!(meant_by(&found, "2026-11-2").len(), 0);
+        assert_eq!(meant_by(&found, "00000000").len(), 2);
     }
 
     #[test]
     fn two_exports_of_one_point_are_one_and_two_points_of_one_name_are_two() {
         let mut found = two();
         found.push(export(1, 0xabcd, "monday", "2026-11-20T19:00:00.123456Z"));
-        assert_eq!(names(&found, "monday").len(), 1);
+        assert_eq!(meant_by(&found, "monday").len(), 1);
         found.push(export(2, 0xabcd, "monday", "2026-11-20T19:00:00.123456Z"));
-        assert_eq!(names(&found, "monday").len(), 2, "of another machine");
+        assert_eq!(meant_by(&found, "monday").len(), 2, "of another machine");
     }
 }

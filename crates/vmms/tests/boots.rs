@@ -30,13 +30,18 @@ struct Scene {
     directory: PathBuf,
 }
 
-/// A machine's point in `out`.
-async fn scene() -> Scene {
+/// A machine's point in `out`; whether the machine has an agent's channel.
+async fn scene(agent: bool) -> Scene {
     let fake = Arc::new(FakeHypervisor::with_images(ImageTool::default()));
     let hypervisor: Arc<dyn Hypervisor> = fake.clone();
     let bench = Bench::on(options(), hypervisor).await;
     let mut bed = bench.machine(&ONE).await;
     bed.write("a.qcow2", 7, 0, 64 * 1024);
+    let edit = |vm: &mut vmms::vm::Vm| {
+        vm.settings.guest_agent = agent;
+        Ok(())
+    };
+    vmms::vm::change(&bench.vmms, bed.vm, edit).await.unwrap();
     let point = bed.point(PointType::Log).await;
     bed.export(point, None, "out").await;
     let directory = bench.path("out");
@@ -96,7 +101,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_of_the_agent_is_life_and_ends_the_wait() {
-    let scene = scene().await;
+    let scene = scene(true).await;
     let before = files(&scene.directory);
     let (job, vm) = scene.begin(wanted(600, true)).await;
     let job = scene.end(job).await;
@@ -114,14 +119,14 @@ async fn the_answer_of_the_agent_is_life_and_ends_the_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_expected_text_is_found_wherever_reads_cut_it() {
-    let scene = scene().await;
+    let scene = scene(false).await;
     let wanted = Wanted {
         seconds: 600,
         text: Some("login:".to_owned()),
         ..Wanted::default()
     };
     let (job, vm) = scene.begin(wanted).await;
-    scene.machine(vm).await.set_agent(false);
+    scene.machine(vm).await;
     scene.says(vm, "one log");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!scene.bench.vmms.job(job).unwrap().state.is_final());
@@ -135,10 +140,15 @@ async fn the_expected_text_is_found_wherever_reads_cut_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_life_is_told_with_its_reason_and_the_console() {
     for reason in ["agent", "silence", "restarts", "crash", "off"] {
-        let scene = scene().await;
+        let scene = scene(false).await;
+        for n in 1..100 {
+            scene
+                .fake
+                .script()
+                .on("guest_ping", n, Fault::refuse("busy"));
+        }
         let (job, vm) = scene.begin(wanted(3, reason == "agent")).await;
         let machine = scene.machine(vm).await;
-        machine.set_agent(false);
         if reason != "silence" {
             scene.says(vm, "the kernel said this last\n");
         }
@@ -149,14 +159,6 @@ async fn no_life_is_told_with_its_reason_and_the_console() {
             _ => {}
         }
         let job = scene.end(job).await;
-        // The agent of a fake answers until it is told not to: where that came first, there is nothing to see.
-        if job.output.boots[0]
-            .signs
-            .iter()
-            .any(|s| s.kind == SignKind::Agent)
-        {
-            continue;
-        }
         assert_eq!(job.state, JobState::Exception, "{reason}");
         let fault = &job.faults[0];
         assert_eq!(fault.message, Message::BootFailed);
@@ -172,11 +174,15 @@ async fn no_life_is_told_with_its_reason_and_the_console() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_boot_and_one_of_a_service_that_died_leave_nothing() {
+async fn a_cancelled_boot_and_a_killed_one_leave_nothing() {
     for kill in [false, true] {
-        let scene = scene().await;
-        scene.fake.script().on_next("guest_ping", Fault::Hang);
-        let (job, vm) = scene.begin(wanted(600, true)).await;
+        let scene = scene(false).await;
+        let never = Wanted {
+            seconds: 600,
+            text: Some("never said".to_owned()),
+            ..Wanted::default()
+        };
+        let (job, vm) = scene.begin(never).await;
         scene.machine(vm).await;
         let how = if kill {
             JobRequest::Kill
@@ -184,7 +190,6 @@ async fn a_cancelled_boot_and_one_of_a_service_that_died_leave_nothing() {
             JobRequest::Terminate
         };
         scene.bench.vmms.request_job_state(job, how).await.unwrap();
-        scene.fake.script().release_hangs();
         let job = scene.end(job).await;
         assert!(
             matches!(job.state, JobState::Killed | JobState::Terminated),
@@ -197,7 +202,7 @@ async fn a_cancelled_boot_and_one_of_a_service_that_died_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_waited_for_is_refused_at_once() {
-    let scene = scene().await;
+    let scene = scene(false).await;
     let vmms = &scene.bench.vmms;
     let asked = Asked::default();
     let text = |text: &str| Wanted {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use disk::manifest::{MANIFEST_NAME, Manifest};
 use disk::verify::Export;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -35,6 +36,8 @@ pub struct BootOrder {
     pub directory: PathBuf,
     /// The exports with the throw-away machines made of them.
     pub members: Vec<BootMember>,
+    /// Whether machines of a collection whose exports are missing are missed.
+    pub whole: bool,
     /// What is waited for.
     pub wanted: Wanted,
 }
@@ -96,7 +99,16 @@ pub async fn boot_exports(
         return Err(fault!(InvalidValue, "the text to expect", "empty", why));
     }
     let (dir, at) = (directory.to_owned(), at.map(str::to_owned));
-    let exports = blocking(move || pick::of_each_machine(&dir, at.as_deref())).await?;
+    let exports = blocking(move || {
+        let found = pick::of_each_machine(&dir, at.as_deref())?;
+        // One machine's own directory, or own point, is meant for itself.
+        let own = |e: &PathBuf| {
+            at.is_some() || dir.ends_with(machine_of(e)) || dir.join(MANIFEST_NAME).exists()
+        };
+        let whole = !matches!(found.as_slice(), [one] if own(one));
+        Ok((found, whole))
+    });
+    let (exports, whole) = exports.await?;
     let members = exports.into_iter().map(|export| BootMember {
         export,
         vm: Uuid::new_v4(),
@@ -104,6 +116,7 @@ pub async fn boot_exports(
     let order = BootOrder {
         directory: directory.to_owned(),
         members: members.collect(),
+        whole,
         wanted,
     };
     let affected = vec![(Element::Image(directory.to_owned()), Effect::Other)];
@@ -145,13 +158,50 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, order: &BootOrder) -
         .await?;
         failures.extend(failure);
     }
+    let exports = order.members.iter().filter(|_| order.whole);
+    let exports: Vec<PathBuf> = exports.map(|m| m.export.clone()).collect();
+    let absent = blocking(move || Ok(absent(&exports))).await?;
+    let all = order.members.len() + absent.len();
+    for name in absent {
+        let why = format!("machine {name} of the collection has no export there");
+        ctx.output(|output| output.report.push(why.clone())).await?;
+        failures.push(
+            fault!(ManifestUnusable, order.directory.display()).caused_by(fault!(Driver, why)),
+        );
+    }
     if failures.is_empty() {
         return Ok(());
     }
     let shown = order.directory.display();
-    let mut failed = fault!(BootFailed, failures.len(), order.members.len(), shown);
+    let mut failed = fault!(BootFailed, failures.len(), all, shown);
     failed.causes = failures;
     Err(failed)
+}
+
+/// The machine an export is of; empty where that cannot be read.
+fn machine_of(export: &Path) -> String {
+    Manifest::load(export).map_or_else(|_| String::new(), |(m, _)| m.machine.id)
+}
+
+/// The machines of collections' points whose exports are not among these: a restored collection is whole or it is not one.
+fn absent(exports: &[PathBuf]) -> Vec<String> {
+    let manifests: Vec<Manifest> = exports
+        .iter()
+        .filter_map(|dir| Manifest::load(dir).ok().map(|(m, _)| m))
+        .collect();
+    let mut out: Vec<String> = Vec::new();
+    for machine in manifests
+        .iter()
+        .filter_map(|m| m.collection.as_ref())
+        .flat_map(|c| &c.machines)
+    {
+        let there = |m: &Manifest| m.machine.id.eq_ignore_ascii_case(&machine.id);
+        let name = format!("{} ({})", machine.name, machine.id);
+        if !manifests.iter().any(there) && !out.contains(&name) {
+            out.push(name);
+        }
+    }
+    out
 }
 
 /// Restores, boots and watches one machine. What is known of it is in `evidence`, whatever comes.

@@ -10,10 +10,14 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use hypervisor::ImageFormat;
+use support::deadly::Deadly;
 use support::{Bed, Bench, KIB, MIB, options};
+use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::job::{Job, JobRequest, JobState, StateChange};
 use vmms::point::{Point, PointType, problems};
@@ -25,6 +29,8 @@ const TWO: [(&str, ImageFormat, u64); 2] = [
     ("a.qcow2", ImageFormat::Qcow2, SIZE),
     ("b.img", ImageFormat::Raw, 2 * MIB),
 ];
+
+const BIG: [(&str, ImageFormat, u64); 1] = [("a.img", ImageFormat::Raw, 96 * MIB)];
 
 fn with(tampering: TamperingPolicy) -> Options {
     Options {
@@ -236,12 +242,15 @@ async fn the_policy_fail_fails_with_the_reason_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exchanged_file_is_noticed_by_whoever_uses_it_first() {
+async fn an_exchanged_file_is_noticed_before_a_merge_writes_into_it() {
     let bench = Bench::with(with(TamperingPolicy::Repair)).await;
     let mut bed = bench.machine(&TWO).await;
     bed.write("a.qcow2", 1, 0, MIB);
     let first = bed.point(PointType::Rct).await;
     bed.export(first, None, "out").await;
+    bed.write("a.qcow2", 2, MIB, 64 * KIB);
+    let between = bed.point(PointType::Rct).await;
+    bed.export(between, None, "between").await;
     let base = layer(&bed, "a.qcow2", 0);
     let copy = bench.path("copy");
     std::fs::copy(&base, &copy).unwrap();
@@ -250,8 +259,8 @@ async fn an_exchanged_file_is_noticed_by_whoever_uses_it_first() {
     let at = (512 * KIB) as usize;
     bed.disks.get_mut("a.qcow2").unwrap()[at..at + 65536].fill(7);
     // Merging looks before it writes a new stamp over the evidence.
-    bed.point(PointType::Rct).await;
     bed.sweep().await;
+    assert_eq!(bed.disk("a.qcow2").layers.active_chain().len(), 2, "merged");
     assert!(!trouble(&bed, first).is_empty());
     bed.write("a.qcow2", 2, 0, 4096);
     let second = bed.point(PointType::Log).await;
@@ -430,9 +439,127 @@ async fn the_kept_hashes_go_with_their_point() {
     assert!(support::files(&bench.path("state/points")).is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_changed_while_it_is_exported_fails_the_export() {
+    let bench = Bench::with(with(TamperingPolicy::Repair)).await;
+    let mut bed = bench.machine(&BIG).await;
+    bed.write("a.img", 1, 0, 96 * MIB);
+    let point = bed.point(PointType::Log).await;
+    let (dir, asked) = (bench.path("out"), Asked::default());
+    let job = vmms::export::export_point(&bench.vmms, point, None, &dir, &[], &asked).await;
+    let job = job.unwrap();
+    // Suspended once it has read a part of it.
+    while bench.vmms.job(job).unwrap().done == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let paused = bench.vmms.request_job_state(job, JobRequest::Suspend);
+    paused.await.unwrap();
+    meddle(&layer(&bed, "a.img", 0), "raw", 9, 0, 4096);
+    let going = bench.vmms.request_job_state(job, JobRequest::Start);
+    going.await.unwrap();
+    let job = bench.vmms.wait(job).await.unwrap();
+    assert_eq!(job.state, JobState::Exception);
+    assert!(
+        job.faults[0].has(Message::ImageTampered),
+        "{:#?}",
+        job.faults
+    );
+    assert!(!dir.exists(), "nothing is left");
+    assert!(record(&bed, point).disks[0].blocks.is_none());
+}
+
+/// A service killed at the `nth` change of its records while a point is taken and exported over a base whose files were changed.
+/// Tells whether it came to its end before.
+fn repair_killed_at(nth: i64, after: bool) -> bool {
+    let (dead, mut died) = watch::channel(false);
+    let life = support::runtime();
+    let (mut bench, vm, disks, first, lived) = life.block_on(async {
+        let mut bench = Bench::with(with(TamperingPolicy::Repair)).await;
+        let (vm, disks, first) = {
+            let mut bed = bench.machine(&TWO).await;
+            bed.write("a.qcow2", 1, 0, 2 * MIB);
+            let first = bed.point(PointType::Log).await;
+            bed.export(first, None, "out").await;
+            meddle(&layer(&bed, "a.qcow2", 0), "qcow2", 9, MIB, 4096);
+            let at = MIB as usize;
+            bed.disks.get_mut("a.qcow2").unwrap()[at..at + 4096].fill(9);
+            (bed.vm, bed.disks.clone(), first)
+        };
+        let store = Arc::new(Deadly {
+            inner: Arc::clone(&bench.store),
+            left: AtomicI64::new(i64::MAX),
+            after,
+            dead,
+        });
+        bench.restart_on(store.clone()).await;
+        let bed = Bed {
+            bench: &bench,
+            vm,
+            disks: disks.clone(),
+        };
+        store.left.store(nth, Ordering::SeqCst);
+        let work = async {
+            let second = bed.point(PointType::Log).await;
+            bed.export(second, Some(first), "out").await;
+        };
+        let lived = tokio::select! {
+            () = work => true,
+            _ = died.wait_for(|dead| *dead) => false,
+        };
+        (bench, vm, disks, first, lived)
+    });
+    life.shutdown_background();
+    support::runtime().block_on(async {
+        bench.restart().await;
+        let bed = Bed {
+            bench: &bench,
+            vm,
+            disks,
+        };
+        for job in bench.vmms.jobs() {
+            bench.vmms.wait(job.id).await.unwrap();
+        }
+        let mut points = bench.vmms.db.all::<Point>();
+        points.retain(|p| p.id != first);
+        let second = match points.first() {
+            Some(second) => second.id,
+            None => bed.point(PointType::Log).await,
+        };
+        assert_eq!(trouble(&bed, first).len(), 2);
+        assert_eq!(trouble(&bed, second), [""; 0]);
+        if record(&bed, second).exports.is_empty() {
+            bed.export(second, Some(first), "out").await;
+        }
+        let exported = |j: &&Arc<Job>| j.output.point == Some(second) && !j.output.disks.is_empty();
+        let jobs = bench.vmms.db.all::<Job>();
+        let job = jobs.iter().find(exported).unwrap();
+        bed.assert_exported(job, &bed.disks).await;
+        assert_told(
+            &bed,
+            job,
+            second,
+            "comparing hashes",
+            Message::ExportRepaired,
+        );
+        assert!(job.output.bytes_written < MIB);
+        assert_proven(&bed, "out").await;
+    });
+    lived
+}
+
+#[test]
+fn a_service_killed_at_any_step_of_a_repair_leaves_an_exact_export() {
+    for after in [false, true] {
+        let mut nth = i64::from(after);
+        while !repair_killed_at(nth, after) {
+            nth += 2;
+            assert!(nth < 100, "a life has an end");
+        }
+    }
+}
+
 #[test]
 fn a_repair_goes_on_after_the_service_was_killed() {
-    const BIG: [(&str, ImageFormat, u64); 1] = [("a.img", ImageFormat::Raw, 96 * MIB)];
     let life = support::runtime();
     let (mut bench, vm, disks, job) = life.block_on(async {
         let bench = Bench::with(with(TamperingPolicy::Repair)).await;

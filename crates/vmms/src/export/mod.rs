@@ -429,6 +429,10 @@ impl Made {
         if self.is_whole && !self.doubtful.is_empty() {
             output.base = None;
         }
+        // A job that was resumed may have told it before.
+        (output.bytes_read, output.bytes_written) = (0, 0);
+        output.report.clear();
+        output.decisions.clear();
         self.tell(output);
     }
 

@@ -321,6 +321,14 @@ async fn only_what_reads_a_changed_layer_is_condemned() {
     bed.export(points[0].0, None, "out").await;
     // The layer between the second and the third point.
     meddle(&layer(&bed, "a.qcow2", 2), "qcow2", 9, 2 * MIB, 4096);
+    for (name, known) in [("a.qcow2", false), ("b.img", true)] {
+        let uid = bed.disk(name).uid;
+        let disks = record(&bed, points[0].0).disks;
+        let node = disks.iter().find(|d| d.uid == uid).unwrap().node;
+        let path = bench.path(&format!("images/{name}"));
+        let told = vmms::point::changes(&bench.vmms, &path, &vmms::guid(node), 0, 0).await;
+        assert_eq!(told.is_ok(), known, "{name}: {told:?}");
+    }
     let words = |n: usize, text: &str| trouble(&bed, points[n].0).iter().any(|l| l.contains(text));
     assert!(!words(0, "cannot be exported") && !words(1, "cannot be exported"));
     assert!(words(2, "cannot be exported"));

@@ -5,7 +5,8 @@
 //!                                                  └── qemu ──┬── argv      configuration -> command line
 //!                                                             ├── process   spawn, reattach, exit, kill
 //!                                                             ├── qmp       the monitor
-//!                                                             └── agent     inside the guest
+//!                                                             ├── agent     inside the guest
+//!                                                             └── thaw      who thaws when the service cannot
 //!  domain ──> ImageTool: images of machines that do not run
 //! ```
 //!
@@ -35,6 +36,7 @@ pub mod probe;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod thaw;
 
 mod layers;
 

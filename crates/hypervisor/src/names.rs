@@ -135,6 +135,18 @@ impl RunFiles {
         self.dir.join("qemu.identity")
     }
 
+    /// There while the guest's file systems may be frozen; names the freeze.
+    #[must_use]
+    pub fn frozen(&self) -> PathBuf {
+        self.dir.join("frozen")
+    }
+
+    /// What watchdogs of freezes did.
+    #[must_use]
+    pub fn thaw_log(&self) -> PathBuf {
+        self.dir.join("thaw.log")
+    }
+
     /// QEMU's output.
     #[must_use]
     pub fn log(&self) -> PathBuf {

@@ -34,6 +34,9 @@ pub(crate) struct Config {
     pub(crate) export_threads: usize,
     /// Seconds the guest agent may take.
     pub(crate) agent_seconds: u64,
+    /// Whether a small process of its own stands by while a guest is frozen, and thaws it when the service dies or hangs. Without it
+    /// the next start of the service does.
+    pub(crate) thaw_watchdog: bool,
     /// Seconds a guest may take to shut down.
     pub(crate) shutdown_seconds: u64,
     /// Milliseconds the guests of a collection may take to stand still for a point.
@@ -68,6 +71,7 @@ impl Default for Config {
             job_keep_seconds: options.job_keep.as_secs(),
             export_threads: 0,
             agent_seconds: options.agent_deadline.as_secs(),
+            thaw_watchdog: true,
             shutdown_seconds: options.shutdown_deadline.as_secs(),
             stop_milliseconds: u64::try_from(options.stop_deadline.as_millis()).unwrap_or(u64::MAX),
             acceleration: "auto".to_owned(),
@@ -114,6 +118,8 @@ impl Config {
             max_layers: self.max_layers,
             job_keep: Duration::from_secs(self.job_keep_seconds),
             agent_deadline: Duration::from_secs(self.agent_seconds),
+            // By this name also after an upgrade has replaced the file.
+            thaw_watchdog: self.thaw_watchdog.then(|| "/proc/self/exe".into()),
             shutdown_deadline: Duration::from_secs(self.shutdown_seconds),
             stop_deadline: Duration::from_millis(self.stop_milliseconds),
             ..vmms::Options::default()

@@ -62,6 +62,19 @@ enum Command {
     /// Manage the users of Basic authentication.
     #[command(subcommand)]
     User(UserCommand),
+    /// Stand by while a guest is frozen; started by the service itself.
+    #[command(name = vmms::THAW_WATCHDOG, hide = true)]
+    ThawWatchdog(Watch),
+}
+
+#[derive(clap::Args)]
+struct Watch {
+    /// The machine's run directory.
+    directory: PathBuf,
+    /// The mark of the freeze.
+    mark: uuid::Uuid,
+    /// How long the service may take.
+    seconds: u64,
 }
 
 #[derive(Subcommand)]
@@ -98,6 +111,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    if let Some(Command::ThawWatchdog(watch)) = arguments.command {
+        return stand_watch(watch);
+    }
     let mut config = Config::load(arguments.config.as_deref())?;
     if let Some(dir) = arguments.state_dir {
         config.state_dir = dir;
@@ -119,8 +135,20 @@ fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Some(Command::User(command)) => user(&config, command),
+        Some(Command::ThawWatchdog(watch)) => stand_watch(watch),
         None => serve(config),
     }
+}
+
+/// Its thread that waits for the service may never end: the process does.
+fn stand_watch(watch: Watch) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let within = Duration::from_secs(watch.seconds);
+    runtime
+        .block_on(vmms::stand_watch(watch.directory, watch.mark, within))
+        .context("the guest could not be thawed")
 }
 
 fn user(config: &Config, command: UserCommand) -> Result<()> {

@@ -35,6 +35,7 @@ mod work;
 pub use element::{Effect, Element};
 pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
 pub use hypervisor::probe::{Features, KvmState};
+pub use hypervisor::thaw::{SUBCOMMAND as THAW_WATCHDOG, stand_watch};
 pub use hypervisor::{Acceleration, ImageFormat};
 pub use service::{Dirs, Options, TamperingPolicy, Vmms};
 pub use wiring::{in_memory, open_store, start_qemu};

@@ -70,6 +70,9 @@ pub struct Options {
     pub export_threads: usize,
     /// How long the guest agent may take to answer or to freeze.
     pub agent_deadline: Duration,
+    /// The service's own program, which thaws frozen guests when the service dies or hangs; `None`: only the next start of the
+    /// service does.
+    pub thaw_watchdog: Option<PathBuf>,
     /// How long each member of a collection may take to stand still, to have its disks marked, and to go on, before the
     /// whole point fails. All members stand still meanwhile.
     pub stop_deadline: Duration,
@@ -90,6 +93,7 @@ impl Default for Options {
             job_keep: Duration::from_secs(300),
             export_threads: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)),
             agent_deadline: Duration::from_secs(10),
+            thaw_watchdog: None,
             stop_deadline: Duration::from_secs(3),
             shutdown_deadline: Duration::from_secs(180),
             acceleration: hypervisor::Acceleration::Auto,
@@ -147,6 +151,7 @@ impl Vmms {
         });
         vm::reattach(&vmms).await;
         group::release_all(&vmms).await;
+        point::freeze::thaw_left(&vmms);
         point::recover(&vmms).await?;
         group::recover(&vmms).await?;
         vmms.recover_jobs();

@@ -149,6 +149,7 @@ fn prepare_files(config: &MachineConfig, features: &Features, files: &RunFiles) 
         files.monitor(),
         files.agent(),
         files.nbd(),
+        files.frozen(),
     ] {
         match std::fs::remove_file(&stale) {
             Ok(()) => {}

@@ -1,8 +1,10 @@
 //! Putting new layers on top of disks at one instant.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hypervisor::thaw::{self, Watchdog};
 use hypervisor::{Machine, NewImage, NewOverlay, names};
 use uuid::Uuid;
 
@@ -216,11 +218,11 @@ pub(crate) async fn freeze_guest(
     match asked {
         Some(Consistency::Crash) => Ok(None),
         Some(Consistency::Application) => Ok(Some(
-            FrozenGuest::freeze(vm, machine, deadline, deadline).await?,
+            FrozenGuest::freeze(vmms, vm, machine, deadline).await?,
         )),
         None => {
             let patience = deadline.min(Duration::from_secs(1));
-            match FrozenGuest::freeze(vm, machine, patience, deadline).await {
+            match FrozenGuest::freeze(vmms, vm, machine, patience).await {
                 Ok(frozen) => Ok(Some(frozen)),
                 Err(error) => {
                     decisions.push(only_crash(&error));
@@ -257,27 +259,74 @@ fn only_crash(why: &Fault) -> Decision {
     }
 }
 
-/// A guest with frozen file systems. However this goes away, a thaw is sent.
+/// A guest with frozen file systems. However this goes away, a thaw is sent; if the service goes away, its watchdog or the next
+/// start sends it.
 pub(crate) struct FrozenGuest {
     name: String,
     vm: Uuid,
     machine: Arc<dyn Machine>,
     deadline: Duration,
     armed: bool,
+    guard: Option<Guard>,
+}
+
+/// What outlives the service: the mark of the freeze, and the watchdog.
+struct Guard {
+    run_dir: PathBuf,
+    mark: Uuid,
+    watchdog: Option<Watchdog>,
+}
+
+impl Guard {
+    fn stand(vmms: &Vmms, vm: Uuid) -> Result<Self> {
+        let options = &vmms.options;
+        let run_dir = spec::run_dir(&vmms.dirs, vm);
+        let mark = thaw::mark(&run_dir)?;
+        // Longer than all that is done to a frozen guest may take.
+        let within = options.agent_deadline * 4 + options.stop_deadline * 4;
+        let mut guard = Guard {
+            run_dir,
+            mark,
+            watchdog: None,
+        };
+        if let Some(program) = &options.thaw_watchdog {
+            match Watchdog::start(program, &guard.run_dir, mark, within) {
+                Ok(watchdog) => guard.watchdog = Some(watchdog),
+                Err(error) => {
+                    guard.relieve();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(guard)
+    }
+
+    /// The guest is thawed.
+    fn relieve(self) {
+        thaw::unmark(&self.run_dir, self.mark);
+        if let Some(watchdog) = self.watchdog {
+            watchdog.dismiss();
+        }
+    }
 }
 
 impl FrozenGuest {
     async fn freeze(
+        vmms: &Vmms,
         vm: &Vm,
         machine: &Arc<dyn Machine>,
         patience: Duration,
-        deadline: Duration,
     ) -> Result<Self> {
+        let deadline = vmms.options.agent_deadline;
         let about = |fault: Fault| fault.about(Element::Vm(vm.id));
         if let Err(error) = machine.guest_ping(patience).await {
             return Err(about(fault!(AgentAbsent, vm.name).caused_by(error)));
         }
+        // A guest that nobody might thaw is not frozen.
+        let guard = Guard::stand(vmms, vm.id)
+            .map_err(|error| about(fault!(FreezeFailed, vm.name).caused_by(error)))?;
         let guest = FrozenGuest {
+            guard: Some(guard),
             name: vm.name.clone(),
             vm: vm.id,
             machine: Arc::clone(machine),
@@ -318,6 +367,11 @@ impl FrozenGuest {
             (Err(error), _) => Err(failed(fault!(Driver, error))),
         };
         self.armed = thawed.is_err();
+        if !self.armed
+            && let Some(guard) = self.guard.take()
+        {
+            guard.relieve();
+        }
         result
     }
 }
@@ -328,20 +382,55 @@ impl Drop for FrozenGuest {
             return;
         }
         let (machine, deadline, vm) = (Arc::clone(&self.machine), self.deadline, self.vm);
+        let guard = self.guard.take();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { insist_on_thaw(&*machine, deadline, vm).await });
+            runtime.spawn(async move {
+                let thawed = insist_on_thaw(&*machine, deadline, vm).await;
+                // A guard that just goes leaves its mark and wakes its watchdog.
+                if let Some(guard) = guard.filter(|_| thawed) {
+                    guard.relieve();
+                }
+            });
         }
     }
 }
 
-/// Thaws a guest, several times if need be.
-pub(crate) async fn insist_on_thaw(machine: &dyn Machine, deadline: Duration, vm: Uuid) {
+/// Thaws a guest, several times if need be; whether it was.
+pub(crate) async fn insist_on_thaw(machine: &dyn Machine, deadline: Duration, vm: Uuid) -> bool {
     for _ in 0..5 {
         match machine.guest_thaw(deadline).await {
-            Ok(_) => return,
+            Ok(_) => return true,
             Err(error) => tracing::warn!(vm = %guid(vm), %error, "the guest could not be thawed"),
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    tracing::error!(vm = %guid(vm), "the file systems of a guest may be frozen");
+    false
+}
+
+/// At the start of the service: guests that it left frozen are thawed, while it goes on with its start.
+pub(crate) fn thaw_left(vmms: &Arc<Vmms>) {
+    for vm in vmms.db.all::<Vm>() {
+        let run_dir = spec::run_dir(&vmms.dirs, vm.id);
+        let Some(mark) = thaw::marked(&run_dir) else {
+            continue;
+        };
+        let Some(machine) = vmms.machine(vm.id) else {
+            thaw::unmark(&run_dir, mark);
+            continue;
+        };
+        let (vmms, id) = (Arc::clone(vmms), vm.id);
+        tokio::spawn(async move {
+            // Nobody freezes it anew meanwhile.
+            let _lock = vmms.lock(id).await;
+            if thaw::marked(&run_dir) != Some(mark) {
+                return;
+            }
+            tracing::info!(vm = %guid(id), "a guest was left frozen and is thawed");
+            if insist_on_thaw(&*machine, vmms.options.agent_deadline, id).await {
+                thaw::unmark(&run_dir, mark);
+            }
+        });
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use disk::blocks::{BlockHash, Merged};
-use disk::export::{changed_blocks, estimate};
+use disk::export::{changed_blocks, differing_bytes, estimate};
 use disk::{
     BLOCK_SIZE, Backing, CancelFlag, Chain, ChangeMap, DiskReport, Error, ErrorKind, ExportPlan,
     LayerFormat, LayerSpec, Progress, Qcow2Layer, Source, block_count, export_disk, flatten,
@@ -385,6 +385,42 @@ fn changes_are_found_by_hashes_when_there_is_no_map() {
     let raw = dir.path().join("raw");
     to_raw(&disk, &raw);
     assert_eq!(report.digest, Some(plain_digest(&raw)));
+}
+
+#[test]
+fn two_disks_differ_in_exactly_the_sectors_that_are_not_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut dice = Dice(77);
+    let (base, top) = (dir.path().join("base.qcow2"), dir.path().join("top.qcow2"));
+    create(&base, SIZE, "", None);
+    qemu_io(&base, "qcow2", &guest_writes(&mut dice, SIZE, 150));
+    // A little larger than its base, and not a whole number of blocks.
+    let grown = SIZE + 3 * 512;
+    create(&top, grown, "extended_l2=on", Some((&base, "qcow2")));
+    qemu_io(&top, "qcow2", &guest_writes(&mut dice, grown, 150));
+    let (older, newer) = (dir.path().join("older"), dir.path().join("newer"));
+    to_raw(&base, &older);
+    to_raw(&top, &newer);
+    let (mut old, new) = (fs::read(&older).unwrap(), fs::read(&newer).unwrap());
+    old.resize(new.len(), 0);
+    let sectors = new.chunks(512).zip(old.chunks(512)).enumerate();
+    let expected: ChangeMap = sectors
+        .filter(|(_, (a, b))| a != b)
+        .map(|(n, _)| n as u64 * 512..(n as u64 + 1) * 512)
+        .collect();
+    assert!(expected.len() > 50, "{}", expected.len());
+
+    let below = Chain::open(&[LayerSpec::qcow2(&base)]).unwrap();
+    let above = Chain::open(&[LayerSpec::qcow2(&base), LayerSpec::qcow2(&top)]).unwrap();
+    let found = differing_bytes(&above, &below, &quiet, &CancelFlag::new()).unwrap();
+    assert_eq!(found, expected);
+    // From the other side: what the base lacks is compared with nothing.
+    let back = differing_bytes(&below, &above, &quiet, &CancelFlag::new()).unwrap();
+    assert_eq!(back, expected.clip(SIZE));
+    let stopped = CancelFlag::new();
+    stopped.cancel();
+    let error = differing_bytes(&above, &below, &quiet, &stopped).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
 }
 
 /// Set for the process that runs into its limit.

@@ -75,6 +75,9 @@ pub(crate) enum Error {
     /// The server's answer lacks something it must have.
     #[error("the answer of {0} makes no sense: {1}")]
     Answer(String, String),
+    /// A check found something; what it is was printed already.
+    #[error("{0} findings; what can be cleaned is cleaned with --clean KIND or --clean all")]
+    Findings(usize),
     /// Nobody reads our output any more.
     #[error("the output was closed")]
     Closed,

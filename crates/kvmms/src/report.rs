@@ -178,6 +178,7 @@ impl Report {
                 report.add_sources(error.source());
             }
             Error::Answer(..) => report.kind = "answer",
+            Error::Findings(_) => report.kind = "findings",
             Error::Closed => report.kind = "closed",
             Error::Interrupted { job } => {
                 report.kind = "interrupted";

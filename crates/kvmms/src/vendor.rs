@@ -5,6 +5,8 @@ pub(crate) const VENDOR: &str = "kvmms";
 
 /// The singleton whose methods verify and import exports.
 pub(crate) const EXPORT_SERVICE: &str = "Kvmms_ExportService";
+/// The singleton whose methods check and clean the host.
+pub(crate) const HOST_SERVICE: &str = "Kvmms_HostService";
 /// The history of jobs, beyond the life of the job instances; key `InstanceID`.
 pub(crate) const JOB_RECORD: &str = "Kvmms_JobRecord";
 /// Every error the service can report; key `MessageID`.

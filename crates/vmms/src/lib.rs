@@ -14,6 +14,7 @@
 //! is refused at once and what waits. Long copies run on blocking threads and hold no lock.
 
 pub mod boot;
+pub mod check;
 pub mod db;
 mod element;
 pub mod export;

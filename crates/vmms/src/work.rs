@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::job::{JobContext, Task};
-use crate::{Result, Vmms, boot, export, group, image, import, point, snapshot, verify, vm};
+use crate::{Result, Vmms, boot, check, export, group, image, import, point, snapshot, verify, vm};
 
 /// Does the work of a job.
 pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Result<()> {
@@ -26,6 +26,9 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             directory,
             disks,
         } => export::run(vmms, ctx, *point, *base, directory, disks).await,
+        Task::AuditPoint { point, base, proof } => {
+            point::audit::run(vmms, ctx, *point, *base, *proof).await
+        }
         Task::CreateGroupPoint {
             group,
             point,
@@ -97,6 +100,7 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
         Task::ValidatePlanned { vm } => vm::run_validate(vmms, ctx, *vm).await,
         Task::Realize { vm } => vm::run_realize(vmms, ctx, *vm).await,
         Task::BootExports(order) => boot::run(vmms, ctx, order).await,
+        Task::CleanHost { kinds } => check::run_clean(vmms, ctx, kinds).await,
         Task::Verify { directory } => verify::run(vmms, ctx, directory).await,
     }
 }
@@ -131,9 +135,12 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::Tidy { vm } => point::tidy::undo(vmms, ctx, *vm).await,
         Task::CreateImage(spec) => image::undo_create(ctx, &spec.path),
         Task::ConvertImage { target, .. } => image::undo_create(ctx, &target.path),
-        // A resize either happened or did not; a check changes nothing.
+        // A resize either happened or did not; a check changes nothing, an audit but its result.
         Task::ResizeImage { .. } | Task::ValidateImage { .. } | Task::Verify { .. } => Ok(()),
         Task::BootExports(order) => boot::undo(vmms, order).await,
+        Task::AuditPoint { .. } => Ok(()),
+        // What is clean is clean.
+        Task::CleanHost { .. } => Ok(()),
         Task::Import { vm, disks, .. } => import::undo(vmms, ctx, *vm, disks).await,
     }
 }

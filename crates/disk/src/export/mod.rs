@@ -1,5 +1,6 @@
 //! The copy pump: a disk, or what changed in it, into a qcow2 image with a block list.
 
+mod differ;
 mod plan;
 mod pump;
 mod rescan;
@@ -7,6 +8,7 @@ mod rescan;
 pub use pump::flatten;
 pub(crate) use pump::{Copy, Run};
 
+pub use differ::differing_bytes;
 use plan::Planner;
 pub use rescan::changed_blocks;
 

@@ -114,6 +114,24 @@ impl ChangeMap {
         out
     }
 
+    /// The bytes of this map that the other one does not have.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut out = Self::new();
+        for range in &self.ranges {
+            let mut at = range.start;
+            for taken in other.iter_from(range.start) {
+                if taken.start >= range.end {
+                    break;
+                }
+                out.push(at..taken.start);
+                at = at.max(taken.end);
+            }
+            out.push(at..range.end);
+        }
+        out
+    }
+
     /// The bytes below `size`.
     #[must_use]
     pub fn clip(&self, size: u64) -> Self {
@@ -258,7 +276,9 @@ mod tests {
             for (i, (x, y)) in bits(&a).into_iter().zip(bits(&b)).enumerate() {
                 prop_assert_eq!(bits(&or)[i], x || y);
                 prop_assert_eq!(bits(&and)[i], x && y);
+                prop_assert_eq!(a.without(&b).contains(i as u64), x && !y);
             }
+            prop_assert!(is_canonical(&a.without(&b)));
             prop_assert_eq!(a.total() + b.total(), or.total() + and.total());
         }
 

@@ -265,6 +265,19 @@ pub(crate) struct VerifyArgs {
 pub(crate) enum HostVerb {
     /// What the host is and can do: QEMU, KVM, firmware, defaults
     Show,
+    /// Find what records and files do not agree on: orphaned layers, maps, points, holds, jobs, processes
+    #[command(after_help = "\
+Ends with 0 where nothing is amiss (any more), with 1 where something is.
+
+Examples:
+  kvmms host check
+  kvmms host check --clean layer --clean map
+  kvmms host check --clean all")]
+    Check {
+        /// Clean what is safe to clean, of this kind or of all; may be given several times
+        #[arg(long, value_name = "KIND|all")]
+        clean: Vec<String>,
+    },
 }
 
 /// Verbs of `error`.

@@ -46,6 +46,19 @@ Examples:
   kvmms point changes web --since monday
   kvmms point changes web scsi:0:1 --since monday -o json")]
     Changes(ChangesArgs),
+    /// Prove that the change map of a point missed nothing, by reading both instants
+    #[command(after_help = "\
+Examples:
+  kvmms point audit tuesday
+  kvmms point audit tuesday --base monday")]
+    Audit {
+        /// The point, whose content is still held
+        #[arg(value_name = "POINT")]
+        point: String,
+        /// The older point [default: the newest one whose content is held or exported]
+        #[arg(long, value_name = "POINT")]
+        base: Option<String>,
+    },
     /// Drop the data a log-based point keeps; the point stays as a base
     RemoveData {
         /// The point

@@ -1,6 +1,7 @@
 //! The verbs.
 
 mod boot;
+mod check;
 mod cim;
 mod disk;
 mod export;
@@ -49,6 +50,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<()> {
         Verb::Verify(arguments) => export::verify(&session, &arguments.directory).await,
         Verb::Job(verb) => job::run(&session, verb).await,
         Verb::Host(HostVerb::Show) => host::show(&session).await,
+        Verb::Host(HostVerb::Check { clean }) => check::run(&session, &clean).await,
         Verb::Error(ErrorVerb::Explain { id }) => host::explain(&session, &id).await,
         Verb::Error(ErrorVerb::List) => host::errors(&session).await,
         Verb::Cim(verb) => cim::run(&session, verb).await,

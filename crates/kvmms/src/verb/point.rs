@@ -10,10 +10,13 @@ use super::{export, group};
 use crate::cli::{ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb};
 use crate::error::{Error, Result};
 use crate::find::{self, Machine, Point};
-use crate::inspect::{as_number, boolean, instant, moment, number, short_id, text, texts};
+use crate::inspect::{
+    as_number, boolean, instant, moment, number, short_id, some_text, text, texts,
+};
 use crate::output::Row;
-use crate::session::{Called, Followed, Session, images, parameters, points};
+use crate::session::{Called, Followed, Session, images, parameters, points, service};
 use crate::size::Size;
+use crate::vendor;
 
 /// Carries out a verb of `point`.
 pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<()> {
@@ -39,6 +42,7 @@ pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<()> {
         }) => group::export_point(session, &group, &what, &target).await,
         PointVerb::Export(arguments) => export::point(session, arguments).await,
         PointVerb::Changes(arguments) => changes(session, arguments).await,
+        PointVerb::Audit { point, base } => audit(session, &point, base.as_deref()).await,
         PointVerb::RemoveData { point, group } => {
             let (method, done) = ("RemoveAssociatedData", "has no data any more");
             match group {
@@ -141,6 +145,53 @@ fn whole(point: &Point, machines: &[Machine]) -> Row {
         )
         .lines("decisions", "Decisions", texts(detail, "Decisions"))
         .lines("exports", "Exports", texts(detail, "Exports"))
+        .lines("audit", "Audited", audit_lines(detail))
+        .hidden("auditPassed", json!(boolean(detail, "AuditPassed")))
+        .hidden("auditProof", json!(some_text(detail, "AuditProof")))
+        .hidden(
+            "auditBaseId",
+            json!(some_text(detail, "AuditBase").as_deref().map(short_id)),
+        )
+        .hidden("auditMissed", json!(texts(detail, "AuditMissedRanges")))
+}
+
+/// What the last audit of a point found: none where there was none.
+fn audit_lines(detail: &Instance) -> Vec<String> {
+    let Some(at) = instant(detail, "AuditTime") else {
+        return Vec::new();
+    };
+    let found = match boolean(detail, "AuditPassed") {
+        Some(true) => "nothing was missed",
+        _ => "CHANGES WERE MISSED",
+    };
+    let mut lines = vec![format!(
+        "{} against {}, by {}: {found}",
+        moment(at),
+        short_id(&text(detail, "AuditBase")),
+        text(detail, "AuditProof")
+    )];
+    let numbers = |name: &str| -> Vec<u64> {
+        let all = detail.get(name);
+        all.items().iter().filter_map(as_number).collect()
+    };
+    let (compared, different) = (
+        numbers("AuditBytesCompared"),
+        numbers("AuditBytesDifferent"),
+    );
+    let (mapped, missed) = (numbers("AuditBytesInMap"), numbers("AuditBytesMissed"));
+    let size = |list: &[u64], n: usize| Size(list.get(n).copied().unwrap_or(0));
+    for (n, disk) in texts(detail, "AuditDisks").iter().enumerate() {
+        lines.push(format!(
+            "{disk}: {} compared, {} differ, {} in the map, {} missed",
+            size(&compared, n),
+            size(&different, n),
+            size(&mapped, n),
+            size(&missed, n)
+        ));
+    }
+    let ranges = texts(detail, "AuditMissedRanges");
+    lines.extend(ranges.into_iter().map(|r| format!("missed {r}")));
+    lines
 }
 
 async fn list(session: &Session, vm: Option<&str>) -> Result<()> {
@@ -262,6 +313,40 @@ async fn ask(session: &Session, wanted: &str, method: &str, done: &str) -> Resul
     session
         .output
         .done(&format!("point {} {done}", point.name), &row)
+}
+
+/// Proves a change map.
+async fn audit(session: &Session, wanted: &str, base: Option<&str>) -> Result<()> {
+    session.needs_kvmms("point audit")?;
+    let point = find::point(session, None, wanted).await?;
+    let base = match base {
+        Some(base) => {
+            let machine = find::machine(session, &point.machine).await?;
+            let base = find::point(session, Some(&machine), base).await?;
+            base.path().into()
+        }
+        None => Value::Null,
+    };
+    let called = session
+        .call(
+            &service(vendor::EXPORT_SERVICE),
+            "AuditReferencePoint",
+            &parameters([
+                ("ReferencePoint", point.path().into()),
+                ("BaseReferencePoint", base),
+            ]),
+        )
+        .await?;
+    if let Followed::Left = session.follow(&called).await? {
+        return Ok(());
+    }
+    let point = find::point(session, None, &point.id).await?;
+    let mut line = format!("the change map of point {} missed nothing", point.name);
+    for told in point.detail.iter().flat_map(audit_lines) {
+        line.push_str(&format!("\n  {told}"));
+    }
+    let machines = find::machines(session).await?;
+    session.output.done(&line, &whole(&point, &machines))
 }
 
 /// Ids of a disk's settings differ in their last part between drive and medium.

@@ -152,6 +152,7 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(kvmms::History),
         Arc::new(kvmms::Catalogue),
         Arc::new(kvmms::HostDetail),
+        Arc::new(kvmms::HostChecks),
         Arc::new(kvmms::Disks),
         Arc::new(kvmms::PointDetails),
     ]
@@ -175,6 +176,7 @@ pub(crate) fn role_for(method: &str) -> Role {
         "GetDefinition",
         "GetCurrent",
         "Find",
+        "CheckHost",
     ];
     let operates = [
         "CreateReferencePoint",
@@ -185,6 +187,7 @@ pub(crate) fn role_for(method: &str) -> Role {
         "InitiateShutdown",
         "ValidateVirtualHardDisk",
         "VerifyExport",
+        "AuditReferencePoint",
         "CreateSnapshot",
         "ConvertToReferencePoint",
         "ExportS",

@@ -6,6 +6,7 @@ pub(crate) static UNSERVED: &[(&str, &[&str])] = &[
     (
         "it stands only inside parameters of methods",
         &[
+            "Kvmms_Finding",
             "Msvm_AssignableDeviceDismountSettingData",
             "Msvm_CollectionReferencePointExportSettingData",
             "Msvm_CollectionReferencePointSettingData",

@@ -9,11 +9,11 @@ use crate::point::PointDisk;
 use crate::{Result, guid};
 
 /// Directory of the configuration.
-pub(super) const MACHINES: &str = "Virtual Machines";
+pub(crate) const MACHINES: &str = "Virtual Machines";
 /// Directory of the snapshots exported with a machine.
 pub(super) const SNAPSHOTS: &str = "Snapshots";
 /// Directory of the disks.
-pub(super) const DISKS: &str = "Virtual Hard Disks";
+pub(crate) const DISKS: &str = "Virtual Hard Disks";
 
 /// The directory of a machine in an export directory.
 pub(super) fn machine_dir(directory: &Path, vm: Uuid) -> PathBuf {

@@ -172,7 +172,7 @@ fn base_lists(
 }
 
 /// The list that was kept when the base was exported, proven by its check sum.
-pub(super) fn kept_list(base: &Point, disk: &PointDisk) -> Option<Result<PathBuf>> {
+pub(crate) fn kept_list(base: &Point, disk: &PointDisk) -> Option<Result<PathBuf>> {
     let list = disk.blocks.clone()?;
     Some(match check_block_list(&list) {
         Ok(_) => Ok(list),
@@ -184,7 +184,7 @@ pub(super) fn kept_list(base: &Point, disk: &PointDisk) -> Option<Result<PathBuf
 }
 
 /// The block lists of a disk in a chain of exports, each proven against its manifest.
-fn proven_lists(chain: &[Export], id: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn proven_lists(chain: &[Export], id: &str) -> Result<Vec<PathBuf>> {
     let lists = verify::disk_files(chain, id)?.lists;
     for (list, export) in lists.iter().rev().zip(chain.iter().rev()) {
         let entry = export.manifest.disks.iter().find(|d| d.instance_id == id);

@@ -307,6 +307,12 @@ catalogue! {
     128 ExportedWhole Failed Low Software "{0} was exported whole instead of as a difference: {1}",
         "A file of the disk was changed by something other than kvmms. The export is exact and needs no base.",
         ["Find out what wrote to the file.", "Set tampering_policy to repair to have only changed blocks exported."];
+    129 AuditImpossible InvalidState Medium Software "reference point {0} cannot be audited against {1}: {2}",
+        "A proof needs the content of both points: in layers, or for the older one in an export that is still there.", ["Audit a point before its content is merged, against one that is held or whose exports are where they were written.", "Log-based points keep their content."];
+    130 AuditMissed Failed Fatal Software "the change map of disk {0} between points {1} and {2} missed {3} bytes: {4}",
+        "The map was damaged, or something wrote to the disk without being tracked: a differential export across these points lacks the change.", ["Export the newer point in full, and discard differential exports that stand on the older one.", "Report it with the job's errors and the map files."];
+    131 CleanFailed Failed Medium Resource "{0} findings could not be cleaned",
+        "Files could not be deleted, or a process could not be ended; everything else was cleaned.", ["Read the causes below, and check again with `kvmms host check`."];
     136 PointNotExported InvalidParameter Medium Software "{0} holds no export of point {1}; it holds {2}",
         "The point was never exported to this place, or it is named otherwise there.",
         ["Name one of the points listed, by its GUID, name or instant (UTC).", "Or give the directory that holds its export."];

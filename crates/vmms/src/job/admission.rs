@@ -25,10 +25,14 @@ pub fn excludes(running: &Task, new: &Task) -> bool {
             },
         ) => false,
         // Applying a snapshot replaces what everything else works on; exports read only what it leaves alone.
-        (Task::ApplySnapshot { .. }, Task::ExportPoint { .. } | Task::ExportGroupPoint { .. })
-        | (Task::ExportPoint { .. } | Task::ExportGroupPoint { .. }, Task::ApplySnapshot { .. }) => {
-            false
-        }
+        (
+            Task::ApplySnapshot { .. },
+            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } | Task::AuditPoint { .. },
+        )
+        | (
+            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } | Task::AuditPoint { .. },
+            Task::ApplySnapshot { .. },
+        ) => false,
         (Task::ApplySnapshot { .. }, _) | (_, Task::ApplySnapshot { .. }) => true,
         (Task::AdoptPoint { .. } | Task::Realize { .. }, _)
         | (_, Task::AdoptPoint { .. } | Task::Realize { .. }) => true,

@@ -350,12 +350,24 @@ impl Vmms {
     /// At the start of the service: goes on with jobs that can go on, undoes the others.
     pub(crate) fn recover_jobs(self: &Arc<Self>) {
         for job in self.db.all::<Job>() {
-            if !job.state.is_final() {
-                let undo = job.task.traits().recovery == Recovery::Undo;
-                tracing::info!(job = %guid(job.id), title = job.title, undo, "picking up a job");
-                self.launch(&job, undo && job.stop.is_none());
-            }
+            self.pick_up(job.id);
         }
+    }
+
+    /// Goes on with a job that nothing runs, or undoes it.
+    pub(crate) fn pick_up(self: &Arc<Self>, id: Uuid) {
+        let job = self.db.get::<Job>(id).ok();
+        let Some(job) = job.filter(|j| !j.state.is_final() && !self.is_driven(id)) else {
+            return;
+        };
+        let undo = job.task.traits().recovery == Recovery::Undo;
+        tracing::info!(job = %guid(job.id), title = job.title, undo, "picking up a job");
+        self.launch(&job, undo && job.stop.is_none());
+    }
+
+    /// Whether something runs this job.
+    pub(crate) fn is_driven(&self, id: Uuid) -> bool {
+        self.engine.live(id).is_some()
     }
 
     /// Lets jobs vanish from view whose time has passed.

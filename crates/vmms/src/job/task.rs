@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::{JobClass, Service};
 use crate::boot::BootOrder;
+use crate::check::FindingKind;
 use crate::export::SystemExport;
-use crate::point::{Consistency, PointType};
+use crate::point::{Consistency, PointType, Proof};
 use crate::snapshot::SnapshotKind;
 
 /// The work of a job.
@@ -60,6 +61,15 @@ pub enum Task {
         directory: PathBuf,
         /// The uids of the disks to export.
         disks: Vec<Uuid>,
+    },
+    /// Proves that the change map between two points missed nothing.
+    AuditPoint {
+        /// The newer point.
+        point: Uuid,
+        /// The older one.
+        base: Uuid,
+        /// What stands for the content of the older one.
+        proof: Proof,
     },
     /// Takes a reference point of a collection: one point of each member, all of one instant.
     CreateGroupPoint {
@@ -212,6 +222,11 @@ pub enum Task {
     },
     /// Boots throw-away machines from exports.
     BootExports(Box<BootOrder>),
+    /// Cleans what nobody needs on the host.
+    CleanHost {
+        /// Findings of these kinds.
+        kinds: Vec<FindingKind>,
+    },
     /// Proves an export against its manifest.
     Verify {
         /// The machine directory of the export (the one with the manifest).
@@ -316,6 +331,10 @@ impl Task {
     pub fn reads(&self) -> Vec<Uuid> {
         match self {
             Task::ExportPoint { point, .. } => vec![*point],
+            Task::AuditPoint { point, base, proof } => match proof {
+                Proof::Layers => vec![*point, *base],
+                Proof::Hashes => vec![*point],
+            },
             Task::ExportSystem { order, .. } => order
                 .snapshot
                 .iter()
@@ -331,6 +350,7 @@ impl Task {
     pub fn builds_on(&self) -> Vec<Uuid> {
         match self {
             Task::ExportPoint { base, .. } => base.iter().copied().collect(),
+            Task::AuditPoint { base, .. } => vec![*base],
             Task::ExportSystem { order, .. } => order.base.into_iter().collect(),
             Task::ExportGroupPoint { members, .. } => {
                 members.iter().filter_map(|m| m.base).collect()
@@ -406,6 +426,7 @@ impl Task {
             | Task::Import { vm, .. } => Some(Subject::Vm(*vm)),
             Task::DestroyPoint { point }
             | Task::RemoveData { point }
+            | Task::AuditPoint { point, .. }
             | Task::ExportPoint { point, .. } => Some(Subject::Point(*point)),
             Task::CreateGroupPoint { .. }
             | Task::DestroyGroupPoint { .. }
@@ -416,6 +437,7 @@ impl Task {
             | Task::ConvertImage { .. }
             | Task::ValidateImage { .. }
             | Task::BootExports(_)
+            | Task::CleanHost { .. }
             | Task::Verify { .. } => None,
         }
     }
@@ -496,6 +518,16 @@ impl Task {
                 suspendable: true,
                 recovery: Resume,
                 title: "Exporting a reference point",
+            },
+            Task::AuditPoint { .. } => Traits {
+                suspendable: true,
+                ..concrete(
+                    Service::ReferencePoint,
+                    0,
+                    "Auditing the change map of a reference point",
+                    true,
+                    Resume,
+                )
             },
             Task::CreateGroupPoint { .. } => concrete(
                 Service::CollectionReferencePoint,
@@ -602,6 +634,9 @@ impl Task {
                 true,
                 Undo,
             ),
+            Task::CleanHost { .. } => {
+                concrete(Service::Management, 0, "Cleaning the host", true, Resume)
+            }
             Task::Verify { .. } => {
                 concrete(Service::Management, 0, "Verifying an export", true, Undo)
             }

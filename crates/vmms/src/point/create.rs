@@ -178,6 +178,7 @@ pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<B
             })
             .collect(),
         group_point: None,
+        audit: None,
         config,
         decisions,
         exports: Vec::new(),
@@ -315,7 +316,7 @@ async fn settle_or_wait(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
 }
 
 /// Takes back the points of a machine that were not finished and of which no job is left; `which` chooses among them.
-pub(super) async fn forget_unfinished(
+pub(crate) async fn forget_unfinished(
     vmms: &Arc<Vmms>,
     vm: Uuid,
     which: impl Fn(&Point) -> bool,
@@ -335,7 +336,7 @@ pub(super) async fn forget_unfinished(
 }
 
 /// Deletes the record of a point and its directory. Layers that it alone needed are merged by the next sweep.
-pub(super) async fn forget(vmms: &Arc<Vmms>, point: Uuid) -> Result<()> {
+pub(crate) async fn forget(vmms: &Arc<Vmms>, point: Uuid) -> Result<()> {
     vmms.db
         .change(|draft| {
             crate::group::leave(draft, point);

@@ -22,6 +22,7 @@
 //! whoever needs the layers to stand still ([`Memory`]).
 
 pub(crate) mod adopt;
+pub(crate) mod audit;
 mod changes;
 pub(crate) mod create;
 pub(crate) mod destroy;
@@ -37,6 +38,7 @@ pub(crate) mod tidy;
 mod trust;
 
 pub use adopt::adopt_point;
+pub use audit::{Audit, DiskAudit, Proof, audit_point};
 pub use changes::{Changes, changes};
 pub use create::create_point;
 pub(crate) use create::hold;

@@ -6,6 +6,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::Audit;
+
 /// The two kinds of points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PointType {
@@ -67,6 +69,9 @@ pub struct Point {
     /// What was decided for its exports without asking.
     #[serde(default)]
     pub export_decisions: Vec<Decision>,
+    /// The last proof that its change map missed nothing.
+    #[serde(default)]
+    pub audit: Option<Audit>,
 }
 
 /// The time an RCT point keeps its content.

@@ -121,6 +121,7 @@ impl Snapshot {
             decisions: self.decisions.clone(),
             exports: self.exports.clone(),
             export_decisions: self.export_decisions.clone(),
+            audit: None,
         }
     }
 }

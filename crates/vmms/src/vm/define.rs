@@ -322,6 +322,13 @@ pub(crate) async fn run_destroy(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) ->
         })
         .await?;
     vmms.drop_runtime(id);
+    // Log and sockets of its last process: nobody looks for them any more.
+    match std::fs::remove_dir_all(spec::run_dir(&vmms.dirs, id)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(vm = %guid(id), %error, "the run directory of a deleted machine stays");
+        }
+        _ => {}
+    }
     let dir = spec::state_dir(&vmms.dirs, record.id);
     match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::io("remove", &dir, &e)),

@@ -1,4 +1,4 @@
-//! Kvmms_ExportService: proving, importing and booting exports, for which the documented schema has no method.
+//! Kvmms_ExportService: proving, importing and booting exports, and proving change maps, for which the documented schema has no method.
 
 use async_trait::async_trait;
 use cim::Instance;
@@ -7,6 +7,7 @@ use vmms::Element;
 use vmms::boot::Wanted;
 use vmms::vm::device::host_path;
 
+use super::super::point::point_reference;
 use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
 use crate::Service;
 use crate::object::{Object, What};
@@ -87,6 +88,17 @@ impl Provider for Exports {
                 let job =
                     vmms::boot::boot_exports(own, &directory, at.as_deref(), wanted, call.asked)
                         .await?;
+                Ok(Outcome::started(service, job))
+            }
+            "AuditReferencePoint" => {
+                let given = p::AuditReferencePointIn::read(call.parameters)?;
+                let named = |parameter, path| point_reference(service, parameter, path);
+                let point = named("ReferencePoint", given.reference_point.as_ref())?;
+                let base = match &given.base_reference_point {
+                    Some(path) => Some(named("BaseReferencePoint", Some(path))?),
+                    None => None,
+                };
+                let job = vmms::point::audit_point(&service.vmms, point, base, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
             _ => Err(unserved(call.target.class, call.method)),

@@ -2,6 +2,7 @@
 //! catalogue, the host, disks and points in detail.
 
 mod catalogue;
+mod check;
 mod disk;
 mod export;
 mod history;
@@ -9,6 +10,7 @@ mod host;
 mod point;
 
 pub(crate) use catalogue::Catalogue;
+pub(crate) use check::HostChecks;
 pub(crate) use disk::Disks;
 pub(crate) use export::{Exports, export_service};
 pub(crate) use history::History;

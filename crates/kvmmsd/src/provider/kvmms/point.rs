@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::class;
 use vmms::guid;
-use vmms::point::{Point, PointType};
+use vmms::point::{Audit, DiskAudit, Point, PointType};
 use vmms::vm::Vm;
 
 use super::super::Provider;
@@ -104,7 +104,32 @@ fn instance(service: &Service, point: &Point) -> Instance {
                 .map(|e| e.display().to_string())
                 .collect::<Vec<_>>(),
         );
+    if let Some(audit) = &point.audit {
+        audited(&mut i, point, audit);
+    }
     i
+}
+
+fn audited(i: &mut Instance, point: &Point, audit: &Audit) {
+    let id = |disk: &DiskAudit| resource_id(point.vm, &disk.device);
+    let numbers = |of: fn(&DiskAudit) -> u64| audit.disks.iter().map(of).collect::<Vec<_>>();
+    let ranges = audit.disks.iter().flat_map(|disk| {
+        let ends = |(at, len): &(u64, u64)| (*at, at.saturating_add(*len));
+        disk.missed
+            .iter()
+            .map(ends)
+            .map(move |(from, to)| format!("{}: {from}-{to}", id(disk)))
+    });
+    i.set("AuditTime", Datetime::from(audit.at))
+        .set("AuditPassed", audit.passed())
+        .set("AuditBase", format!("Microsoft:{}", guid(audit.base)))
+        .set("AuditProof", audit.proof.word())
+        .set("AuditDisks", audit.disks.iter().map(id).collect::<Vec<_>>())
+        .set("AuditBytesCompared", numbers(|d| d.compared))
+        .set("AuditBytesDifferent", numbers(|d| d.different))
+        .set("AuditBytesInMap", numbers(|d| d.mapped))
+        .set("AuditBytesMissed", numbers(|d| d.missed_bytes))
+        .set("AuditMissedRanges", ranges.collect::<Vec<_>>());
 }
 
 /// What the files of the point's own layers take: the file of each instant, as long as nothing was merged into it and

@@ -1,0 +1,72 @@
+//! Kvmms_HostService: finding and cleaning what nobody needs on the host.
+
+use async_trait::async_trait;
+use cim::{Instance, Value};
+use msvm::{class, params};
+use vmms::check::{Finding, FindingKind};
+
+use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
+use crate::Service;
+use crate::object::{Object, What};
+
+pub(crate) struct HostChecks;
+
+const TITLE: &str = "kvmms Host Service";
+
+#[async_trait]
+impl Provider for HostChecks {
+    fn classes(&self) -> &'static [&'static str] {
+        &[class::KVMMS_HOST_SERVICE]
+    }
+
+    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
+        let class = class::KVMMS_HOST_SERVICE;
+        let name = "kvmms-host".to_owned();
+        let host = service.host.clone();
+        vec![Object::of_system(class, host, "Name", name, What::Service)]
+    }
+
+    fn instance(&self, service: &Service, object: &Object) -> Instance {
+        services::properties(service, object.class, TITLE)
+    }
+
+    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+        use params::kvmms_host_service as p;
+        match call.method {
+            "CheckHost" => {
+                let found = vmms::check::check_host(&service.vmms).await?;
+                let found: Vec<Instance> = found.iter().map(instance).collect();
+                let out = match found.is_empty() {
+                    true => Value::Null,
+                    false => found.into(),
+                };
+                Ok(Outcome::done().with("Findings", out))
+            }
+            "CleanHost" => {
+                let given = p::CleanHostIn::read(call.parameters)?;
+                let texts = given.kinds.unwrap_or_default();
+                let kinds = texts
+                    .iter()
+                    .map(|text| text.parse())
+                    .collect::<Result<Vec<FindingKind>, _>>()?;
+                let job = vmms::check::clean_host(&service.vmms, &kinds, call.asked).await?;
+                Ok(Outcome::started(service, job))
+            }
+            _ => Err(unserved(call.target.class, call.method)),
+        }
+    }
+}
+
+fn instance(found: &Finding) -> Instance {
+    let mut i = Instance::new(class::KVMMS_FINDING);
+    i.set("Caption", "Finding")
+        .set("Description", found.why.as_str())
+        .set("ElementName", found.subject.as_str())
+        .set("FindingKind", found.kind.word())
+        .set("Subject", found.subject.as_str())
+        .set("Size", found.bytes)
+        .set("Reason", found.why.as_str())
+        .set("Cleanable", found.safe)
+        .set("Action", found.action.as_str());
+    i
+}

@@ -24,7 +24,7 @@ async fn commit_for_ever(directory: &Path) {
         .map(|writer| {
             let store = Arc::clone(&store);
             tokio::spawn(async move {
-                for n in 0u64.. {
+                for n in 0..u64::MAX {
                     // Two records that belong together, and one that moves on.
                     let id = format!("{round}-{writer}-{n}");
                     let txn = Txn::new()

@@ -134,6 +134,34 @@ async fn import(
     planned: bool,
 ) -> Result<()> {
     ctx.checkpoint().await?;
+    let mut prepared = prepare(vmms, directory, id, name, disks, planned).await?;
+    let files = prepared.files();
+    ctx.note(&files).await?;
+    let total = prepared.size();
+    prepared.write(ctx, disks, 0, total).await?;
+    let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    ctx.output(|output| output.report = report).await?;
+    ctx.no_return().await?;
+    let record = prepared.finish(vmms)?;
+    vm::install(vmms, record).await.map(drop)
+}
+
+/// A machine to be made of an export.
+pub(crate) struct Prepared {
+    chain: Vec<Export>,
+    record: Vm,
+    parts: Arc<[Part]>,
+}
+
+/// Finds out what is to be made of the export in `directory`; fails where a file is in the way.
+pub(crate) async fn prepare(
+    vmms: &Arc<Vmms>,
+    directory: &Path,
+    id: Uuid,
+    name: Option<&str>,
+    disks: &Path,
+    planned: bool,
+) -> Result<Prepared> {
     let dir = directory.to_owned();
     let chain = blocking(move || chain_of(&dir)).await?;
     let (mut record, exported) = machine_of(&chain, id)?;
@@ -142,43 +170,67 @@ async fn import(
     }
     record.planned = planned;
     record.owner = vmms.host.clone();
-
-    let plan = plan(&chain, exported, &record, disks)?;
-    let files: Vec<PathBuf> = plan.iter().map(|p| p.target.clone()).collect();
-    for file in &files {
-        if file.exists() {
-            return Err(fault!(NameTaken, "the file", file.display()));
-        }
+    let parts = plan(&chain, exported, &record, disks)?;
+    if let Some(part) = parts.iter().find(|p| p.target.exists()) {
+        return Err(fault!(NameTaken, "the file", part.target.display()));
     }
-    leave_out_others(&mut record, &plan);
-    ctx.note(&files).await?;
-    let (cancel, told) = (ctx.cancel_flag(), ctx.clone());
-    let dir = disks.to_owned();
-    let sizes = blocking(move || {
-        std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
-        let total: u64 = plan.iter().map(|p| p.size).sum();
-        let mut before = 0;
-        for part in &plan {
-            let source = Chain::open(&part.layers)?;
-            let progress = |p: disk::Progress| told.progress(before + p.done, total);
-            export_disk(&ExportPlan::full(&source, &part.target), &progress, &cancel)?;
-            before += source.size();
-        }
-        Ok(plan)
+    leave_out_others(&mut record, &parts);
+    Ok(Prepared {
+        chain,
+        record,
+        parts: parts.into(),
     })
-    .await?;
-    for part in &sizes {
-        part.put_in(&mut record);
+}
+
+impl Prepared {
+    /// The images that will be written.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        self.parts.iter().map(|p| p.target.clone()).collect()
     }
-    let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-    ctx.output(|output| output.report = report).await?;
-    ctx.no_return().await?;
-    firmware(vmms, &chain, id)?;
-    if let Some(memory) = memory(vmms, &chain, id)? {
-        record.power = Power::Saved;
-        record.saved_state = Some(memory);
+
+    /// What they hold, as guests see it, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.parts.iter().map(|p| p.size).sum()
     }
-    vm::install(vmms, record).await.map(drop)
+
+    /// Writes them; `before` of `total` bytes of the whole work are done.
+    pub(crate) async fn write(
+        &mut self,
+        ctx: &JobContext,
+        disks: &Path,
+        before: u64,
+        total: u64,
+    ) -> Result<()> {
+        let (cancel, told) = (ctx.cancel_flag(), ctx.clone());
+        let (dir, parts) = (disks.to_owned(), Arc::clone(&self.parts));
+        blocking(move || {
+            std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+            let mut before = before;
+            for part in parts.iter() {
+                let source = Chain::open(&part.layers)?;
+                let progress = |p: disk::Progress| told.progress(before + p.done, total);
+                export_disk(&ExportPlan::full(&source, &part.target), &progress, &cancel)?;
+                before += source.size();
+            }
+            Ok(())
+        })
+        .await?;
+        for part in self.parts.iter() {
+            part.put_in(&mut self.record);
+        }
+        Ok(())
+    }
+
+    /// Puts the small files in their places; returns the machine, to be recorded.
+    pub(crate) fn finish(self, vmms: &Vmms) -> Result<Vm> {
+        let mut record = self.record;
+        firmware(vmms, &self.chain, record.id)?;
+        if let Some(memory) = memory(vmms, &self.chain, record.id)? {
+            record.power = Power::Saved;
+            record.saved_state = Some(memory);
+        }
+        Ok(record)
+    }
 }
 
 /// The machine in the last export of a chain, with the identifier `id` in place of its own, which is returned as well. It is off.

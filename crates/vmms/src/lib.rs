@@ -22,6 +22,7 @@ mod fault;
 pub mod group;
 pub mod image;
 pub mod import;
+pub mod import_group;
 pub mod job;
 pub mod layer;
 mod pick;

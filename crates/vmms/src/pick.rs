@@ -12,15 +12,18 @@ use crate::{Fault, Result, fault};
 const LISTED: usize = 20;
 
 /// Shortest beginning of a GUID that is taken for one.
-const BEGINNING: usize = 6;
+pub(crate) const BEGINNING: usize = 6;
 
-struct Found {
-    dir: PathBuf,
-    manifest: Manifest,
+/// An export.
+pub(crate) struct Found {
+    /// The directory with its manifest.
+    pub(crate) dir: PathBuf,
+    /// Which says what it is.
+    pub(crate) manifest: Manifest,
 }
 
 /// Every export in `directory`, below it, and beneath those; each once.
-fn all(directory: &Path) -> Result<Vec<Found>> {
+pub(crate) fn all(directory: &Path) -> Result<Vec<Found>> {
     let mut dirs: Vec<PathBuf> = Vec::new();
     for dir in exports_below(directory)? {
         // Where a chain is broken, what is there can be meant all the same.

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use crate::job::{JobContext, Task};
-use crate::{Result, Vmms, boot, check, export, group, image, import, point, snapshot, verify, vm};
+use crate::{
+    Result, Vmms, boot, check, export, group, image, import, import_group, point, snapshot, verify,
+    vm,
+};
 
 /// Does the work of a job.
 pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Result<()> {
@@ -92,6 +95,11 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             disks,
             planned,
         } => import::run(vmms, ctx, directory, *vm, name.as_deref(), disks, *planned).await,
+        Task::ImportGroup {
+            group,
+            name,
+            members,
+        } => import_group::run(vmms, ctx, *group, name, members).await,
         Task::AdoptPoint {
             vm,
             point,
@@ -142,5 +150,8 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         // What is clean is clean.
         Task::CleanHost { .. } => Ok(()),
         Task::Import { vm, disks, .. } => import::undo(vmms, ctx, *vm, disks).await,
+        Task::ImportGroup { group, members, .. } => {
+            import_group::undo(vmms, ctx, *group, members).await
+        }
     }
 }

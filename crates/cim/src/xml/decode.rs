@@ -67,19 +67,13 @@ pub fn decode<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(Cow<'a, str>, Enc
         };
     }
     let odd = Reason::Encoding("UTF-16 needs an even number of bytes");
-    let pairs = body.chunks_exact(2);
-    if !pairs.remainder().is_empty() {
+    let (pairs, rest) = body.as_chunks::<2>();
+    if !rest.is_empty() {
         return Err(XmlError::at_start(odd));
     }
-    let units = pairs.map(|pair| {
-        let pair = [
-            pair.first().copied().unwrap_or(0),
-            pair.last().copied().unwrap_or(0),
-        ];
-        match encoding {
-            Encoding::Utf16Be => u16::from_be_bytes(pair),
-            _ => u16::from_le_bytes(pair),
-        }
+    let units = pairs.iter().map(|pair| match encoding {
+        Encoding::Utf16Be => u16::from_be_bytes(*pair),
+        _ => u16::from_le_bytes(*pair),
     });
     let mut text = String::with_capacity(body.len() / 2);
     for unit in char::decode_utf16(units) {

@@ -103,12 +103,8 @@ impl ChangeMap {
             ranges: Vec::with_capacity(body.len() / 16),
         };
         let mut least = 0;
-        for (index, pair) in body
-            .get(HEAD..)
-            .unwrap_or_default()
-            .chunks_exact(16)
-            .enumerate()
-        {
+        let (pairs, _) = body.get(HEAD..).unwrap_or_default().as_chunks::<16>();
+        for (index, pair) in pairs.iter().enumerate() {
             let bad = MapError::Range(index as u64);
             let start = u64_at(pair, 0).ok_or_else(|| bad.clone())?;
             let end = u64_at(pair, 8).ok_or_else(|| bad.clone())?;

@@ -293,7 +293,7 @@ impl Extensions {
 
     fn read_feature_names(&mut self, bytes: &[u8], at: u64, len: u64) -> Result<(), FormatError> {
         let table = slice(bytes, at, len).ok_or(FormatError::Truncated("header"))?;
-        for row in table.chunks_exact(48) {
+        for row in table.as_chunks::<48>().0 {
             // Type 0 is the incompatible kind, the only one that can stop us.
             if let [0, bit, name @ ..] = row {
                 let name = name.split(|b| *b == 0).next().unwrap_or_default();

@@ -1,5 +1,7 @@
 //! `kvmms group`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 
 /// Verbs of `group`.
@@ -59,6 +61,26 @@ Examples:
         /// The new name
         #[arg(value_name = "NAME")]
         name: String,
+    },
+    /// Make machines, and a collection of them, of the exports of a collection's point: all or none
+    #[command(after_help = "\
+Examples:
+  kvmms group import /backup/shop --name shop-restored
+  kvmms group import /backup/shop --at monday --to /var/lib/images/shop")]
+    Import {
+        /// The directory of the exports (on the service's host)
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Which point: its GUID, the beginning of it, or its name [default: the newest there is]
+        #[arg(long, value_name = "POINT")]
+        at: Option<String>,
+        /// The new collection's name [default: the exported one's]
+        #[arg(long)]
+        name: Option<String>,
+        /// Where a directory for each machine's disks goes [default: a new directory under images in the service's
+        /// state directory]
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
     },
     /// Delete a collection that has no points; its members stay
     #[command(visible_alias = "rm")]

@@ -1,6 +1,6 @@
 //! `kvmms export`, `kvmms point export`, `kvmms import`, `kvmms verify`.
 
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 
 use cim::{Instance, Value};
 use msvm::class;
@@ -235,6 +235,46 @@ pub(super) async fn import(session: &Session, a: ImportArgs) -> Result<()> {
         line.push_str(&format!("\n  {told}"));
     }
     session.output.done(&line, &row)
+}
+
+/// Makes machines and a collection of the exports of a collection's point.
+pub(super) async fn import_group(
+    session: &Session,
+    directory: &FilePath,
+    at: Option<String>,
+    name: Option<String>,
+    to: Option<PathBuf>,
+) -> Result<()> {
+    session.needs_kvmms("import a collection")?;
+    let text = |text: Option<String>| text.map_or(Value::Null, Value::from);
+    let disks = match &to {
+        Some(to) => session.host_path(to)?,
+        None => default_directory(session, name.as_deref()).await?,
+    };
+    let called = session
+        .call(
+            &service(vendor::EXPORT_SERVICE),
+            "ImportCollectionExport",
+            &parameters([
+                ("ExportDirectory", session.host_path(directory)?.into()),
+                ("Point", text(at)),
+                ("NewName", text(name)),
+                ("DiskDirectory", disks.into()),
+            ]),
+        )
+        .await?;
+    if let Followed::Left = session.follow(&called).await? {
+        return Ok(());
+    }
+    let named = called.invoked.get("ImportedCollection").as_path();
+    let id = named.and_then(|p| p.get_str("CollectionID").map(str::to_owned));
+    let id = id.ok_or_else(|| {
+        Error::Answer(
+            called.method.clone(),
+            "it does not name the new collection".to_owned(),
+        )
+    })?;
+    super::group::show(session, &id).await
 }
 
 /// Proves an export.

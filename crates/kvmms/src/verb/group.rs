@@ -117,6 +117,12 @@ pub(super) async fn run(session: &Session, verb: GroupVerb) -> Result<()> {
                 .output
                 .done(&format!("{} is {name} now", found.name), &row)
         }
+        GroupVerb::Import {
+            directory,
+            at,
+            name,
+            to,
+        } => super::export::import_group(session, &directory, at, name, to).await,
         GroupVerb::Delete { group } => {
             let found = self::group(session, &group).await?;
             let given = parameters([("Collection", found.path().into())]);
@@ -175,7 +181,7 @@ async fn list(session: &Session) -> Result<()> {
         .list(&rows, "No groups. Make one: kvmms group create NAME VM...")
 }
 
-async fn show(session: &Session, wanted: &str) -> Result<()> {
+pub(super) async fn show(session: &Session, wanted: &str) -> Result<()> {
     let group = group(session, wanted).await?;
     let mut rows = Vec::new();
     if !group.is_of_groups() {

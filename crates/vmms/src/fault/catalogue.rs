@@ -345,6 +345,9 @@ catalogue! {
         "The agent's own message tells the cause.", ["Look into the guest."];
     149 HostLacks NotSupported Medium Unsupported "not available here: {0}; {1}",
         "This host, or its QEMU, lacks something the request needs.", ["Install what is missing, or ask for something else.", "Run `kvmms host show`."];
+    // 150..: restoring
+    150 CollectionIncomplete InvalidState Medium Software "{0} does not hold the exports of all machines of the collection's point {1}; missing: {2}",
+        "Some machines were left out of the export, or their directories are elsewhere.", ["Bring the missing exports into the directory.", "Or import the machines that are there one by one: `kvmms import`."];
 }
 
 impl From<Message> for u16 {

@@ -9,7 +9,7 @@ use crate::db::{Draft, Row};
 use crate::vm::Vm;
 use crate::{Element, Result, Vmms, fault, guid};
 
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.trim().is_empty() || name.chars().count() > 256 || name.chars().any(char::is_control) {
         return Err(fault!(
             InvalidValue,

@@ -10,6 +10,7 @@ use super::{JobClass, Service};
 use crate::boot::BootOrder;
 use crate::check::FindingKind;
 use crate::export::SystemExport;
+use crate::import_group::MemberImport;
 use crate::point::{Consistency, PointType, Proof};
 use crate::snapshot::SnapshotKind;
 
@@ -200,6 +201,15 @@ pub enum Task {
         /// Whether it is to be a planned machine.
         #[serde(default)]
         planned: bool,
+    },
+    /// Makes machines and a collection of the exports of a collection's point.
+    ImportGroup {
+        /// The new collection.
+        group: Uuid,
+        /// Its name.
+        name: String,
+        /// The machines.
+        members: Vec<MemberImport>,
     },
     /// Gives a restored machine the point it was restored from.
     AdoptPoint {
@@ -438,6 +448,7 @@ impl Task {
             | Task::ValidateImage { .. }
             | Task::BootExports(_)
             | Task::CleanHost { .. }
+            | Task::ImportGroup { .. }
             | Task::Verify { .. } => None,
         }
     }
@@ -603,6 +614,13 @@ impl Task {
                 Service::Management,
                 61,
                 "Importing a virtual machine",
+                true,
+                Undo,
+            ),
+            Task::ImportGroup { .. } => concrete(
+                Service::Management,
+                61,
+                "Importing the virtual machines of a collection",
                 true,
                 Undo,
             ),

@@ -101,6 +101,25 @@ impl Provider for Exports {
                 let job = vmms::point::audit_point(&service.vmms, point, base, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
+            "ImportCollectionExport" => {
+                let given = p::ImportCollectionExportIn::read(call.parameters)?;
+                let directory =
+                    host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
+                let disks = host_path(&msvm::required("DiskDirectory", given.disk_directory)?)?;
+                let filled = |text: Option<String>| text.filter(|t| !t.trim().is_empty());
+                let (at, name) = (filled(given.point), filled(given.new_name));
+                let (group, job) = vmms::import_group::import_group(
+                    &service.vmms,
+                    &directory,
+                    at,
+                    name,
+                    &disks,
+                    call.asked,
+                )
+                .await?;
+                let imported = service.element_path(&Element::Group(group));
+                Ok(Outcome::started(service, job).with("ImportedCollection", imported))
+            }
             _ => Err(unserved(call.target.class, call.method)),
         }
     }

@@ -1,0 +1,249 @@
+//! Making machines and a collection of the exports of one point of a collection: all of them, or nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use disk::manifest::{CollectionIdentity, Manifest};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::group::{Group, GroupKind};
+use crate::import::{self, Prepared};
+use crate::job::{JobContext, Output, Task};
+use crate::pick::{self, Found};
+use crate::point::tidy::blocking;
+use crate::vm::{Asked, Vm, check_images};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// One machine to be made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberImport {
+    /// The directory with its manifest.
+    pub directory: PathBuf,
+    /// The new machine.
+    pub vm: Uuid,
+    /// Where its disks go.
+    pub disks: PathBuf,
+}
+
+/// Starts a job that makes a new machine of each export of one point of a collection in `directory`, and a collection of them; returns
+/// the collection's and the job's identifiers. `at` is the point's GUID (or the beginning of it) or name; without it the
+/// newest that is there. `name` `None` keeps the collection's name. A machine whose name is taken here has the collection's added to it. The disks go into one directory for each machine below
+/// `disks`.
+///
+/// # Errors
+/// Refused at once where no such point was exported, where it is unclear which is meant, and where a machine of it is missing.
+pub async fn import_group(
+    vmms: &Arc<Vmms>,
+    directory: &Path,
+    at: Option<String>,
+    name: Option<String>,
+    disks: &Path,
+    asked: &Asked,
+) -> Result<(Uuid, Uuid)> {
+    if !disks.is_absolute() {
+        return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
+    }
+    let dir = directory.to_owned();
+    let (point, found) = blocking(move || choose(&dir, at.as_deref())).await?;
+    let name = name.unwrap_or(point.name);
+    crate::group::manage::check_name(&name)?;
+    let group = Uuid::new_v4();
+    let mut members: Vec<MemberImport> = Vec::new();
+    for export in found {
+        let plain = |c: char| if c.is_alphanumeric() { c } else { '-' };
+        let machine: String = export.manifest.machine.name.chars().map(plain).collect();
+        let mut place = disks.join(&machine);
+        if machine.is_empty() || members.iter().any(|m| m.disks == place) {
+            place = disks.join(format!("{machine}-{}", export.manifest.machine.id));
+        }
+        members.push(MemberImport {
+            directory: export.dir,
+            vm: Uuid::new_v4(),
+            disks: place,
+        });
+    }
+    let mut affected: Vec<_> = vec![(Element::Group(group), Effect::Create)];
+    affected.extend(members.iter().map(|m| (Element::Vm(m.vm), Effect::Create)));
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        directory: Some(directory.to_owned()),
+        created: Some(Element::Group(group)),
+        ..Output::default()
+    };
+    let task = Task::ImportGroup {
+        group,
+        name,
+        members,
+    };
+    let job = vmms.submit(task, submission).await?;
+    // A request that was sent twice is one job.
+    match vmms.job(job).map(|j| j.task) {
+        Ok(Task::ImportGroup { group, .. }) => Ok((group, job)),
+        _ => Ok((group, job)),
+    }
+}
+
+/// The exports of one point of a collection, one of each machine of it, in the order of the machines.
+fn choose(directory: &Path, at: Option<&str>) -> Result<(CollectionIdentity, Vec<Found>)> {
+    let all = pick::all(directory)?;
+    let mut points: Vec<(String, CollectionIdentity)> = Vec::new();
+    for found in &all {
+        let Some(point) = &found.manifest.collection else {
+            continue;
+        };
+        if at.is_none_or(|at| is_meant(point, at))
+            && !points.iter().any(|(_, p)| p.point == point.point)
+        {
+            points.push((found.manifest.point.instant.clone(), point.clone()));
+        }
+    }
+    points.sort_by(|a, b| b.0.cmp(&a.0));
+    let shown = |points: &[(String, CollectionIdentity)]| {
+        let one = |(at, p): &(String, CollectionIdentity)| {
+            format!("{} ({}, {at}, of {})", p.point_name, p.point, p.name)
+        };
+        points.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let point = match points.as_slice() {
+        [] => {
+            let mut known: Vec<(String, CollectionIdentity)> = Vec::new();
+            for found in &all {
+                if let Some(point) = &found.manifest.collection
+                    && !known.iter().any(|(_, p)| p.point == point.point)
+                {
+                    known.push((found.manifest.point.instant.clone(), point.clone()));
+                }
+            }
+            let known = match known.is_empty() {
+                true => "no point of a collection".to_owned(),
+                false => shown(&known),
+            };
+            let at = at.unwrap_or("a collection's point");
+            return Err(fault!(PointNotExported, directory.display(), at, known));
+        }
+        [(_, only)] => only.clone(),
+        [(_, newest), ..] if at.is_none() => newest.clone(),
+        several => {
+            let at = at.unwrap_or_default();
+            return Err(fault!(
+                PointUnclear,
+                directory.display(),
+                at,
+                shown(several)
+            ));
+        }
+    };
+    let mut exports = Vec::new();
+    let mut missing = Vec::new();
+    let mut left = all;
+    for machine in &point.machines {
+        let of_machine = |manifest: &Manifest| {
+            manifest.machine.id.eq_ignore_ascii_case(&machine.id)
+                && manifest
+                    .collection
+                    .as_ref()
+                    .is_some_and(|c| c.point == point.point)
+        };
+        match left.iter().position(|f| of_machine(&f.manifest)) {
+            Some(at) => exports.push(left.swap_remove(at)),
+            None => missing.push(format!("{} ({})", machine.name, machine.id)),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(fault!(
+            CollectionIncomplete,
+            directory.display(),
+            point.point,
+            missing.join(", ")
+        ));
+    }
+    Ok((point, exports))
+}
+
+fn is_meant(point: &CollectionIdentity, at: &str) -> bool {
+    let id = at.trim().trim_matches(['{', '}']);
+    let begins = point.point.get(..id.len());
+    point.point_name.eq_ignore_ascii_case(at.trim())
+        || (id.len() >= pick::BEGINNING && begins.is_some_and(|b| b.eq_ignore_ascii_case(id)))
+}
+
+/// Makes them.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    group: Uuid,
+    name: &str,
+    members: &[MemberImport],
+) -> Result<()> {
+    ctx.checkpoint().await?;
+    let failed = |member: &MemberImport, cause: Fault| match cause.kind() {
+        Kind::Cancelled => cause,
+        _ => fault!(ImportFailed, member.directory.display()).caused_by(cause),
+    };
+    let mut prepared: Vec<Prepared> = Vec::new();
+    for member in members {
+        let (dir, disks) = (&member.directory, &member.disks);
+        let one = import::prepare(vmms, dir, member.vm, None, disks, false).await;
+        prepared.push(one.map_err(|cause| failed(member, cause))?);
+    }
+    let files: Vec<PathBuf> = prepared.iter().flat_map(Prepared::files).collect();
+    ctx.note(&files).await?;
+    let total = prepared.iter().map(Prepared::size).sum();
+    let mut before = 0;
+    for (one, member) in prepared.iter_mut().zip(members) {
+        let size = one.size();
+        let written = one.write(ctx, &member.disks, before, total).await;
+        written.map_err(|cause| failed(member, cause))?;
+        before += size;
+    }
+    let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    ctx.output(|output| output.report = report).await?;
+    ctx.no_return().await?;
+    let mut machines: Vec<Vm> = Vec::new();
+    for (one, member) in prepared.into_iter().zip(members) {
+        let made = one.finish(vmms);
+        machines.push(made.map_err(|cause| failed(member, cause))?);
+    }
+    let group = Group {
+        id: group,
+        name: name.to_owned(),
+        kind: GroupKind::Machines,
+        members: machines.iter().map(|m| m.id).collect(),
+    };
+    vmms.db
+        .change(|draft| {
+            // Beside the machines they come from, they are told apart by the collection.
+            for machine in &mut machines {
+                if draft.all::<Vm>().iter().any(|o| o.name == machine.name) {
+                    machine.name = format!("{}-{}", machine.name, group.name);
+                }
+            }
+            if draft.get_mut::<Group>(group.id).is_ok() {
+                return Err(fault!(NameTaken, "collection", guid(group.id)));
+            }
+            for machine in machines {
+                check_images(&draft.all::<Vm>(), &machine)?;
+                draft.put(machine);
+            }
+            draft.put(group);
+            Ok(())
+        })
+        .await
+}
+
+/// Removes what was written, unless the collection is there.
+pub(crate) async fn undo(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    group: Uuid,
+    members: &[MemberImport],
+) -> Result<()> {
+    if vmms.db.get::<Group>(group).is_ok() {
+        return Ok(());
+    }
+    for member in members {
+        import::undo(vmms, ctx, member.vm, &member.disks).await?;
+    }
+    Ok(())
+}

@@ -154,7 +154,7 @@ mod tests {
             "web (G)\n",
             "point: monday of 2026-11-20T19:00:00Z (P)",
             "manifest: abc",
-            "disk: def 1.0 MiB, /b/d.qcow2",
+            "disk: def 1 MiB, /b/d.qcow2",
             "seen: agent after 4200 ms",
             "agent: os_id debian\n",
             "  console:\n    one\n    two\n",

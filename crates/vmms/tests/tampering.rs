@@ -44,7 +44,7 @@ fn record(bed: &Bed<'_>, point: Uuid) -> Point {
 }
 
 fn trouble(bed: &Bed<'_>, point: Uuid) -> Vec<String> {
-    problems(&bed.bench.vmms, &record(bed, point))
+    problems(&bed.bench.vmms, &record(bed, point)).all()
 }
 
 /// The file of a layer, the base being 0.

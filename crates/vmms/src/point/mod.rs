@@ -57,4 +57,4 @@ pub use release::remove_data;
 pub(crate) use settle::{recover, settle};
 pub(crate) use sweep::{end_hold, sweep};
 pub(crate) use trust::distrust;
-pub use trust::problems;
+pub use trust::{Problems, problems};

@@ -91,13 +91,28 @@ pub(crate) async fn distrust(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Vec<Decision>
     Ok(decisions)
 }
 
-/// What is wrong with a point, one line for each thing; nothing where all it is good for can be trusted: its content where
-/// it holds any, and the differences from it to the present.
-pub fn problems(vmms: &Vmms, point: &Point) -> Vec<String> {
+/// What is wrong with a point, one line for each thing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems {
+    /// Why its content, where it holds any, cannot be exported.
+    pub content: Vec<String>,
+    /// Why what changed since it is not known.
+    pub tracking: Vec<String>,
+}
+
+impl Problems {
+    /// All of them.
+    pub fn all(&self) -> Vec<String> {
+        self.content.iter().chain(&self.tracking).cloned().collect()
+    }
+}
+
+/// What is wrong with a point: nothing where all it is good for can be trusted.
+pub fn problems(vmms: &Vmms, point: &Point) -> Problems {
+    let mut out = Problems::default();
     let Ok(vm) = vmms.db.get::<Vm>(point.vm) else {
-        return Vec::new();
+        return out;
     };
-    let mut out = Vec::new();
     for disk in &point.disks {
         if let Some(found) = vm.disk(disk.uid) {
             of_disk(&found.layers, disk, point.holds_content(), &mut out);
@@ -106,7 +121,7 @@ pub fn problems(vmms: &Vmms, point: &Point) -> Vec<String> {
     out
 }
 
-fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Vec<String>) {
+fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Problems) {
     let mut tree = tree.clone();
     // While layers are merged, files beneath change by our own hand.
     if tree.pending.is_none() {
@@ -115,7 +130,7 @@ fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Vec<Stri
         }
     }
     let Some(node) = tree.nodes.get(&disk.node) else {
-        out.push(format!(
+        out.tracking.push(format!(
             "disk {}: its instant is not known any more",
             disk.device
         ));
@@ -127,7 +142,7 @@ fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Vec<Stri
                 || "a file it is read from was changed".to_owned(),
                 ToString::to_string,
             );
-            out.push(format!(
+            out.content.push(format!(
                 "disk {}: it cannot be exported: {why}",
                 disk.device
             ));
@@ -135,7 +150,7 @@ fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Vec<Stri
         for file in tree.chain(disk.node).unwrap_or_default() {
             if is_missing(&file.path) {
                 let shown = file.path.display();
-                out.push(format!(
+                out.content.push(format!(
                     "disk {}: it cannot be exported: {shown} is missing",
                     disk.device
                 ));
@@ -149,7 +164,7 @@ fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Vec<Stri
         )
     };
     if let Some(doubt) = tree.doubt(disk.node, tree.active) {
-        out.push(since(&doubt.reason));
+        out.tracking.push(since(&doubt.reason));
     }
     for id in tree
         .path_between(disk.node, tree.active)
@@ -159,9 +174,10 @@ fn of_disk(tree: &LayerTree, disk: &PointDisk, content: bool, out: &mut Vec<Stri
             continue;
         };
         match &node.map {
-            None => out.push(since(&"a change map was given up")),
+            None => out.tracking.push(since(&"a change map was given up")),
             Some(map) if is_missing(map) && !files::tells_changes(&tree, id) => {
-                out.push(since(&format!("{} is missing", map.display())));
+                out.tracking
+                    .push(since(&format!("{} is missing", map.display())));
             }
             Some(_) => {}
         }

@@ -65,7 +65,7 @@ fn points_collide(a: &Task, b: &Task) -> bool {
 mod tests {
     use super::*;
     use crate::job::{MemberExport, MemberTask};
-    use crate::point::PointType;
+    use crate::point::{PointType, Proof};
 
     fn state(to: StateChange) -> Task {
         Task::ChangeState {
@@ -135,6 +135,28 @@ mod tests {
             excludes(&running, &running),
             "one directory takes one export at a time"
         );
+    }
+
+    #[test]
+    fn an_audit_keeps_both_points_and_reads_the_older_one_only_from_layers() {
+        let audit = |proof| Task::AuditPoint {
+            point: Uuid::from_u128(2),
+            base: Uuid::from_u128(1),
+            proof,
+        };
+        let drop_data = |point| Task::RemoveData {
+            point: Uuid::from_u128(point),
+        };
+        for proof in [Proof::Layers, Proof::Hashes] {
+            let running = audit(proof);
+            assert!(excludes(&running, &destroy_point(1)), "{proof:?}");
+            assert!(excludes(&running, &destroy_point(2)), "{proof:?}");
+            assert!(excludes(&running, &drop_data(2)), "{proof:?}");
+            assert!(!excludes(&running, &destroy_point(3)), "{proof:?}");
+            assert!(!excludes(&running, &running), "two may read");
+        }
+        assert!(excludes(&audit(Proof::Layers), &drop_data(1)));
+        assert!(!excludes(&audit(Proof::Hashes), &drop_data(1)));
     }
 
     #[test]

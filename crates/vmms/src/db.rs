@@ -16,7 +16,7 @@ use store::{Store, Txn, Versioned};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
 
-use crate::group::{Group, GroupPoint};
+use crate::group::{Group, GroupPoint, GroupSnapshot};
 use crate::job::Job;
 use crate::point::Point;
 use crate::snapshot::Snapshot;
@@ -113,6 +113,7 @@ tables! {
     jobs: Job = "job/", JobNotFound;
     groups: Group = "group/", GroupNotFound;
     group_points: GroupPoint = "group-point/", PointNotFound;
+    group_snapshots: GroupSnapshot = "group-snapshot/", SnapshotNotFound;
     snapshots: Snapshot = "snapshot/", SnapshotNotFound;
 }
 

@@ -60,7 +60,46 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             directory,
             members,
             ..
-        } => group::export::run(vmms, ctx, *point, directory, members).await,
+        } => {
+            let whole = group::export::Whole::Point(*point);
+            group::export::run(vmms, ctx, whole, directory, members).await
+        }
+        Task::CreateGroupSnapshot {
+            group,
+            snapshot,
+            members,
+            kind,
+            consistency,
+            name,
+        } => {
+            let new = group::snapshot::NewGroupSnapshot {
+                group: *group,
+                snapshot: *snapshot,
+                kind: *kind,
+                consistency: *consistency,
+                name,
+            };
+            group::snapshot::run_create(vmms, ctx, &new, members).await
+        }
+        Task::ApplyGroupSnapshot { snapshot, members } => {
+            group::snapshot::run_apply(vmms, ctx, *snapshot, members).await
+        }
+        Task::DestroyGroupSnapshot { snapshot, members } => {
+            group::snapshot::run_destroy(vmms, ctx, *snapshot, members).await
+        }
+        Task::ConvertGroupSnapshot { snapshot, members } => {
+            group::snapshot::run_convert(vmms, ctx, *snapshot, members).await
+        }
+        Task::ExportGroupSnapshot {
+            snapshot,
+            base,
+            directory,
+            members,
+            merge,
+        } => {
+            let whole = group::export::Whole::Snapshot(*snapshot, base.filter(|_| *merge));
+            group::export::run(vmms, ctx, whole, directory, members).await
+        }
         Task::CreateSnapshot {
             vm,
             snapshot,
@@ -122,11 +161,21 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::CreatePoint { vm, point, .. } => point::create::undo(vmms, ctx, *vm, *point).await,
         Task::DestroyPoint { point } => point::destroy::undo(vmms, ctx, *point).await,
         Task::RemoveData { point } => point::release::undo(vmms, ctx, *point).await,
-        Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } => export::undo(ctx).await,
+        Task::ExportPoint { .. }
+        | Task::ExportGroupPoint { .. }
+        | Task::ExportGroupSnapshot { .. } => export::undo(ctx).await,
+        Task::CreateGroupSnapshot {
+            snapshot, members, ..
+        } => group::snapshot::undo_create(vmms, ctx, *snapshot, members).await,
+        Task::ApplyGroupSnapshot { members, .. } => {
+            group::snapshot::undo_apply(vmms, members).await
+        }
         Task::CreateGroupPoint { point, members, .. } => {
             group::create::undo(vmms, *point, members).await
         }
-        Task::DestroyGroupPoint { members, .. } | Task::RemoveGroupData { members, .. } => {
+        Task::DestroyGroupPoint { members, .. }
+        | Task::RemoveGroupData { members, .. }
+        | Task::DestroyGroupSnapshot { members, .. } => {
             group::discard::undo(vmms, ctx, members).await
         }
         Task::CreateSnapshot { vm, snapshot, .. } => {
@@ -138,7 +187,9 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         // The snapshot is there or gone; merging goes on by itself.
         Task::DestroySnapshot { vm, .. } => point::tidy::undo(vmms, ctx, *vm).await,
         // One transaction each: whole or not at all.
-        Task::ClearSnapshot { .. } | Task::ConvertSnapshot { .. } => Ok(()),
+        Task::ClearSnapshot { .. }
+        | Task::ConvertSnapshot { .. }
+        | Task::ConvertGroupSnapshot { .. } => Ok(()),
         Task::ExportSystem { vm, order } => export::undo_system(vmms, ctx, *vm, order).await,
         Task::Tidy { vm } => point::tidy::undo(vmms, ctx, *vm).await,
         Task::CreateImage(spec) => image::undo_create(ctx, &spec.path),

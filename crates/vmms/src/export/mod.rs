@@ -25,7 +25,10 @@ mod system;
 
 pub(crate) use repair::{Doubtful, kept_list, proven_lists};
 pub use system::{LiveState, SystemExport, export_system};
-pub(crate) use system::{RUNTIME, run as run_system, undo as undo_system};
+pub(crate) use system::{
+    RUNTIME, add_memory, admit as admit_snapshot, instant_of, merged, run as run_system,
+    undo as undo_system,
+};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +40,7 @@ use uuid::Uuid;
 use crate::db::Draft;
 use crate::job::{ExportedDisk, ExportedMachine, Job, JobContext, Output, Task};
 use crate::point::{self, Point, PointDisk, disk_id_text};
+use crate::snapshot::Snapshot;
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
 
@@ -341,7 +345,7 @@ impl Part {
         let machine = ExportedMachine {
             vm: point.vm,
             config: file(disks::CONFIGURATION),
-            runtime: None,
+            runtime: file(RUNTIME),
             guest_state: file(disks::GUEST_STATE),
         };
         let mut exported = Vec::new();
@@ -386,15 +390,22 @@ impl Part {
         let root = &self.notes.root;
         vmms.db
             .change(|draft| {
-                let point = draft.get_mut::<Point>(self.point.id)?;
-                point.exports.retain(|e| e != root);
-                point.exports.push(root.clone());
-                repair::note_lists(vmms, point.id, &mut point.disks);
-                repair::note_decisions(&mut point.export_decisions, root, doubtful);
+                let (exports, disks, decisions) = match draft.get_mut::<Snapshot>(self.point.id) {
+                    Ok(s) => (&mut s.exports, &mut s.disks, &mut s.export_decisions),
+                    Err(_) => {
+                        let p = draft.get_mut::<Point>(self.point.id)?;
+                        (&mut p.exports, &mut p.disks, &mut p.export_decisions)
+                    }
+                };
+                exports.retain(|e| e != root);
+                exports.push(root.clone());
+                repair::note_lists(vmms, self.point.id, disks);
+                repair::note_decisions(decisions, root, doubtful);
                 Ok(())
             })
             .await?;
-        if self.disks.len() == self.point.disks.len() {
+        let is_point = vmms.db.get::<Point>(self.point.id).is_ok();
+        if is_point && self.disks.len() == self.point.disks.len() {
             point::end_hold(vmms, self.point.id, Some(ctx.job())).await?;
         }
         Ok(())

@@ -148,14 +148,14 @@ pub async fn export_system(
 }
 
 /// The instant that an identifier of a point or of a snapshot means.
-fn instant_of(vmms: &Vmms, id: Uuid) -> Result<Arc<Point>> {
+pub(crate) fn instant_of(vmms: &Vmms, id: Uuid) -> Result<Arc<Point>> {
     match vmms.db.get::<Snapshot>(id) {
         Ok(snapshot) => Ok(Arc::new(snapshot.as_point())),
         Err(_) => vmms.db.get::<Point>(id),
     }
 }
 
-fn admit(vmms: &Vmms, snapshot: &Snapshot, base: Option<&Point>) -> Result<()> {
+pub(crate) fn admit(vmms: &Vmms, snapshot: &Snapshot, base: Option<&Point>) -> Result<()> {
     let about = |fault: Fault| fault.about(Element::Snapshot(snapshot.id));
     if !snapshot.complete {
         return Err(about(fault!(SnapshotIncomplete, guid(snapshot.id))));
@@ -259,22 +259,10 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
         };
         let mut manifest = part.write(vmms, ctx, progress).await?;
         if let Some(memory) = snapshot.memory.clone().filter(|_| order.runtime) {
-            let target = part.notes.root.clone();
-            let cancel = ctx.cancel_flag();
-            let name = runtime_name(vm);
-            let file = point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel))
-                .await?;
-            manifest.files.push(file);
+            manifest.files.push(add_memory(ctx, part, &memory).await?);
         }
         if let (true, Some(base)) = (order.merge && snapshot.id == id, order.base) {
-            manifest.decisions.push(disk::manifest::Decision {
-                disk: None,
-                decision: "the disks are written whole".to_owned(),
-                reason: format!(
-                    "BackupIntent is 1: what base {} and the changes since make together",
-                    guid(base)
-                ),
-            });
+            manifest.decisions.push(merged(base));
         }
         if snapshot.id == id {
             ctx.no_return().await?;
@@ -317,6 +305,32 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
         snapshot::create::forget(vmms, id).await?;
     }
     Ok(())
+}
+
+/// Copies a snapshot's memory into its export; returns its entry.
+pub(crate) async fn add_memory(ctx: &JobContext, part: &Part, memory: &Path) -> Result<PlainFile> {
+    let (memory, target) = (memory.to_owned(), part.notes.root.clone());
+    let (cancel, name) = (ctx.cancel_flag(), runtime_name(part.point.vm));
+    point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel)).await
+}
+
+/// Why an export is whole although a base was named.
+pub(crate) fn merged(base: Uuid) -> disk::manifest::Decision {
+    disk::manifest::Decision {
+        disk: None,
+        decision: "the disks are written whole".to_owned(),
+        reason: format!(
+            "BackupIntent is to merge: what base {} and the changes since make together",
+            guid(base)
+        ),
+    }
+}
+
+impl Notes {
+    /// The export may also write the machine's memory.
+    pub(crate) fn may_have_memory(&mut self, vm: Uuid) {
+        self.files.push(runtime_name(vm).into());
+    }
 }
 
 fn runtime_name(vm: Uuid) -> String {
@@ -422,7 +436,7 @@ async fn plan(
 
 fn notes(instant: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
     let mut notes = super::notes_in(instant, root, disks)?;
-    notes.files.push(runtime_name(instant.vm).into());
+    notes.may_have_memory(instant.vm);
     Ok(notes)
 }
 

@@ -253,8 +253,8 @@ catalogue! {
     99 SnapshotOfOtherVm InvalidState Medium Software "snapshot {0} belongs to machine {1}, not to {2}",
         "Snapshot and machine must belong together.", ["Choose a snapshot of the same machine."];
     // 100..: collections
-    100 GroupHasPoints InvalidState Medium Software "collection {0} has reference points",
-        "Points belong to the collection and go with it only when they are deleted themselves.", ["Delete the collection's points first with `kvmms point delete`."];
+    100 GroupHasPoints InvalidState Medium Software "collection {0} has reference points or snapshots",
+        "They belong to the collection and go with it only when they are deleted themselves.", ["Delete them first with `kvmms point delete --group` and `kvmms snapshot delete --group`."];
     101 NotAMember InvalidParameter Medium Software "{0} is not a member of collection {1}",
         "It was taken out before, or the identifier is misspelt.", ["Show the members with `kvmms group show`."];
     102 GroupEmpty InvalidState Medium Software "collection {0} has no machines",
@@ -324,6 +324,14 @@ catalogue! {
     139 NoSignOfLife Timeout High Software "the machine restored from {0} gave no sign of life within {1} s: {2}",
         "Its disks hold nothing that boots, its guest needs more time, or it speaks neither on its first serial port nor by a guest agent.",
         ["Read the console text in `kvmms job show`.", "Give it more time with --wait.", "Let the guest use its first serial port as a console, or install qemu-guest-agent in it."];
+    132 GroupNotResumed Failed High Software "{0} of {1} machines of collection {2} could not go on after they were saved for a snapshot",
+        "The snapshot is there; each machine named below is still saved, and nothing of it is lost.", ["Read the causes below, then start these machines."];
+    133 SnapshotOfGroup InvalidState Medium Software "snapshot {0} belongs to snapshot {1} of a collection",
+        "The snapshots of a collection's machines stay together: one without the others would be no instant of the collection.", ["Call the same method of the collection's snapshot instead."];
+    134 SnapshotImportFailed Failed High Software "the snapshots in {0} could not be imported into planned machine {1}",
+        "Read the causes below; the planned machine is as it was.", ["Remove the cause and call again, or realize the machine without snapshots."];
+    135 GroupSnapshotExportFailed Failed High Software "snapshot {0} of a collection could not be exported to {1}",
+        "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
     // 140..: what lies beneath
     140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
         "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];

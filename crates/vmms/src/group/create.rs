@@ -7,6 +7,7 @@ use hypervisor::MachineStatus;
 use uuid::Uuid;
 
 use super::instant::{self, Doing, Failures, Member, Part, side_by_side};
+use super::record::next_sequence;
 use super::{Group, GroupKind, GroupPoint, MemberPoint};
 use crate::job::{Job, JobContext, MemberTask, Output, Task};
 use crate::point::create::{self, Begun, Marked, New};
@@ -159,11 +160,7 @@ async fn announce(
     vmms.db
         .change(|draft| {
             draft.get_mut::<Group>(new.group)?;
-            let earlier = draft.all::<GroupPoint>();
-            let numbers = earlier
-                .iter()
-                .filter(|p| p.group == new.group)
-                .map(|p| p.sequence);
+            let sequence = next_sequence(draft, new.group);
             let record = GroupPoint {
                 id: new.point,
                 group: new.group,
@@ -171,7 +168,7 @@ async fn announce(
                 kind: new.kind,
                 consistency: Consistency::Crash,
                 instant: SystemTime::now(),
-                sequence: numbers.max().unwrap_or(0) + 1,
+                sequence,
                 complete: false,
                 members: members
                     .iter()
@@ -258,7 +255,7 @@ async fn write_down(
 }
 
 /// The least that any running member reached.
-fn least(members: &[Part]) -> Consistency {
+pub(super) fn least(members: &[Part]) -> Consistency {
     let mut running = members.iter().filter(|p| p.running).peekable();
     if running.peek().is_some()
         && running.all(|p| p.reached.consistency == Consistency::Application)
@@ -269,12 +266,12 @@ fn least(members: &[Part]) -> Consistency {
     }
 }
 
-fn micros(time: Duration) -> u64 {
+pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The failure of the whole, with one beneath for each machine that failed.
-fn summary(vmms: &Vmms, group: Uuid, tasks: &[MemberTask], failures: Failures) -> Fault {
+pub(super) fn summary(vmms: &Vmms, group: Uuid, tasks: &[MemberTask], failures: Failures) -> Fault {
     let name = vmms
         .db
         .get::<Group>(group)

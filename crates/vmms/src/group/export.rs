@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use disk::manifest::Manifest;
 use uuid::Uuid;
 
 use super::create::member_failed;
@@ -13,6 +14,7 @@ use super::{GroupPoint, MemberPoint};
 use crate::export::{self, Part, layout};
 use crate::job::{ExportedMachine, Job, JobContext, MemberExport, Output, Task};
 use crate::point::Point;
+use crate::snapshot::Snapshot;
 use crate::vm::Asked;
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
 
@@ -148,21 +150,44 @@ fn choose<'a>(
     Ok(point.members.iter().filter_map(wanted).collect())
 }
 
-/// Exports the point.
+/// What of a collection is exported.
+#[derive(Clone, Copy)]
+pub(crate) enum Whole {
+    /// A point.
+    Point(Uuid),
+    /// A snapshot; with a base what would be differences to it is written whole.
+    Snapshot(Uuid, Option<Uuid>),
+}
+
+impl Whole {
+    fn failed(self, directory: &Path) -> Fault {
+        match self {
+            Whole::Point(id) => {
+                fault!(ExportFailed, guid(id), directory.display()).about(Element::GroupPoint(id))
+            }
+            Whole::Snapshot(id, _) => {
+                fault!(GroupSnapshotExportFailed, guid(id), directory.display())
+                    .about(Element::GroupSnapshot(id))
+            }
+        }
+    }
+}
+
+/// Exports the point, or the snapshot.
 pub(crate) async fn run(
     vmms: &Arc<Vmms>,
     ctx: &JobContext,
-    point: Uuid,
+    whole: Whole,
     directory: &Path,
     members: &[MemberExport],
 ) -> Result<()> {
     let failed = |failures: Vec<(Uuid, Fault)>| {
-        let whole = fault!(ExportFailed, guid(point), directory.display())
-            .about(Element::GroupPoint(point));
+        let whole = whole.failed(directory);
         failures.into_iter().fold(whole, |whole, (vm, cause)| {
             whole.caused_by(member_failed(vmms, vm, cause))
         })
     };
+    let whole_of = whole;
     // A cancelled job is that, and no failure of a machine.
     let of_one = |vm: Uuid, cause: Fault| match cause.kind() {
         Kind::Cancelled => cause,
@@ -193,7 +218,10 @@ pub(crate) async fn run(
             ctx.checkpoint().await?;
             let progress = ctx.clone();
             let told = move |done: u64, _: u64| progress.progress(before + done.min(total), whole);
-            let written = part.write(vmms, ctx, told).await;
+            let written = match part.write(vmms, ctx, told).await {
+                Ok(manifest) => complete(vmms, ctx, whole_of, part, manifest).await,
+                Err(cause) => Err(cause),
+            };
             manifests.push(written.map_err(|cause| of_one(part.point.vm, cause))?);
             before += total;
         }
@@ -224,6 +252,35 @@ pub(crate) async fn run(
         part.record(vmms, ctx, doubtful).await?;
     }
     Ok(())
+}
+
+/// Whether the instant of a member can be exported: a point while it has its data, a snapshot always.
+fn admit(vmms: &Vmms, instant: &Point, base: Option<&Point>) -> Result<()> {
+    match vmms.db.get::<Snapshot>(instant.id) {
+        Ok(snapshot) => export::admit_snapshot(vmms, &snapshot, base),
+        Err(_) => export::admit(vmms, instant, base),
+    }
+}
+
+/// What the export of a snapshot has besides that of a point: its memory, and why it is whole.
+async fn complete(
+    vmms: &Vmms,
+    ctx: &JobContext,
+    whole: Whole,
+    part: &Part,
+    mut manifest: Manifest,
+) -> Result<Manifest> {
+    let Whole::Snapshot(_, merged) = whole else {
+        return Ok(manifest);
+    };
+    let snapshot = vmms.db.get::<Snapshot>(part.point.id)?;
+    if let Some(memory) = &snapshot.memory {
+        manifest.files.push(export::add_memory(ctx, part, memory).await?);
+    }
+    if let Some(base) = merged {
+        manifest.decisions.push(export::merged(base));
+    }
+    Ok(manifest)
 }
 
 /// Why an export could not begin: failures of machines, or something about the whole.
@@ -257,10 +314,11 @@ async fn begin(
     let noted = ctx.notes::<Vec<export::Notes>>();
     let mut records = Vec::new();
     for member in members {
-        let point = vmms.db.get::<Point>(member.point)?;
-        let base = member.base.map(|b| vmms.db.get::<Point>(b)).transpose()?;
+        let point = export::instant_of(vmms, member.point)?;
+        let base = member.base.map(|b| export::instant_of(vmms, b));
+        let base = base.transpose()?;
         if noted.is_none()
-            && let Err(cause) = export::admit(vmms, &point, base.as_deref())
+            && let Err(cause) = admit(vmms, &point, base.as_deref())
         {
             failures.push((member.vm, cause));
         }
@@ -277,7 +335,9 @@ async fn begin(
                 let taken: Vec<PathBuf> = export::taken(draft, job);
                 let mut notes = Vec::new();
                 for (point, _, member) in &records {
-                    notes.push(export::plan(point, directory, &member.disks, &taken)?);
+                    let mut plan = export::plan(point, directory, &member.disks, &taken)?;
+                    plan.may_have_memory(member.vm);
+                    notes.push(plan);
                 }
                 draft.get_mut::<Job>(job)?.notes =
                     serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;

@@ -126,7 +126,10 @@ pub(super) async fn mark(
     for (member, ready) in members.iter().zip(&ready) {
         doing.push(Box::pin(async move {
             match ready.running() {
-                Some(machine) => Still::stop(member, machine, deadline).await.map(Some),
+                Some(machine) => {
+                    let (vm, lock) = (&member.begun.vm, &member.lock);
+                    Still::stop(vm, lock, machine, deadline).await.map(Some)
+                }
                 None => Ok(None),
             }
         }));
@@ -280,8 +283,12 @@ struct Still {
 }
 
 impl Still {
-    async fn stop(member: &Member, machine: &Arc<dyn Machine>, deadline: Duration) -> Result<Self> {
-        let (vm, lock) = (&member.begun.vm, &member.lock);
+    async fn stop(
+        vm: &Vm,
+        lock: &Lock,
+        machine: &Arc<dyn Machine>,
+        deadline: Duration,
+    ) -> Result<Self> {
         let asked = Instant::now();
         let mut still = Still {
             machine: Arc::clone(machine),
@@ -305,6 +312,65 @@ impl Still {
         released.map_err(late)??;
         self.armed = false;
         Ok(self.asked.elapsed())
+    }
+}
+
+/// All running guests of a collection, standing still to be saved. However this goes away, those that were not saved go on.
+pub(super) struct Standing {
+    still: Vec<Option<Still>>,
+    pub(super) instant: SystemTime,
+    pub(super) skew: Duration,
+    pub(super) skew_limit: Duration,
+}
+
+/// Stops all running guests, side by side. When one does not stand still in time, all go on.
+pub(super) async fn stand_still(
+    vmms: &Vmms,
+    members: &[(Arc<Vm>, Lock)],
+) -> Result<Standing, Failures> {
+    let deadline = vmms.options.stop_deadline;
+    let first_request = Instant::now();
+    let mut doing: Vec<Doing<'_, Result<Option<Still>>>> = Vec::new();
+    for (vm, lock) in members {
+        doing.push(Box::pin(async move {
+            let Some(machine) = vmms.machine(vm.id) else {
+                return Ok(None);
+            };
+            if machine.status().await? != MachineStatus::Running {
+                return Ok(None);
+            }
+            Still::stop(vm, lock, &machine, deadline).await.map(Some)
+        }));
+    }
+    let still = all(side_by_side(doing).await)?;
+    let stood: Vec<Instant> = still.iter().flatten().map(|s| s.stood).collect();
+    let (first, last) = (stood.iter().min().copied(), stood.iter().max().copied());
+    let last = last.unwrap_or(first_request);
+    Ok(Standing {
+        still,
+        instant: SystemTime::now(),
+        skew: first.map_or(Duration::ZERO, |first| last.duration_since(first)),
+        skew_limit: last.duration_since(first_request),
+    })
+}
+
+impl Standing {
+    /// The guest in that place was saved: its process, which could go on, is gone.
+    pub(super) fn saved(&mut self, place: usize) {
+        if let Some(Some(still)) = self.still.get_mut(place) {
+            still.armed = false;
+        }
+    }
+
+    /// Whether the guest in that place ran.
+    pub(super) fn ran(&self, place: usize) -> bool {
+        self.still.get(place).is_some_and(Option::is_some)
+    }
+
+    /// Since when the guest in that place has been standing still; zero for one that did not run.
+    pub(super) fn pause(&self, place: usize) -> Duration {
+        let still = self.still.get(place).and_then(Option::as_ref);
+        still.map_or(Duration::ZERO, |s| s.asked.elapsed())
     }
 }
 

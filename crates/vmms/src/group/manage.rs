@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Group, GroupKind, GroupPoint};
+use super::{Group, GroupKind, GroupPoint, GroupSnapshot};
 use crate::db::{Draft, Row};
 use crate::vm::Vm;
 use crate::{Element, Result, Vmms, fault, guid};
@@ -34,6 +34,7 @@ pub async fn define(
         name: name.to_owned(),
         kind,
         members: Vec::new(),
+        last_apply: None,
     };
     vmms.db
         .change(|draft| {
@@ -58,13 +59,14 @@ pub async fn rename(vmms: &Arc<Vmms>, id: Uuid, name: &str) -> Result<()> {
         .await
 }
 
-/// Deletes a collection that has no points; its members stay, its place in other collections goes.
+/// Deletes a collection that has no points and no snapshots; its members stay, its place in other collections goes.
 pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid) -> Result<()> {
     vmms.db
         .change(|draft| {
             let group = draft.get_mut::<Group>(id)?.clone();
             let points = draft.all::<GroupPoint>();
-            if points.iter().any(|p| p.group == id) {
+            let snapshots = draft.all::<GroupSnapshot>();
+            if points.iter().any(|p| p.group == id) || snapshots.iter().any(|s| s.group == id) {
                 return Err(fault!(GroupHasPoints, group.name).about(Element::Group(id)));
             }
             for other in draft.all::<Group>() {

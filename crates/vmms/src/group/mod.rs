@@ -3,7 +3,8 @@
 //! # Model
 //! A [`Group`] names machines, or other collections. A [`GroupPoint`] names one ordinary point of each member,
 //! all of one instant: every running member stands still while the disks of all are marked. Members keep their own
-//! points; they go with the collection's.
+//! points; they go with the collection's. A [`GroupSnapshot`] is the same of snapshots: applied, converted, exported and
+//! deleted as one.
 //!
 //! # Errors
 //! All or nothing: a member that cannot take part fails the whole, each such member with a failure of its own
@@ -20,11 +21,15 @@ mod instant;
 pub mod manage;
 mod record;
 mod recover;
+pub(crate) mod snapshot;
 
 pub(crate) use create::NewGroupPoint;
 pub use create::create_point;
 pub use discard::{destroy_point, remove_data};
 pub use export::{MachineDisks, export_point};
-pub(crate) use recover::{leave, recover, release_all};
+pub(crate) use recover::{leave, leave_snapshot, recover, release_all};
 
-pub use record::{Group, GroupKind, GroupPoint, MemberPoint};
+pub use record::{Group, GroupKind, GroupPoint, GroupSnapshot, LastApply, MemberPoint};
+pub use snapshot::{
+    apply_snapshot, convert_snapshot, create_snapshot, destroy_snapshot, export_snapshot,
+};

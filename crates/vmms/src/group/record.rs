@@ -5,7 +5,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::db::Draft;
 use crate::point::{Consistency, PointType};
+use crate::snapshot::SnapshotKind;
 
 /// What a collection collects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,6 +29,20 @@ pub struct Group {
     pub kind: GroupKind,
     /// Machines or collections, in the order they were added.
     pub members: Vec<Uuid>,
+    /// The snapshot of the collection that was applied last.
+    #[serde(default)]
+    pub last_apply: Option<LastApply>,
+}
+
+/// What is known of the last time a snapshot was applied to a collection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastApply {
+    /// When.
+    pub at: SystemTime,
+    /// How consistent the snapshot is.
+    pub consistency: Consistency,
+    /// The machines that were brought back.
+    pub vms: Vec<Uuid>,
 }
 
 /// A reference point of a collection as it is stored under `group-point/<guid>`.
@@ -78,6 +94,60 @@ impl GroupPoint {
     /// The point of a machine.
     pub fn point_of(&self, vm: Uuid) -> Option<Uuid> {
         self.members.iter().find(|m| m.vm == vm).map(|m| m.point)
+    }
+}
+
+/// A snapshot of a collection as it is stored under `group-snapshot/<guid>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupSnapshot {
+    /// Its GUID. A point it is converted to has the same one.
+    pub id: Uuid,
+    /// The collection.
+    pub group: Uuid,
+    /// Name for people.
+    pub name: String,
+    /// Which kind.
+    pub kind: SnapshotKind,
+    /// The least any running member reached.
+    pub consistency: Consistency,
+    /// The instant, as of a [`GroupPoint`].
+    pub instant: SystemTime,
+    /// Counts up within a collection, together with its points.
+    pub sequence: u64,
+    /// Whether it is finished; one that is not is undone at the next start.
+    pub complete: bool,
+    /// The members, in the order of their machines' GUIDs; `point` is the member's snapshot.
+    pub members: Vec<MemberPoint>,
+    /// As of a [`GroupPoint`].
+    pub skew_us: u64,
+    /// As of a [`GroupPoint`].
+    pub skew_limit_us: u64,
+}
+
+impl GroupSnapshot {
+    /// The snapshot of a machine.
+    pub fn snapshot_of(&self, vm: Uuid) -> Option<Uuid> {
+        self.members.iter().find(|m| m.vm == vm).map(|m| m.point)
+    }
+}
+
+/// The number of the next point or snapshot of a collection: both count together.
+pub(super) fn next_sequence(draft: &mut Draft<'_>, group: Uuid) -> u64 {
+    let points = draft.all::<GroupPoint>();
+    let snapshots = draft.all::<GroupSnapshot>();
+    let of_points = points.iter().filter(|p| p.group == group);
+    let of_snapshots = snapshots.iter().filter(|s| s.group == group);
+    let numbers = of_points
+        .map(|p| p.sequence)
+        .chain(of_snapshots.map(|s| s.sequence));
+    numbers.max().unwrap_or(0) + 1
+}
+
+impl store::Versioned for GroupSnapshot {
+    const VERSION: u32 = 1;
+    type Previous = store::FirstVersion;
+    fn upgrade(previous: store::FirstVersion) -> Self {
+        match previous {}
     }
 }
 

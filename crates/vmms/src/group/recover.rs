@@ -5,37 +5,45 @@ use std::sync::Arc;
 use hypervisor::MachineStatus;
 use uuid::Uuid;
 
-use super::{GroupPoint, instant};
+use super::{GroupPoint, GroupSnapshot, MemberPoint, instant};
 use crate::db::Draft;
 use crate::point::Point;
+use crate::snapshot::{Snapshot, SnapshotKind};
 use crate::vm::{Power, Vm};
 use crate::{Result, Vmms, guid};
 
 /// At the start of the service, first of all: guests that a point which was not finished left standing still go on.
 pub(crate) async fn release_all(vmms: &Arc<Vmms>) {
+    let mut unfinished: Vec<MemberPoint> = Vec::new();
     for point in vmms.db.all::<GroupPoint>() {
-        if point.complete {
+        if !point.complete {
+            unfinished.extend(point.members.iter());
+        }
+    }
+    for snapshot in vmms.db.all::<GroupSnapshot>() {
+        // Machines that were saved for their memory are brought back by the job, which knows what they were.
+        if !snapshot.complete && snapshot.kind != SnapshotKind::Full {
+            unfinished.extend(snapshot.members.iter());
+        }
+    }
+    for member in unfinished.iter().filter(|m| m.running) {
+        let Some(machine) = vmms.machine(member.vm) else {
+            continue;
+        };
+        if !matches!(machine.status().await, Ok(MachineStatus::Paused)) {
             continue;
         }
-        for member in point.members.iter().filter(|m| m.running) {
-            let Some(machine) = vmms.machine(member.vm) else {
-                continue;
-            };
-            if !matches!(machine.status().await, Ok(MachineStatus::Paused)) {
-                continue;
-            }
-            tracing::info!(vm = %guid(member.vm), "a guest was left standing still and goes on");
-            instant::insist(&machine, member.vm).await;
-            let noted = vmms
-                .db
-                .change(|draft| {
-                    draft.get_mut::<Vm>(member.vm)?.power = Power::Running;
-                    Ok(())
-                })
-                .await;
-            if let Err(error) = noted {
-                tracing::error!(vm = %guid(member.vm), %error, "the state of a machine could not be stored");
-            }
+        tracing::info!(vm = %guid(member.vm), "a guest was left standing still and goes on");
+        instant::insist(&machine, member.vm).await;
+        let noted = vmms
+            .db
+            .change(|draft| {
+                draft.get_mut::<Vm>(member.vm)?.power = Power::Running;
+                Ok(())
+            })
+            .await;
+        if let Err(error) = noted {
+            tracing::error!(vm = %guid(member.vm), %error, "the state of a machine could not be stored");
         }
     }
 }
@@ -50,6 +58,14 @@ pub(crate) async fn recover(vmms: &Arc<Vmms>) -> Result<()> {
                         draft.delete::<Point>(member.point);
                     }
                     draft.delete::<GroupPoint>(point.id);
+                }
+            }
+            for snapshot in draft.all::<GroupSnapshot>() {
+                if !snapshot.complete {
+                    for member in &snapshot.members {
+                        draft.delete::<Snapshot>(member.point);
+                    }
+                    draft.delete::<GroupSnapshot>(snapshot.id);
                 }
             }
             Ok(())
@@ -72,5 +88,24 @@ pub(crate) fn leave(draft: &mut Draft<'_>, point: Uuid) {
     record.members.retain(|m| m.point != point);
     if record.members.is_empty() {
         draft.delete::<GroupPoint>(group);
+    }
+}
+
+/// A snapshot goes by itself, because its machine does: its collection's snapshot goes on without it, or goes with the
+/// last one.
+pub(crate) fn leave_snapshot(draft: &mut Draft<'_>, snapshot: Uuid) {
+    let Some(group) = draft
+        .get_mut::<Snapshot>(snapshot)
+        .ok()
+        .and_then(|s| s.group_snapshot)
+    else {
+        return;
+    };
+    let Ok(record) = draft.get_mut::<GroupSnapshot>(group) else {
+        return;
+    };
+    record.members.retain(|m| m.point != snapshot);
+    if record.members.is_empty() {
+        draft.delete::<GroupSnapshot>(group);
     }
 }

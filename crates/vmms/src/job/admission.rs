@@ -26,14 +26,21 @@ pub fn excludes(running: &Task, new: &Task) -> bool {
         ) => false,
         // Applying a snapshot replaces what everything else works on; exports read only what it leaves alone.
         (
-            Task::ApplySnapshot { .. },
-            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } | Task::AuditPoint { .. },
+            Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. },
+            Task::ExportPoint { .. }
+            | Task::ExportGroupPoint { .. }
+            | Task::ExportGroupSnapshot { .. }
+            | Task::AuditPoint { .. },
         )
         | (
-            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } | Task::AuditPoint { .. },
-            Task::ApplySnapshot { .. },
+            Task::ExportPoint { .. }
+            | Task::ExportGroupPoint { .. }
+            | Task::ExportGroupSnapshot { .. }
+            | Task::AuditPoint { .. },
+            Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. },
         ) => false,
-        (Task::ApplySnapshot { .. }, _) | (_, Task::ApplySnapshot { .. }) => true,
+        (Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. }, _)
+        | (_, Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. }) => true,
         (Task::AdoptPoint { .. } | Task::Realize { .. }, _)
         | (_, Task::AdoptPoint { .. } | Task::Realize { .. }) => true,
         (Task::ChangeState { .. }, Task::ChangeState { .. }) => true,

@@ -155,6 +155,55 @@ pub enum Task {
         /// The snapshot.
         snapshot: Uuid,
     },
+    /// Takes a snapshot of a collection: one snapshot of each member, all of one instant.
+    CreateGroupSnapshot {
+        /// The collection.
+        group: Uuid,
+        /// The new collection snapshot's id.
+        snapshot: Uuid,
+        /// The members when it was asked for, by the GUIDs of their machines; `point` is the id of the new snapshot.
+        members: Vec<MemberTask>,
+        /// Its kind.
+        kind: SnapshotKind,
+        /// What was asked for; `None`: application where it can be had, else crash.
+        consistency: Option<Consistency>,
+        /// Name for people.
+        name: String,
+    },
+    /// Brings all machines of a snapshot of a collection back to it.
+    ApplyGroupSnapshot {
+        /// The collection's snapshot.
+        snapshot: Uuid,
+        /// Its members.
+        members: Vec<MemberTask>,
+    },
+    /// Deletes a snapshot of a collection with its members' snapshots.
+    DestroyGroupSnapshot {
+        /// The collection's snapshot.
+        snapshot: Uuid,
+        /// Its members.
+        members: Vec<MemberTask>,
+    },
+    /// Makes a reference point of a collection of its recovery snapshot.
+    ConvertGroupSnapshot {
+        /// The collection's snapshot.
+        snapshot: Uuid,
+        /// Its members.
+        members: Vec<MemberTask>,
+    },
+    /// Exports a snapshot of a collection, one member after the other, all or none.
+    ExportGroupSnapshot {
+        /// The collection's snapshot.
+        snapshot: Uuid,
+        /// The point or snapshot of the collection whose export this one builds on.
+        base: Option<Uuid>,
+        /// Where to.
+        directory: PathBuf,
+        /// What of which machine, by the GUIDs of the machines; `point` is the member's snapshot.
+        members: Vec<MemberExport>,
+        /// Whether what would be differences to the base is written whole.
+        merge: bool,
+    },
     /// Exports a machine or one of its snapshots.
     ExportSystem {
         /// The machine.
@@ -351,7 +400,9 @@ impl Task {
                 .chain(&order.others)
                 .copied()
                 .collect(),
-            Task::ExportGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
+            Task::ExportGroupPoint { members, .. } | Task::ExportGroupSnapshot { members, .. } => {
+                members.iter().map(|m| m.point).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -362,7 +413,7 @@ impl Task {
             Task::ExportPoint { base, .. } => base.iter().copied().collect(),
             Task::AuditPoint { base, .. } => vec![*base],
             Task::ExportSystem { order, .. } => order.base.into_iter().collect(),
-            Task::ExportGroupPoint { members, .. } => {
+            Task::ExportGroupPoint { members, .. } | Task::ExportGroupSnapshot { members, .. } => {
                 members.iter().filter_map(|m| m.base).collect()
             }
             _ => Vec::new(),
@@ -376,7 +427,11 @@ impl Task {
             Task::DestroySnapshot { snapshot, .. } | Task::ConvertSnapshot { snapshot, .. } => {
                 vec![*snapshot]
             }
-            Task::DestroyGroupPoint { members, .. } => members.iter().map(|m| m.point).collect(),
+            Task::DestroyGroupPoint { members, .. }
+            | Task::DestroyGroupSnapshot { members, .. }
+            | Task::ConvertGroupSnapshot { members, .. } => {
+                members.iter().map(|m| m.point).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -394,9 +449,9 @@ impl Task {
     /// The directory it exports to.
     pub fn exports_to(&self) -> Option<&std::path::Path> {
         match self {
-            Task::ExportPoint { directory, .. } | Task::ExportGroupPoint { directory, .. } => {
-                Some(directory)
-            }
+            Task::ExportPoint { directory, .. }
+            | Task::ExportGroupPoint { directory, .. }
+            | Task::ExportGroupSnapshot { directory, .. } => Some(directory),
             Task::ExportSystem { order, .. } => Some(&order.directory),
             _ => None,
         }
@@ -407,10 +462,14 @@ impl Task {
         match self {
             Task::CreateGroupPoint { members, .. }
             | Task::DestroyGroupPoint { members, .. }
-            | Task::RemoveGroupData { members, .. } => {
+            | Task::RemoveGroupData { members, .. }
+            | Task::CreateGroupSnapshot { members, .. }
+            | Task::ApplyGroupSnapshot { members, .. }
+            | Task::DestroyGroupSnapshot { members, .. }
+            | Task::ConvertGroupSnapshot { members, .. } => {
                 members.iter().map(|m| Subject::Vm(m.vm)).collect()
             }
-            Task::ExportGroupPoint { members, .. } => {
+            Task::ExportGroupPoint { members, .. } | Task::ExportGroupSnapshot { members, .. } => {
                 members.iter().map(|m| Subject::Vm(m.vm)).collect()
             }
             other => other.subject().into_iter().collect(),
@@ -442,6 +501,11 @@ impl Task {
             | Task::DestroyGroupPoint { .. }
             | Task::RemoveGroupData { .. }
             | Task::ExportGroupPoint { .. }
+            | Task::CreateGroupSnapshot { .. }
+            | Task::ApplyGroupSnapshot { .. }
+            | Task::DestroyGroupSnapshot { .. }
+            | Task::ConvertGroupSnapshot { .. }
+            | Task::ExportGroupSnapshot { .. }
             | Task::CreateImage(_)
             | Task::ResizeImage { .. }
             | Task::ConvertImage { .. }
@@ -593,6 +657,44 @@ impl Task {
                 false,
                 Resume,
             ),
+            Task::CreateGroupSnapshot { .. } => concrete(
+                Service::CollectionSnapshot,
+                198,
+                "Creating a snapshot of a collection",
+                true,
+                Undo,
+            ),
+            Task::ApplyGroupSnapshot { .. } => concrete(
+                Service::CollectionSnapshot,
+                71,
+                "Applying a snapshot of a collection",
+                false,
+                Undo,
+            ),
+            Task::DestroyGroupSnapshot { .. } => concrete(
+                Service::CollectionSnapshot,
+                72,
+                "Deleting a snapshot of a collection",
+                false,
+                Resume,
+            ),
+            Task::ConvertGroupSnapshot { .. } => concrete(
+                Service::CollectionSnapshot,
+                200,
+                "Making a reference point of a snapshot of a collection",
+                false,
+                Resume,
+            ),
+            Task::ExportGroupSnapshot { .. } => Traits {
+                suspendable: true,
+                ..concrete(
+                    Service::CollectionSnapshot,
+                    62,
+                    "Exporting a snapshot of a collection",
+                    true,
+                    Resume,
+                )
+            },
             Task::ExportSystem { .. } => Traits {
                 suspendable: true,
                 ..concrete(

@@ -369,7 +369,9 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
         .into_iter()
         .filter(|p| !p.complete)
         .collect();
-    if !unfinished.is_empty()
+    let snapshots = vmms.db.all::<Snapshot>();
+    let snapshot = snapshots.iter().any(|s| s.vm == vm && !s.complete);
+    if (snapshot || !unfinished.is_empty())
         && let Some(machine) = vmms.machine(vm)
     {
         // The service may have ended between freeze and thaw. Not waited for: there may be no agent.

@@ -77,7 +77,10 @@ fn busy(vmms: &Vmms, vm: Uuid) -> bool {
         .any(|job| match &job.task {
             Task::CreateGroupPoint { members, .. }
             | Task::DestroyGroupPoint { members, .. }
-            | Task::RemoveGroupData { members, .. } => members.iter().any(|m| m.vm == vm),
+            | Task::RemoveGroupData { members, .. }
+            | Task::CreateGroupSnapshot { members, .. }
+            | Task::ApplyGroupSnapshot { members, .. }
+            | Task::DestroyGroupSnapshot { members, .. } => members.iter().any(|m| m.vm == vm),
             Task::Tidy { vm: v }
             | Task::DestroyVm { vm: v }
             | Task::CreateSnapshot { vm: v, .. }

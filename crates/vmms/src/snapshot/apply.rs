@@ -11,6 +11,7 @@ use hypervisor::NewImage;
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind, refuse_busy};
+use crate::db::Draft;
 use crate::job::{JobContext, Task};
 use crate::layer::{LayerRef, Pending};
 use crate::point::{self, Point, freeze, settle};
@@ -39,7 +40,7 @@ pub async fn apply(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uu
     .await
 }
 
-fn admit(vmms: &Vmms, snapshot: &Snapshot) -> Result<()> {
+pub(crate) fn admit(vmms: &Vmms, snapshot: &Snapshot) -> Result<()> {
     let about = |fault: Fault| Err(fault.about(Element::Snapshot(snapshot.id)));
     if !snapshot.complete {
         return about(fault!(SnapshotIncomplete, guid(snapshot.id)));
@@ -126,91 +127,121 @@ pub(crate) async fn run(
 
 async fn bring_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, id: Uuid) -> Result<()> {
     ctx.checkpoint().await?;
-    settle(vmms, vm).await?;
-    let snapshot = vmms.db.get::<Snapshot>(id)?;
-    admit(vmms, &snapshot)?;
-    let record = vmms.db.get::<Vm>(vm)?;
-    let mut branches = Vec::new();
-    for part in &snapshot.disks {
-        let disk = record
-            .disk(part.uid)
-            .ok_or_else(|| fault!(DiskNotFound, guid(vm), part.device))?;
-        point::check_chain(&part.device, &disk.layers, part.node)?;
-        let layer = Uuid::new_v4();
-        let path = point::layer_path(vmms, disk, layer)?;
-        let format = hypervisor::ImageFormat::Qcow2;
-        let file = LayerRef {
-            layer,
-            path,
-            format,
-            shared: false,
-        };
-        branches.push(Branch {
-            disk: part.uid,
-            on: part.node,
-            node: Uuid::new_v4(),
-            file,
-        });
-    }
-    vmms.db
-        .change(|draft| {
-            let record = draft.get_mut::<Vm>(vm)?;
-            for branch in &branches {
-                if let Some(disk) = record.disk_mut(branch.disk) {
-                    disk.layers.pending = Some(Pending::Branch {
-                        file: branch.file.clone(),
-                    });
-                }
-            }
-            Ok(())
-        })
-        .await?;
-    let made = make(vmms, &record, &snapshot, &branches).await;
-    let memory = match made {
+    let back = Back::plan(vmms, vm, id).await?;
+    vmms.db.change(|draft| back.announce(draft)).await?;
+    let memory = match back.make(vmms).await {
         Ok(memory) => memory,
         Err(error) => {
             settle(vmms, vm).await?;
             return Err(error);
         }
     };
-    let discarded = record.saved_state.clone();
     vmms.db
-        .change(|draft| {
-            let now = draft.get_mut::<Vm>(vm)?;
-            let mut back = (*snapshot.settings).clone();
-            for (_, disk) in back.disks_mut() {
-                if let Some(present) = now.disk(disk.uid) {
-                    disk.layers = present.layers.clone();
-                }
-            }
-            for branch in &branches {
-                if let Some(disk) = back.disk_mut(branch.disk) {
-                    disk.layers
-                        .branch(branch.on, branch.node, branch.file.clone());
-                }
-            }
-            back.name.clone_from(&now.name);
-            back.owner.clone_from(&now.owner);
-            back.created = now.created;
-            back.changed = SystemTime::now();
-            back.power_changed = SystemTime::now();
-            back.power = if memory.is_some() {
-                Power::Saved
-            } else {
-                Power::Off
-            };
-            back.saved_state.clone_from(&memory);
-            back.last_applied = Some(id);
-            crate::vm::check_images(&draft.all::<Vm>(), &back)?;
-            draft.put(back);
-            Ok(())
-        })
+        .change(|draft| back.swap(draft, memory.clone()))
         .await?;
-    if let Some(old) = discarded.filter(|old| Some(old) != memory.as_ref()) {
-        point::remove(&old)?;
+    back.clean(vmms, memory.as_ref()).await
+}
+
+/// A machine that is about to be brought back. The caller holds its lock, and nobody copies between its layers.
+pub(crate) struct Back {
+    vm: Arc<Vm>,
+    snapshot: Arc<Snapshot>,
+    branches: Vec<Branch>,
+}
+
+impl Back {
+    /// Looks whether it can be done. Nothing has changed yet but that the machine's layers are settled.
+    pub(crate) async fn plan(vmms: &Arc<Vmms>, vm: Uuid, id: Uuid) -> Result<Self> {
+        settle(vmms, vm).await?;
+        let snapshot = vmms.db.get::<Snapshot>(id)?;
+        admit(vmms, &snapshot)?;
+        let record = vmms.db.get::<Vm>(vm)?;
+        let mut branches = Vec::new();
+        for part in &snapshot.disks {
+            let disk = record
+                .disk(part.uid)
+                .ok_or_else(|| fault!(DiskNotFound, guid(vm), part.device))?;
+            point::check_chain(&part.device, &disk.layers, part.node)?;
+            let layer = Uuid::new_v4();
+            let path = point::layer_path(vmms, disk, layer)?;
+            let format = hypervisor::ImageFormat::Qcow2;
+            let file = LayerRef {
+                layer,
+                path,
+                format,
+                shared: false,
+            };
+            branches.push(Branch {
+                disk: part.uid,
+                on: part.node,
+                node: Uuid::new_v4(),
+                file,
+            });
+        }
+        Ok(Back {
+            vm: record,
+            snapshot,
+            branches,
+        })
     }
-    // What was given up is deleted now: its files are on record.
-    settle(vmms, vm).await
+
+    /// Writes down which layers are about to be made.
+    pub(crate) fn announce(&self, draft: &mut Draft<'_>) -> Result<()> {
+        let record = draft.get_mut::<Vm>(self.vm.id)?;
+        for branch in &self.branches {
+            if let Some(disk) = record.disk_mut(branch.disk) {
+                disk.layers.pending = Some(Pending::Branch {
+                    file: branch.file.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes them; returns where the memory is that the next start uses up.
+    pub(crate) async fn make(&self, vmms: &Arc<Vmms>) -> Result<Option<PathBuf>> {
+        make(vmms, &self.vm, &self.snapshot, &self.branches).await
+    }
+
+    /// The machine is what it was: it comes true with the transaction of this draft.
+    pub(crate) fn swap(&self, draft: &mut Draft<'_>, memory: Option<PathBuf>) -> Result<()> {
+        let now = draft.get_mut::<Vm>(self.vm.id)?;
+        let mut back = (*self.snapshot.settings).clone();
+        for (_, disk) in back.disks_mut() {
+            if let Some(present) = now.disk(disk.uid) {
+                disk.layers = present.layers.clone();
+            }
+        }
+        for branch in &self.branches {
+            if let Some(disk) = back.disk_mut(branch.disk) {
+                disk.layers
+                    .branch(branch.on, branch.node, branch.file.clone());
+            }
+        }
+        back.name.clone_from(&now.name);
+        back.owner.clone_from(&now.owner);
+        back.created = now.created;
+        back.changed = SystemTime::now();
+        back.power_changed = SystemTime::now();
+        back.power = if memory.is_some() {
+            Power::Saved
+        } else {
+            Power::Off
+        };
+        back.saved_state = memory;
+        back.last_applied = Some(self.snapshot.id);
+        crate::vm::check_images(&draft.all::<Vm>(), &back)?;
+        draft.put(back);
+        Ok(())
+    }
+
+    /// Deletes what was given up: its files are on record.
+    pub(crate) async fn clean(&self, vmms: &Arc<Vmms>, memory: Option<&PathBuf>) -> Result<()> {
+        if let Some(old) = self.vm.saved_state.as_ref().filter(|o| Some(*o) != memory) {
+            point::remove(old)?;
+        }
+        settle(vmms, self.vm.id).await
+    }
 }
 
 /// Makes the new layers, and a copy of the memory that the next start may use up; returns where that is.

@@ -41,6 +41,9 @@ fn admit(vmms: &Vmms, record: &Snapshot) -> Result<()> {
     if record.kind != SnapshotKind::Recovery {
         return Err(fault!(SnapshotNotRecovery, guid(record.id)).about(about));
     }
+    if let Some(group) = record.group_snapshot {
+        return Err(fault!(SnapshotOfGroup, guid(record.id), guid(group)).about(about));
+    }
     if !record.complete {
         return Err(fault!(SnapshotIncomplete, guid(record.id)).about(about));
     }

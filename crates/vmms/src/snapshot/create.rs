@@ -6,6 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind, current};
+use crate::db::Draft;
 use crate::job::{Job, JobContext, Output, Task};
 use crate::point::create::{New, admit, begin, now_text, remove_files};
 use crate::point::{self, Consistency, Point, PointType, freeze, settle};
@@ -111,7 +112,7 @@ fn record_power(vmms: &Vmms, vm: Uuid) -> Result<Power> {
 }
 
 /// Brings a machine that was saved for its memory, or was about to be, back into the state it had.
-async fn go_on(vmms: &Arc<Vmms>, vm: Uuid, before: Power) -> Result<()> {
+pub(crate) async fn go_on(vmms: &Arc<Vmms>, vm: Uuid, before: Power) -> Result<()> {
     match (before, record_power(vmms, vm)?) {
         (Power::Running, Power::Saved | Power::Paused) | (Power::Paused, Power::Saved) => {}
         _ => return Ok(()),
@@ -195,7 +196,7 @@ pub(crate) async fn take(
 
 /// Keeps the saved memory beside the snapshot's configuration: as another name of the same file where that works, since
 /// nobody ever writes into a saved state.
-fn keep_memory(saved: &Path, config: &Path) -> Result<PathBuf> {
+pub(crate) fn keep_memory(saved: &Path, config: &Path) -> Result<PathBuf> {
     let target = config.with_file_name("memory.vmstate");
     let failed = |e: std::io::Error| Fault::io("keep the memory in", &target, &e);
     if target.exists() {
@@ -265,21 +266,31 @@ pub(crate) async fn undo(
 pub(crate) async fn forget(vmms: &Arc<Vmms>, snapshot: Uuid) -> Result<()> {
     vmms.db
         .change(|draft| {
-            let parent = draft
-                .get_mut::<Snapshot>(snapshot)
-                .ok()
-                .and_then(|s| s.parent);
-            for mut child in draft.all::<Snapshot>() {
-                if child.parent == Some(snapshot) {
-                    child.parent = parent;
-                    draft.put(child);
-                }
-            }
-            draft.delete::<Snapshot>(snapshot);
+            crate::group::leave_snapshot(draft, snapshot);
+            take_out(draft, snapshot);
             Ok(())
         })
         .await?;
-    // A point that the snapshot became has the same directory.
+    forget_files(vmms, snapshot)
+}
+
+/// Deletes the record of a snapshot; its children descend from its parent.
+pub(crate) fn take_out(draft: &mut Draft<'_>, snapshot: Uuid) {
+    let parent = draft
+        .get_mut::<Snapshot>(snapshot)
+        .ok()
+        .and_then(|s| s.parent);
+    for mut child in draft.all::<Snapshot>() {
+        if child.parent == Some(snapshot) {
+            child.parent = parent;
+            draft.put(child);
+        }
+    }
+    draft.delete::<Snapshot>(snapshot);
+}
+
+/// Deletes the directory of a snapshot whose record is gone. A point that the snapshot became has the same directory.
+pub(crate) fn forget_files(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
     match vmms.db.get::<Point>(snapshot) {
         Ok(_) => Ok(()),
         Err(_) => remove_files(vmms, snapshot),

@@ -43,7 +43,13 @@ fn doomed(vmms: &Vmms, root: &Snapshot, tree: bool) -> Result<Vec<Uuid>> {
         }
     }
     for id in &doomed {
-        if vmms.db.get::<Snapshot>(*id)?.kind == SnapshotKind::Recovery {
+        let record = vmms.db.get::<Snapshot>(*id)?;
+        if let Some(group) = record.group_snapshot {
+            return Err(
+                fault!(SnapshotOfGroup, guid(*id), guid(group)).about(Element::Snapshot(*id))
+            );
+        }
+        if record.kind == SnapshotKind::Recovery {
             return Err(
                 fault!(SnapshotIsRecovery, guid(*id), "deleted").about(Element::Snapshot(*id))
             );

@@ -19,7 +19,7 @@ mod destroy;
 mod record;
 
 pub use apply::{apply, clear};
-pub(crate) use apply::{run as run_apply, run_clear, undo as undo_apply};
+pub(crate) use apply::{Back, admit as admit_apply, run as run_apply, run_clear, undo as undo_apply};
 pub use convert::convert;
 pub(crate) use convert::run as run_convert;
 pub use create::create;
@@ -89,7 +89,7 @@ pub async fn rename(
 }
 
 /// Refuses a snapshot that a running export reads or builds on.
-fn refuse_busy(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
+pub(crate) fn refuse_busy(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
     for job in vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
         if job.task.reads().contains(&snapshot) || job.task.builds_on().contains(&snapshot) {
             return Err(fault!(SnapshotBusy, guid(snapshot), guid(job.id))

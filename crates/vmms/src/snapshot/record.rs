@@ -49,6 +49,9 @@ pub struct Snapshot {
     /// The snapshot the machine descended from at the instant.
     #[serde(default)]
     pub parent: Option<Uuid>,
+    /// The snapshot of a collection it belongs to.
+    #[serde(default)]
+    pub group_snapshot: Option<Uuid>,
     /// The machine at the instant.
     pub settings: Box<Vm>,
     /// The disks, in the order of the machine's disks at that instant.
@@ -90,6 +93,7 @@ impl Snapshot {
             sequence: point.sequence,
             complete: point.complete,
             parent,
+            group_snapshot: None,
             settings: Box::new(settings),
             disks: point.disks.clone(),
             memory,

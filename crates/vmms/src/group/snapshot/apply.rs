@@ -1,0 +1,114 @@
+//! Bringing all machines of a collection's snapshot back to it, all or none: one transaction puts the new layers of all
+//! machines into place, and until then every machine is what it was.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::super::create::summary;
+use super::super::{Group, GroupSnapshot, LastApply};
+use super::{affected, finished, not_recovery, tasks};
+use crate::job::{JobContext, MemberTask, Task};
+use crate::point::{quiet, settle};
+use crate::snapshot::{Back, Snapshot, admit_apply};
+use crate::vm::{Asked, Vm};
+use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+
+/// Starts a job that brings all machines of a snapshot of a collection back to it; returns the job.
+///
+/// Refused at once: recovery snapshots, and whatever one of the machines refuses ([`crate::snapshot::apply`]).
+pub async fn apply_snapshot(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uuid> {
+    let record = finished(vmms, snapshot)?;
+    not_recovery(&record, "applied")?;
+    for member in &record.members {
+        admit_apply(vmms, &*vmms.db.get::<Snapshot>(member.point)?)?;
+    }
+    let submission = asked.submission(affected(&record, Effect::Other, Effect::ExclusiveUse));
+    let members = tasks(&record);
+    vmms.submit(Task::ApplyGroupSnapshot { snapshot, members }, submission)
+        .await
+}
+
+/// Applies it.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    snapshot: Uuid,
+    members: &[MemberTask],
+) -> Result<()> {
+    let record = finished(vmms, snapshot)?;
+    let mut held = Vec::new();
+    for member in members {
+        let lock = vmms.lock(member.vm).await;
+        held.push((lock, quiet(vmms, member.vm).await));
+    }
+    ctx.checkpoint().await?;
+    let failed = |failures: Vec<(usize, Fault)>| {
+        let named = failures.into_iter().map(|(place, cause)| {
+            let vm = members.get(place).map(|m| m.vm).unwrap_or_default();
+            let name = vmms.db.get::<Vm>(vm).map_or_else(|_| guid(vm), |v| v.name.clone());
+            let cause = fault!(ApplyFailed, guid(snapshot), name)
+                .about(Element::Vm(vm))
+                .caused_by(cause);
+            (place, cause)
+        });
+        summary(vmms, record.group, members, named.collect())
+    };
+    let (mut backs, mut failures) = (Vec::new(), Vec::new());
+    for (place, member) in members.iter().enumerate() {
+        match Back::plan(vmms, member.vm, member.point).await {
+            Ok(back) => backs.push(back),
+            Err(failure) => failures.push((place, failure)),
+        }
+    }
+    if !failures.is_empty() {
+        return Err(failed(failures));
+    }
+    vmms.db
+        .change(|draft| backs.iter().try_for_each(|back| back.announce(draft)))
+        .await?;
+    let mut memories = Vec::new();
+    for (place, back) in backs.iter().enumerate() {
+        match back.make(vmms).await {
+            Ok(memory) => memories.push(memory),
+            Err(failure) => failures.push((place, failure)),
+        }
+    }
+    if !failures.is_empty() {
+        for member in members {
+            settle(vmms, member.vm).await?;
+        }
+        return Err(failed(failures));
+    }
+    vmms.db
+        .change(|draft| {
+            for (back, memory) in backs.iter().zip(&memories) {
+                back.swap(draft, memory.clone())?;
+            }
+            note(draft.get_mut::<Group>(record.group)?, &record);
+            Ok(())
+        })
+        .await?;
+    for (back, memory) in backs.iter().zip(&memories) {
+        back.clean(vmms, memory.as_ref()).await?;
+    }
+    drop(held);
+    Ok(())
+}
+
+fn note(group: &mut Group, snapshot: &GroupSnapshot) {
+    group.last_apply = Some(LastApply {
+        at: SystemTime::now(),
+        consistency: snapshot.consistency,
+        vms: snapshot.members.iter().map(|m| m.vm).collect(),
+    });
+}
+
+/// Takes back what was begun: layers that no record names as active.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, members: &[MemberTask]) -> Result<()> {
+    for member in members {
+        crate::snapshot::undo_apply(vmms, member.vm).await?;
+    }
+    Ok(())
+}

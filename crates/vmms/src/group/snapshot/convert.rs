@@ -1,0 +1,102 @@
+//! ConvertToReferencePoint of a collection: its recovery snapshot becomes an RCT point of the collection, and the members'
+//! snapshots become the points of that.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::super::{GroupPoint, GroupSnapshot};
+use super::{affected, finished, tasks};
+use crate::job::{JobContext, MemberTask, Output, Task};
+use crate::point::{self, Point, PointType};
+use crate::snapshot::{Snapshot, SnapshotKind, refuse_busy};
+use crate::vm::Asked;
+use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+/// Starts a job that turns a recovery snapshot of a collection into a reference point of the same GUID; returns the job.
+///
+/// Refused at once: other snapshots, and those that an export reads.
+pub async fn convert_snapshot(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uuid> {
+    let record = finished(vmms, snapshot)?;
+    admit(vmms, &record)?;
+    let mut affected = affected(&record, Effect::ExclusiveUse, Effect::Other);
+    affected.push((Element::GroupPoint(snapshot), Effect::Create));
+    for member in &record.members {
+        affected.push((Element::Point(member.point), Effect::Create));
+    }
+    let mut submission = asked.submission(affected);
+    submission.output = Output {
+        created: Some(Element::GroupPoint(snapshot)),
+        ..Output::default()
+    };
+    let members = tasks(&record);
+    vmms.submit(Task::ConvertGroupSnapshot { snapshot, members }, submission)
+        .await
+}
+
+fn admit(vmms: &Vmms, record: &GroupSnapshot) -> Result<()> {
+    if record.kind != SnapshotKind::Recovery {
+        let about = Element::GroupSnapshot(record.id);
+        return Err(fault!(SnapshotNotRecovery, guid(record.id)).about(about));
+    }
+    record
+        .members
+        .iter()
+        .try_for_each(|m| refuse_busy(vmms, m.point))
+}
+
+/// Converts: one transaction for all members. What was exported needs no hold; what was not can still be, as a point.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    snapshot: Uuid,
+    members: &[MemberTask],
+) -> Result<()> {
+    let mut locks = Vec::new();
+    for member in members {
+        locks.push(vmms.lock(member.vm).await);
+    }
+    // Run again after a restart: it is done when the point is there.
+    if vmms.db.get::<GroupPoint>(snapshot).is_ok() {
+        return Ok(());
+    }
+    let record = finished(vmms, snapshot)?;
+    admit(vmms, &record)?;
+    ctx.no_return().await?;
+    let mut points: Vec<Point> = Vec::new();
+    for member in &record.members {
+        let part = vmms.db.get::<Snapshot>(member.point)?;
+        let mut point = part.as_point();
+        point.group_point = Some(snapshot);
+        if part.exports.is_empty() {
+            let options = &vmms.options;
+            point.hold = point::hold(options.hold_time, options.hold_bytes, SystemTime::now());
+        }
+        points.push(point);
+    }
+    let whole = GroupPoint {
+        id: record.id,
+        group: record.group,
+        name: record.name.clone(),
+        kind: PointType::Rct,
+        consistency: record.consistency,
+        instant: record.instant,
+        sequence: record.sequence,
+        complete: true,
+        members: record.members.clone(),
+        skew_us: record.skew_us,
+        skew_limit_us: record.skew_limit_us,
+    };
+    vmms.db
+        .change(|draft| {
+            for point in points {
+                draft.delete::<Snapshot>(point.id);
+                draft.put(point);
+            }
+            draft.delete::<GroupSnapshot>(snapshot);
+            draft.put(whole);
+            Ok(())
+        })
+        .await
+}

@@ -1,0 +1,53 @@
+//! Deleting a collection's snapshot with those of its members.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::super::{GroupSnapshot, discard};
+use super::{affected, finished, not_recovery, tasks};
+use crate::job::{JobContext, MemberTask, Task};
+use crate::snapshot::create::{forget_files, take_out};
+use crate::snapshot::refuse_busy;
+use crate::vm::Asked;
+use crate::{Effect, Result, Vmms};
+
+/// Starts a job that deletes a snapshot of a collection; returns the job.
+///
+/// Refused at once: recovery snapshots, and snapshots that an export reads or builds on.
+pub async fn destroy_snapshot(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uuid> {
+    let record = finished(vmms, snapshot)?;
+    not_recovery(&record, "deleted")?;
+    let members = tasks(&record);
+    for member in &members {
+        refuse_busy(vmms, member.point)?;
+    }
+    let submission = asked.submission(affected(&record, Effect::ExclusiveUse, Effect::Other));
+    vmms.submit(Task::DestroyGroupSnapshot { snapshot, members }, submission)
+        .await
+}
+
+/// Deletes the records, all in one transaction, then merges what only they needed.
+pub(crate) async fn run(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    snapshot: Uuid,
+    members: &[MemberTask],
+) -> Result<()> {
+    for member in members {
+        refuse_busy(vmms, member.point)?;
+    }
+    vmms.db
+        .change(|draft| {
+            draft.delete::<GroupSnapshot>(snapshot);
+            for member in members {
+                take_out(draft, member.point);
+            }
+            Ok(())
+        })
+        .await?;
+    for member in members {
+        forget_files(vmms, member.point)?;
+    }
+    discard::merge(vmms, ctx, members).await
+}

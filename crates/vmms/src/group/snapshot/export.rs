@@ -1,0 +1,121 @@
+//! Exporting a collection's snapshot: like a collection's point, each member into `<directory>/<VMGUID>/`, with its memory where
+//! the snapshot has any.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::super::{GroupPoint, GroupSnapshot};
+use super::finished;
+use crate::export::layout;
+use crate::job::{ExportedMachine, MemberExport, Output, Task};
+use crate::snapshot::Snapshot;
+use crate::vm::Asked;
+use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+
+/// Starts a job that exports a snapshot of a collection; returns the job. `base`: a point or snapshot of the collection. `storage`:
+/// whether the disks are exported. `merge`: what would be differences to the base is written whole.
+///
+/// Refused at once: what [`crate::group::export_point`] refuses.
+pub async fn export_snapshot(
+    vmms: &Arc<Vmms>,
+    snapshot: Uuid,
+    base: Option<Uuid>,
+    directory: &Path,
+    storage: bool,
+    merge: bool,
+    asked: &Asked,
+) -> Result<Uuid> {
+    let about = |fault: Fault| fault.about(Element::GroupSnapshot(snapshot));
+    let record = finished(vmms, snapshot)?;
+    let known = match base {
+        Some(base) => Some(base_of(vmms, &record, base).map_err(about)?),
+        None => None,
+    };
+    if !directory.is_absolute() {
+        let why = "it is not absolute";
+        return Err(fault!(PathNotUsable, directory.display(), why));
+    }
+    let mut members = Vec::new();
+    for member in &record.members {
+        let part = vmms.db.get::<Snapshot>(member.point)?;
+        let beneath = match (base, &known) {
+            (Some(base), Some(known)) => {
+                let found = known.iter().find(|(vm, _)| *vm == member.vm);
+                let (_, id) = found
+                    .ok_or_else(|| about(fault!(BaseWithoutMachine, guid(base), guid(member.vm))))?;
+                Some(*id)
+            }
+            _ => None,
+        };
+        let dirs = layout::exports_in(directory, member.vm);
+        if layout::find(dirs, &guid(member.vm), &guid(member.point)).is_some() {
+            let exists = fault!(ExportExists, directory.display(), guid(member.point));
+            return Err(exists.about(Element::Vm(member.vm)));
+        }
+        members.push(MemberExport {
+            vm: member.vm,
+            point: member.point,
+            base: beneath.filter(|_| !merge),
+            disks: match storage {
+                true => part.disks.iter().map(|d| d.uid).collect(),
+                false => Vec::new(),
+            },
+        });
+    }
+    let mut affected = vec![
+        (Element::GroupSnapshot(snapshot), Effect::Other),
+        (Element::Group(record.group), Effect::Other),
+    ];
+    for member in &members {
+        affected.push((Element::Vm(member.vm), Effect::Performance));
+        affected.push((Element::Snapshot(member.point), Effect::Other));
+    }
+    let mut submission = asked.submission(affected);
+    let machine = |m: &MemberExport| ExportedMachine {
+        vm: m.vm,
+        ..ExportedMachine::default()
+    };
+    submission.output = Output {
+        directory: Some(directory.to_owned()),
+        point: Some(snapshot),
+        base,
+        subject: Some(record.group),
+        machines: members.iter().map(machine).collect(),
+        ..Output::default()
+    };
+    let task = Task::ExportGroupSnapshot {
+        snapshot,
+        base,
+        directory: directory.to_owned(),
+        members,
+        merge: merge && base.is_some(),
+    };
+    vmms.submit(task, submission).await
+}
+
+/// The instants of a base by machine. It is of the same collection and older.
+fn base_of(vmms: &Vmms, record: &GroupSnapshot, base: Uuid) -> Result<Vec<(Uuid, Uuid)>> {
+    let (group, sequence, members) = match vmms.db.get::<GroupSnapshot>(base) {
+        Ok(found) => {
+            let found = finished(vmms, found.id)?;
+            (found.group, found.sequence, found.members.clone())
+        }
+        Err(_) => {
+            let found = vmms.db.get::<GroupPoint>(base)?;
+            if !found.complete {
+                return Err(fault!(PointIncomplete, guid(base)));
+            }
+            (found.group, found.sequence, found.members.clone())
+        }
+    };
+    if group != record.group {
+        let of = (guid(group), guid(record.group));
+        return Err(fault!(NotOfGroup, guid(base), of.0, of.1));
+    }
+    if sequence >= record.sequence {
+        return Err(fault!(BaseNotOlder, guid(base), guid(record.id)));
+    }
+    Ok(members.into_iter().map(|m| (m.vm, m.point)).collect())
+}

@@ -19,6 +19,8 @@ pub(crate) const DISK: &str = "Kvmms_Disk";
 pub(crate) const POINT_DETAIL: &str = "Kvmms_ReferencePointDetail";
 /// What is known of a collection's point beyond its standard properties.
 pub(crate) const GROUP_POINT_DETAIL: &str = "Kvmms_ReferencePointCollectionDetail";
+/// What is known of a collection's snapshot beyond its standard properties.
+pub(crate) const GROUP_SNAPSHOT_DETAIL: &str = "Kvmms_SnapshotCollectionDetail";
 
 /// The out parameter a kvmms adds to a refused method for clients that send a request key: the `Msvm_Error`
 /// chain that a return code has no place for.

@@ -10,7 +10,7 @@ use crate::errors;
 use crate::object::Object;
 use crate::provider::host::follow;
 use crate::provider::links;
-use crate::provider::{collection, collection_point, snapshot};
+use crate::provider::{collection, collection_point, collection_snapshot, snapshot};
 
 /// From one end of an association to the other.
 pub(crate) type Follow = fn(&Service, &Object) -> Vec<Object>;
@@ -168,6 +168,20 @@ pub(crate) static ASSOCIATIONS: &[Association] = &[
         ("Member", class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT),
         collection_point::members_of,
         collection_point::collected_in,
+    ),
+    link(
+        class::MSVM_SNAPSHOT_OF_VIRTUAL_SYSTEM_COLLECTION,
+        ("Antecedent", class::MSVM_VIRTUAL_SYSTEM_COLLECTION),
+        ("Dependent", class::MSVM_SNAPSHOT_COLLECTION),
+        collection_snapshot::snapshots_of,
+        collection_snapshot::collection_of,
+    ),
+    link(
+        class::MSVM_COLLECTED_SNAPSHOTS,
+        ("Collection", class::MSVM_SNAPSHOT_COLLECTION),
+        ("Member", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA),
+        collection_snapshot::members_of,
+        collection_snapshot::collected_in,
     ),
     link(
         class::MSVM_SNAPSHOT_OF_VIRTUAL_SYSTEM,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cim::{Instance, Path, Value};
 use uuid::Uuid;
-use vmms::group::{Group, GroupPoint};
+use vmms::group::{Group, GroupPoint, GroupSnapshot};
 use vmms::job::{Job, JobClass};
 use vmms::point::Point;
 use vmms::snapshot::Snapshot;
@@ -51,6 +51,8 @@ pub(crate) enum What {
     GroupPoint(Arc<GroupPoint>),
     /// A snapshot.
     Snapshot(Arc<Snapshot>),
+    /// A snapshot of a collection.
+    GroupSnapshot(Arc<GroupSnapshot>),
     /// A job.
     Job(Box<Job>),
     /// An instance that is made whole when it is listed: templates, pools, inventory.
@@ -307,7 +309,9 @@ impl Service {
                     .complete
                     .then(|| provider::collection_point::object(point))
             }
-            Element::GroupSnapshot(_) | Element::Image(_) => None,
+            Element::GroupSnapshot(id) => provider::collection_snapshot::find(self, *id)
+                .map(provider::collection_snapshot::object),
+            Element::Image(_) => None,
         }
     }
 

@@ -139,6 +139,15 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             name,
             members,
         } => import_group::run(vmms, ctx, *group, name, members).await,
+        Task::ImportSnapshots {
+            vm,
+            folder,
+            snapshots,
+            descends_from,
+        } => {
+            let parent = *descends_from;
+            snapshot::run_import(vmms, ctx, *vm, folder, snapshots, parent).await
+        }
         Task::AdoptPoint {
             vm,
             point,
@@ -182,6 +191,9 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
             snapshot::undo_create(vmms, ctx, *vm, *snapshot).await
         }
         Task::ApplySnapshot { vm, .. } => snapshot::undo_apply(vmms, *vm).await,
+        Task::ImportSnapshots { vm, snapshots, .. } => {
+            snapshot::undo_import(vmms, ctx, *vm, snapshots).await
+        }
         Task::AdoptPoint { vm, point, .. } => point::create::undo(vmms, ctx, *vm, *point).await,
         Task::ValidatePlanned { .. } | Task::Realize { .. } => Ok(()),
         // The snapshot is there or gone; merging goes on by itself.

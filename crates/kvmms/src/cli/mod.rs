@@ -21,7 +21,7 @@ pub(crate) use point::{
     ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb, QuickExportArgs,
     Target,
 };
-pub(crate) use snapshot::{CreateSnapshotArgs, SnapshotKind, SnapshotVerb};
+pub(crate) use snapshot::{CreateSnapshotArgs, ExportSnapshotArgs, SnapshotKind, SnapshotVerb};
 pub(crate) use vm::{CreateVmArgs, Generation, SetVmArgs, Switch, VmVerb};
 
 /// Manage virtual machines, their reference points and exports.

@@ -16,8 +16,8 @@ use crate::{vendor, watch};
 
 /// A collection.
 pub(super) struct Group {
-    id: String,
-    name: String,
+    pub(super) id: String,
+    pub(super) name: String,
     instance: Instance,
 }
 
@@ -30,7 +30,7 @@ impl Group {
         }
     }
 
-    fn path(&self) -> Path {
+    pub(super) fn path(&self) -> Path {
         self.instance.path.clone().unwrap_or_else(|| {
             Path::class(self.instance.class.clone())
                 .in_namespace(NAMESPACE)
@@ -70,7 +70,7 @@ async fn groups(session: &Session) -> Result<Vec<Group>> {
     Ok(all)
 }
 
-async fn group(session: &Session, wanted: &str) -> Result<Group> {
+pub(super) async fn group(session: &Session, wanted: &str) -> Result<Group> {
     let mut all = groups(session).await?;
     let candidates: Vec<Candidate> = all
         .iter()
@@ -138,7 +138,7 @@ pub(super) async fn run(session: &Session, verb: GroupVerb) -> Result<()> {
     }
 }
 
-fn walk(association: &'static str, role: &'static str) -> Walk {
+pub(super) fn walk(association: &'static str, role: &'static str) -> Walk {
     Walk {
         assoc_class: Some(Name::of(association)),
         role: Some(Name::of(role)),
@@ -334,7 +334,7 @@ async fn point(session: &Session, group: &Group, wanted: &str) -> Result<Point> 
 }
 
 /// Microseconds in words.
-fn milliseconds(us: u64) -> String {
+pub(super) fn milliseconds(us: u64) -> String {
     format!("{}.{:03} ms", us / 1000, us % 1000)
 }
 

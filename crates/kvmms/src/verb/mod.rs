@@ -6,6 +6,7 @@ mod cim;
 mod disk;
 mod export;
 mod group;
+mod group_snapshot;
 mod host;
 mod job;
 mod point;

@@ -4,6 +4,7 @@ use cim::{Instance, Path, Value};
 use msvm::class;
 use serde_json::json;
 
+use super::group_snapshot;
 use crate::cli::{Consistency, CreateSnapshotArgs, SnapshotKind, SnapshotVerb};
 use crate::error::{Error, Result};
 use crate::find::{self, Candidate, Machine, pick};
@@ -115,23 +116,45 @@ fn row(snapshot: &Snapshot, machines: &[Machine], all: &[Snapshot]) -> Row {
 /// Carries out a verb of `snapshot`.
 pub(super) async fn run(session: &Session, verb: SnapshotVerb) -> Result<()> {
     match verb {
-        SnapshotVerb::List { vm } => list(session, vm.as_deref()).await,
+        SnapshotVerb::List {
+            group: Some(group), ..
+        } => group_snapshot::list(session, &group).await,
+        SnapshotVerb::List { vm, group: None } => list(session, vm.as_deref()).await,
         SnapshotVerb::Create(arguments) => create(session, arguments).await,
-        SnapshotVerb::Apply { snapshot } => {
-            ask(
-                session,
-                &snapshot,
-                "ApplySnapshot",
-                "Snapshot",
-                "is applied",
-            )
-            .await
+        SnapshotVerb::Export(arguments) => group_snapshot::export(session, arguments).await,
+        SnapshotVerb::Apply { snapshot, group } => {
+            let (method, done) = ("ApplySnapshot", "is applied");
+            match group {
+                Some(group) => {
+                    let parameter = "SnapshotCollection";
+                    group_snapshot::ask(session, &group, &snapshot, (method, parameter), done).await
+                }
+                None => ask(session, &snapshot, method, "Snapshot", done).await,
+            }
         }
-        SnapshotVerb::Convert { snapshot } => {
+        SnapshotVerb::Convert { snapshot, group } => {
             let (method, done) = ("ConvertToReferencePoint", "is a reference point now");
-            ask(session, &snapshot, method, "AffectedSnapshot", done).await
+            match group {
+                Some(group) => {
+                    let parameter = "AffectedSnapshotCollection";
+                    group_snapshot::ask(session, &group, &snapshot, (method, parameter), done).await
+                }
+                None => ask(session, &snapshot, method, "AffectedSnapshot", done).await,
+            }
         }
-        SnapshotVerb::Delete { snapshot, tree } => {
+        SnapshotVerb::Delete {
+            snapshot,
+            group: Some(group),
+            ..
+        } => {
+            let called = ("DestroySnapshot", "AffectedSnapshotCollection");
+            group_snapshot::ask(session, &group, &snapshot, called, "is deleted").await
+        }
+        SnapshotVerb::Delete {
+            snapshot,
+            group: None,
+            tree,
+        } => {
             let (method, parameter, done) = match tree {
                 true => (
                     "DestroySnapshotTree",
@@ -158,8 +181,8 @@ async fn list(session: &Session, vm: Option<&str>) -> Result<()> {
         .list(&rows, "No snapshots. Take one: kvmms snapshot create VM")
 }
 
-async fn create(session: &Session, a: CreateSnapshotArgs) -> Result<()> {
-    let machine = find::machine(session, &a.vm).await?;
+/// The settings of a new snapshot; null where nothing was said.
+pub(super) fn settings(a: &CreateSnapshotArgs) -> Value {
     let mut settings = Instance::new(class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SETTING_DATA);
     if let Some(name) = &a.name {
         settings.set("ElementName", name.as_str());
@@ -174,10 +197,20 @@ async fn create(session: &Session, a: CreateSnapshotArgs) -> Result<()> {
             settings.set("ConsistencyLevel", 2u8);
         }
     }
-    let settings: Value = match settings.properties.is_empty() {
+    match settings.properties.is_empty() {
         true => Value::Null,
         false => settings.into(),
+    }
+}
+
+async fn create(session: &Session, a: CreateSnapshotArgs) -> Result<()> {
+    let vm = match (&a.vm, &a.group) {
+        (_, Some(group)) => return group_snapshot::create(session, group, &a).await,
+        (Some(vm), None) => vm,
+        (None, None) => return Err(Error::usage("name a machine, or a collection with --group")),
     };
+    let machine = find::machine(session, vm).await?;
+    let settings = settings(&a);
     let kind: u16 = match a.kind {
         SnapshotKind::Full => 2,
         SnapshotKind::Disk => 3,

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cim::{Instance, Path};
+use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
 use vmms::group::{Group, GroupKind, manage};
 use vmms::vm::Vm;
 use vmms::{fault, guid};
 
+use super::collection_point::level;
 use super::{Call, CallResult, Outcome, Provider, internal, unserved};
 use crate::Service;
 use crate::errors::CallError;
@@ -78,6 +79,14 @@ impl Provider for Collections {
             i.set("FailedOverReplicationType", 0u16)
                 .set("ReplicationMode", 0u16)
                 .set("ReplicationState", 0u16);
+            if let Some(last) = &group.last_apply {
+                i.set("LastApplyTime", Datetime::from(last.at))
+                    .set("LastApplyConsistencyLevel", level(last.consistency))
+                    .set(
+                        "LastApplyVirtualMachineIds",
+                        last.vms.iter().map(|vm| guid(*vm)).collect::<Vec<_>>(),
+                    );
+            }
         }
         i
     }

@@ -156,7 +156,7 @@ fn kind_number(kind: PointType) -> u16 {
     }
 }
 
-fn level(consistency: Consistency) -> u16 {
+pub(crate) fn level(consistency: Consistency) -> u16 {
     match consistency {
         Consistency::Application => 1,
         Consistency::Crash => 2,
@@ -164,7 +164,7 @@ fn level(consistency: Consistency) -> u16 {
 }
 
 /// The collection's point a REF parameter names.
-fn point_reference(
+pub(crate) fn point_reference(
     service: &Service,
     parameter: &'static str,
     path: Option<&Path>,

@@ -57,6 +57,9 @@ fn order(
     if given_bool(settings, "ExportForLiveMigration") == Some(true) {
         return Err(fault!(NotServed, "ExportForLiveMigration").into());
     }
+    if given_bool(settings, "DisableDifferentialOfIgnoredStorage") == Some(true) {
+        return Err(fault!(NotServed, "DisableDifferentialOfIgnoredStorage").into());
+    }
     let mut snapshot = None;
     if one {
         let text = given_text(settings, "SnapshotVirtualSystem");

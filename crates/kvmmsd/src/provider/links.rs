@@ -31,6 +31,9 @@ fn element(object: &Object) -> Option<Element> {
         },
         What::Point(point) => Element::Point(point.id),
         What::Snapshot(snapshot) => Element::Snapshot(snapshot.id),
+        What::GroupSnapshot(snapshot) if object.class == class::MSVM_SNAPSHOT_COLLECTION => {
+            Element::GroupSnapshot(snapshot.id)
+        }
         What::Group(group) => Element::Group(group.id),
         What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => {
             Element::GroupPoint(point.id)

@@ -36,6 +36,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         Method::RemoveResourceSettings => remove_resources(service, call).await,
         Method::GetSummaryInformation => summary::call(service, call),
         Method::FormatError => format_error(call),
+        Method::ImportSnapshotDefinitions => import_snapshots(service, call).await,
         Method::GetSizeOfSystemFiles => {
             let given = p::GetSizeOfSystemFilesIn::read(call.parameters)?;
             let vm = service.vm_reference("Vssd", given.vssd.as_ref())?;
@@ -55,7 +56,6 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::GetCurrentWwpnFromGenerator
         | Method::GetDefinitionFileSummaryInformation
         | Method::GetVirtualSystemThumbnailImage
-        | Method::ImportSnapshotDefinitions
         | Method::ModifyDiskMergeSettings
         | Method::ModifyFeatureSettings
         | Method::ModifyGuestServiceSettings
@@ -374,4 +374,18 @@ async fn import(service: &Service, call: &Call<'_>) -> CallResult {
         .key("CreationClassName", planned)
         .key("Name", vmms::guid(vm));
     Ok(Outcome::started(service, job).with("ImportedSystem", path))
+}
+
+/// Imports the snapshots exported with a machine to the planned one. They come to be with the job; their names are known now.
+async fn import_snapshots(service: &Service, call: &Call<'_>) -> CallResult {
+    let given = p::ImportSnapshotDefinitionsIn::read(call.parameters)?;
+    let vm = service.vm_reference("PlannedSystem", given.planned_system.as_ref())?;
+    let folder = msvm::required("SnapshotFolder", given.snapshot_folder)?;
+    let folder = vmms::vm::device::host_path(&folder)?;
+    let (made, job) = vmms::snapshot::import(&service.vmms, vm, &folder, call.asked).await?;
+    let paths: Vec<Value> = made
+        .into_iter()
+        .map(|id| service.element_path(&vmms::Element::Snapshot(id)).into())
+        .collect();
+    Ok(Outcome::started(service, job).with("ImportedSnapshots", Value::Array(paths)))
 }

@@ -17,6 +17,7 @@ use crate::object::{NAMESPACE, Object};
 
 pub(crate) mod collection;
 pub(crate) mod collection_point;
+pub(crate) mod collection_snapshot;
 mod device;
 mod exports;
 pub(crate) mod host;
@@ -139,6 +140,7 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(point::Points),
         Arc::new(collection::Collections),
         Arc::new(collection_point::CollectionPoints),
+        Arc::new(collection_snapshot::CollectionSnapshots),
         Arc::new(job::Jobs),
         Arc::new(host::HostInventory),
         Arc::new(host::Counters),

@@ -6,8 +6,8 @@ use msvm::class;
 use vmms::job::Service as Owner;
 
 use super::{
-    Call, CallResult, Provider, collection, collection_point, image, management, point, snapshot,
-    unserved,
+    Call, CallResult, Provider, collection, collection_point, collection_snapshot, image,
+    management, point, snapshot, unserved,
 };
 use crate::Service;
 use crate::object::{Object, What};
@@ -124,6 +124,9 @@ impl Provider for Services {
             class::MSVM_COLLECTION_MANAGEMENT_SERVICE => collection::call(service, &call).await,
             class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE => {
                 collection_point::call(service, &call).await
+            }
+            class::MSVM_COLLECTION_SNAPSHOT_SERVICE => {
+                collection_snapshot::call(service, &call).await
             }
             class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE => snapshot::call(service, &call).await,
             class::MSVM_IMAGE_MANAGEMENT_SERVICE => image::call(service, &call).await,

@@ -127,6 +127,23 @@ pub(crate) fn consistency(settings: &Instance) -> Result<Option<Consistency>, Ca
     }
 }
 
+/// The consistency that the settings of a new snapshot ask for. What else they ask for is refused where it cannot be had.
+pub(crate) fn wanted(settings: &Instance) -> Result<Option<Consistency>, CallError> {
+    // A guest's agent freezes its file systems and tells no application that it was backed up: that is a copy (2). Every disk
+    // that a guest can write to can be part of a snapshot, so that IgnoreNonSnapshottableDisks leaves nothing out.
+    match given::<u8>(settings, "GuestBackupType")? {
+        None | Some(0 | 2) => {}
+        Some(1) => {
+            return Err(fault!(NotServed, "GuestBackupType 1 (full); 2 (copy) is").into());
+        }
+        Some(other) => {
+            let known = "0 (undefined), 1 (full) and 2 (copy) exist";
+            return Err(fault!(InvalidValue, "GuestBackupType", other, known).into());
+        }
+    }
+    consistency(settings)
+}
+
 /// Calls a method of Msvm_VirtualSystemSnapshotService.
 pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
     use msvm::method::VirtualSystemSnapshotService as Method;
@@ -220,7 +237,7 @@ async fn create(service: &Service, call: &Call<'_>) -> CallResult {
             settings,
             class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SETTING_DATA,
         )?;
-        level = consistency(settings)?;
+        level = wanted(settings)?;
         given_text(settings, "ElementName")
             .unwrap_or_default()
             .clone_into(&mut name);

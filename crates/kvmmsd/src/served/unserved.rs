@@ -66,14 +66,6 @@ pub(crate) static UNSERVED: &[(&str, &[&str])] = &[
         &["CIM_MostCurrentSnapshotInBranch"],
     ),
     (
-        "snapshots of collections are not served by this version; take a reference point of the collection",
-        &[
-            "Msvm_CollectedSnapshots",
-            "Msvm_SnapshotCollection",
-            "Msvm_SnapshotOfVirtualSystemCollection",
-        ],
-    ),
-    (
         "migration is not served by this version; export here and import there",
         &[
             "Msvm_VirtualSystemMigrationNetworkSettingData",

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::layout;
 use super::repair::{self, Decided, Extent};
-use crate::group::{Group, GroupPoint};
+use crate::group::{Group, GroupPoint, GroupSnapshot};
 use crate::point::{self, Consistency, Point, PointDisk, PointType, disk_id_text};
 use crate::vm::Vm;
 use crate::{Fault, Result, Vmms, fault, guid};
@@ -236,27 +236,32 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
     manifest
 }
 
-/// The collection's point that a point is a part of; `None` once that was deleted.
+/// The collection's point, or snapshot, that an instant is a part of; `None` once that was deleted.
 fn collection(vmms: &Vmms, id: uuid::Uuid) -> Option<manifest::CollectionIdentity> {
-    let point = vmms.db.get::<GroupPoint>(id).ok()?;
+    let (name, group, members, skew_us) = match vmms.db.get::<GroupPoint>(id) {
+        Ok(p) => (p.name.clone(), p.group, p.members.clone(), p.skew_us),
+        Err(_) => {
+            let s = vmms.db.get::<GroupSnapshot>(id).ok()?;
+            (s.name.clone(), s.group, s.members.clone(), s.skew_us)
+        }
+    };
     let named = |id: uuid::Uuid| vmms.db.get::<Vm>(id).map(|vm| vm.name.clone());
     Some(manifest::CollectionIdentity {
-        point: guid(point.id),
-        point_name: point.name.clone(),
-        id: guid(point.group),
+        point: guid(id),
+        point_name: name,
+        id: guid(group),
         name: vmms
             .db
-            .get::<Group>(point.group)
-            .map_or_else(|_| guid(point.group), |g| g.name.clone()),
-        machines: point
-            .members
+            .get::<Group>(group)
+            .map_or_else(|_| guid(group), |g| g.name.clone()),
+        machines: members
             .iter()
             .map(|m| MachineIdentity {
                 id: guid(m.vm),
                 name: named(m.vm).unwrap_or_default(),
             })
             .collect(),
-        skew_us: point.skew_us,
+        skew_us,
     })
 }
 

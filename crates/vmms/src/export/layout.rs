@@ -11,7 +11,7 @@ use crate::{Result, guid};
 /// Directory of the configuration.
 pub(crate) const MACHINES: &str = "Virtual Machines";
 /// Directory of the snapshots exported with a machine.
-pub(super) const SNAPSHOTS: &str = "Snapshots";
+pub(crate) const SNAPSHOTS: &str = "Snapshots";
 /// Directory of the disks.
 pub(crate) const DISKS: &str = "Virtual Hard Disks";
 

@@ -23,6 +23,7 @@ pub(crate) mod layout;
 mod repair;
 mod system;
 
+pub(crate) use layout::SNAPSHOTS;
 pub(crate) use repair::{Doubtful, kept_list, proven_lists};
 pub use system::{LiveState, SystemExport, export_system};
 pub(crate) use system::{

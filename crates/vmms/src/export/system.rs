@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Made, Notes, Part, layout, repair};
 use crate::job::{Job, JobContext, Output, Task};
 use crate::point::{self, Consistency, Point};
-use crate::snapshot::{self, Snapshot, SnapshotKind};
+use crate::snapshot::{self, Definition, Snapshot, SnapshotKind};
 use crate::vm::{Asked, Power, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
 
@@ -261,6 +261,10 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
         if let Some(memory) = snapshot.memory.clone().filter(|_| order.runtime) {
             manifest.files.push(add_memory(ctx, part, &memory).await?);
         }
+        if order.all_snapshots {
+            let file = add_definition(part, Definition::of(snapshot, snapshot.id == id)).await?;
+            manifest.files.push(file);
+        }
         if let (true, Some(base)) = (order.merge && snapshot.id == id, order.base) {
             manifest.decisions.push(merged(base));
         }
@@ -312,6 +316,27 @@ pub(crate) async fn add_memory(ctx: &JobContext, part: &Part, memory: &Path) -> 
     let (memory, target) = (memory.to_owned(), part.notes.root.clone());
     let (cancel, name) = (ctx.cancel_flag(), runtime_name(part.point.vm));
     point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel)).await
+}
+
+/// Writes what is known of a snapshot beside its disks into its export; returns its entry.
+async fn add_definition(part: &Part, definition: Definition) -> Result<PlainFile> {
+    let (root, name) = (part.notes.root.clone(), definition_name(part.point.vm));
+    point::tidy::blocking(move || {
+        let bytes = serde_json::to_vec_pretty(&definition).map_err(|e| fault!(Internal, e))?;
+        let path = RelativePath::new(name)?;
+        disk::atomic::AtomicFile::replace(&root.join(&path), &bytes)?;
+        Ok(PlainFile {
+            role: Definition::ROLE.to_owned(),
+            path,
+            bytes: bytes.len() as u64,
+            blake3: HexHash(blake3::hash(&bytes)),
+        })
+    })
+    .await
+}
+
+fn definition_name(vm: Uuid) -> String {
+    format!("{}/{}.snapshot.json", layout::MACHINES, guid(vm))
 }
 
 /// Why an export is whole although a base was named.
@@ -437,6 +462,7 @@ async fn plan(
 fn notes(instant: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
     let mut notes = super::notes_in(instant, root, disks)?;
     notes.may_have_memory(instant.vm);
+    notes.files.push(definition_name(instant.vm).into());
     Ok(notes)
 }
 

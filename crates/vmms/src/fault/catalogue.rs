@@ -313,6 +313,14 @@ catalogue! {
         "The map was damaged, or something wrote to the disk without being tracked: a differential export across these points lacks the change.", ["Export the newer point in full, and discard differential exports that stand on the older one.", "Report it with the job's errors and the map files."];
     131 CleanFailed Failed Medium Resource "{0} findings could not be cleaned",
         "Files could not be deleted, or a process could not be ended; everything else was cleaned.", ["Read the causes below, and check again with `kvmms host check`."];
+    132 GroupNotResumed Failed High Software "{0} of {1} machines of collection {2} could not go on after they were saved for a snapshot",
+        "The snapshot is there; a machine named below may still be saved, and nothing of it is lost.", ["Read the causes below, then start the machines that are saved."];
+    133 SnapshotOfGroup InvalidState Medium Software "snapshot {0} belongs to snapshot {1} of a collection",
+        "The snapshots of a collection's machines stay together: one without the others would be no instant of the collection.", ["Call the same method of the collection's snapshot instead."];
+    134 SnapshotImportFailed Failed High Software "the snapshots in {0} could not be imported into planned machine {1}",
+        "Read the causes below; the planned machine is as it was.", ["Remove the cause and call again, or realize the machine without snapshots."];
+    135 GroupSnapshotExportFailed Failed High Software "snapshot {0} of a collection could not be exported to {1}",
+        "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
     136 PointNotExported InvalidParameter Medium Software "{0} holds no export of point {1}; it holds {2}",
         "The point was never exported to this place, or it is named otherwise there.",
         ["Name one of the points listed, by its GUID, name or instant (UTC).", "Or give the directory that holds its export."];
@@ -324,14 +332,6 @@ catalogue! {
     139 NoSignOfLife Timeout High Software "the machine restored from {0} gave no sign of life within {1} s: {2}",
         "Its disks hold nothing that boots, its guest needs more time, or it speaks neither on its first serial port nor by a guest agent.",
         ["Read the console text in `kvmms job show`.", "Give it more time with --wait.", "Let the guest use its first serial port as a console, or install qemu-guest-agent in it."];
-    132 GroupNotResumed Failed High Software "{0} of {1} machines of collection {2} could not go on after they were saved for a snapshot",
-        "The snapshot is there; each machine named below is still saved, and nothing of it is lost.", ["Read the causes below, then start these machines."];
-    133 SnapshotOfGroup InvalidState Medium Software "snapshot {0} belongs to snapshot {1} of a collection",
-        "The snapshots of a collection's machines stay together: one without the others would be no instant of the collection.", ["Call the same method of the collection's snapshot instead."];
-    134 SnapshotImportFailed Failed High Software "the snapshots in {0} could not be imported into planned machine {1}",
-        "Read the causes below; the planned machine is as it was.", ["Remove the cause and call again, or realize the machine without snapshots."];
-    135 GroupSnapshotExportFailed Failed High Software "snapshot {0} of a collection could not be exported to {1}",
-        "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
     // 140..: what lies beneath
     140 Qmp Failed Medium Software "QEMU refused {0}: {2} ({1})",
         "QEMU's own message tells the cause.", ["Read the causes below, if any, and the machine's log."];

@@ -109,7 +109,11 @@ pub(crate) async fn run_release(
 }
 
 /// Merges the layers of the members, one after the other. What fails is a warning: the sweep goes on with it.
-pub(super) async fn merge(vmms: &Arc<Vmms>, ctx: &JobContext, members: &[MemberTask]) -> Result<()> {
+pub(super) async fn merge(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    members: &[MemberTask],
+) -> Result<()> {
     for member in members {
         if vmms.db.get::<Vm>(member.vm).is_err() {
             continue;

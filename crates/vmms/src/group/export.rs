@@ -275,7 +275,9 @@ async fn complete(
     };
     let snapshot = vmms.db.get::<Snapshot>(part.point.id)?;
     if let Some(memory) = &snapshot.memory {
-        manifest.files.push(export::add_memory(ctx, part, memory).await?);
+        manifest
+            .files
+            .push(export::add_memory(ctx, part, memory).await?);
     }
     if let Some(base) = merged {
         manifest.decisions.push(export::merged(base));

@@ -41,8 +41,10 @@ pub fn excludes(running: &Task, new: &Task) -> bool {
         ) => false,
         (Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. }, _)
         | (_, Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. }) => true,
-        (Task::AdoptPoint { .. } | Task::Realize { .. }, _)
-        | (_, Task::AdoptPoint { .. } | Task::Realize { .. }) => true,
+        (Task::AdoptPoint { .. } | Task::Realize { .. } | Task::ImportSnapshots { .. }, _)
+        | (_, Task::AdoptPoint { .. } | Task::Realize { .. } | Task::ImportSnapshots { .. }) => {
+            true
+        }
         (Task::ChangeState { .. }, Task::ChangeState { .. }) => true,
         // One point at a time: the second would be of the same instant or wait for minutes in a freeze.
         (

@@ -12,7 +12,7 @@ use crate::check::FindingKind;
 use crate::export::SystemExport;
 use crate::import_group::MemberImport;
 use crate::point::{Consistency, PointType, Proof};
-use crate::snapshot::SnapshotKind;
+use crate::snapshot::{SnapshotImport, SnapshotKind};
 
 /// The work of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -260,6 +260,17 @@ pub enum Task {
         /// The machines.
         members: Vec<MemberImport>,
     },
+    /// Imports snapshots to a planned machine.
+    ImportSnapshots {
+        /// The machine.
+        vm: Uuid,
+        /// The folder that was named.
+        folder: PathBuf,
+        /// The snapshots, parents before children.
+        snapshots: Vec<SnapshotImport>,
+        /// Which of them the machine descends from.
+        descends_from: Option<Uuid>,
+    },
     /// Gives a restored machine the point it was restored from.
     AdoptPoint {
         /// The machine.
@@ -489,6 +500,7 @@ impl Task {
             | Task::ConvertSnapshot { vm, .. }
             | Task::ExportSystem { vm, .. }
             | Task::AdoptPoint { vm, .. }
+            | Task::ImportSnapshots { vm, .. }
             | Task::ValidatePlanned { vm }
             | Task::Realize { vm }
             | Task::Tidy { vm }
@@ -726,6 +738,9 @@ impl Task {
                 true,
                 Undo,
             ),
+            Task::ImportSnapshots { .. } => {
+                concrete(Service::Management, 60, "Importing snapshots", true, Undo)
+            }
             Task::AdoptPoint { .. } => concrete(
                 Service::ReferencePoint,
                 209,

@@ -307,6 +307,20 @@ impl LayerTree {
         self.pending = None;
     }
 
+    /// Records an instant beside the present, `node` in `file`, that descends from the instant `on`.
+    pub fn aside(&mut self, on: Uuid, node: Uuid, file: LayerRef, frozen: Frozen) {
+        let new = LayerNode {
+            parent: Some(on),
+            file: Some(file),
+            map: frozen.map,
+            size: frozen.size,
+            stamp: frozen.stamp,
+            lost: false,
+            foreign: None,
+        };
+        self.nodes.insert(node, new);
+    }
+
     /// A node on a branch that was left whose file nobody needs and nothing lies on. Its map stays.
     pub fn next_drop(&self, needed: &dyn Fn(Uuid) -> bool) -> Option<Uuid> {
         let line = self.line(self.active);

@@ -36,7 +36,7 @@ pub(crate) fn layer_path(vmms: &Vmms, disk: &Disk, layer: Uuid) -> Result<PathBu
 }
 
 /// Where the change map of a node is kept.
-pub(super) fn map_path(vmms: &Vmms, disk: Uuid, node: Uuid) -> PathBuf {
+pub(crate) fn map_path(vmms: &Vmms, disk: Uuid, node: Uuid) -> PathBuf {
     let dir = vmms.dirs.state.join("maps").join(disk.to_string());
     dir.join(format!("{node}.map"))
 }
@@ -69,7 +69,7 @@ pub(crate) const CONFIG_FORMAT: &str = "kvmms-machine";
 pub(crate) const FIRMWARE_VARS: &str = "firmware-vars.fd";
 
 /// Writes the machine's configuration for a point, and a copy of its firmware variables; returns where the first is.
-pub(super) fn save_config(vmms: &Vmms, vm: &Vm, point: Uuid) -> Result<PathBuf> {
+pub(crate) fn save_config(vmms: &Vmms, vm: &Vm, point: Uuid) -> Result<PathBuf> {
     let dir = point_dir(vmms, point);
     std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
     let path = dir.join("machine.json");
@@ -150,7 +150,7 @@ pub(crate) fn check_formats(tree: &LayerTree, node: Uuid) -> Result<()> {
 }
 
 /// The stamp of a layer's file. A block device has none: its times say nothing about its content.
-pub(super) fn stamp(path: &Path) -> Result<Option<Stamp>> {
+pub(crate) fn stamp(path: &Path) -> Result<Option<Stamp>> {
     let failed = |e: std::io::Error| Fault::io("look at", path, &e);
     if std::fs::metadata(path)
         .map_err(failed)?

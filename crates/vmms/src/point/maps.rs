@@ -25,7 +25,7 @@ fn of_layer(node: &LayerNode, parent_size: u64) -> Result<(ChangeMap, u64)> {
 }
 
 /// Reads the map of a node that has just been frozen and keeps it as a file. A root has none.
-pub(super) fn keep(vmms: &Vmms, disk: &Disk, node: Uuid) -> Result<()> {
+pub(crate) fn keep(vmms: &Vmms, disk: &Disk, node: Uuid) -> Result<()> {
     let tree = &disk.layers;
     let Some(record) = tree.nodes.get(&node) else {
         return Ok(());

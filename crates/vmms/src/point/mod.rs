@@ -46,15 +46,15 @@ pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
 pub(crate) use files::{
-    FIRMWARE_VARS, blocks_path, check_chain, check_formats, layer_path, load_config, open_chain,
-    open_present, remove, sync,
+    FIRMWARE_VARS, blocks_path, check_chain, check_formats, layer_path, load_config, map_path,
+    open_chain, open_present, remove, save_config, stamp, sync,
 };
-pub(crate) use maps::between;
+pub(crate) use maps::{between, keep as keep_map};
 pub use memory::Memory;
 pub(crate) use memory::{Quiet, quiet};
 pub use record::{Consistency, Decision, Hold, Point, PointDisk, PointType};
 pub use release::remove_data;
-pub(crate) use settle::{recover, settle};
+pub(crate) use settle::{next_sequence, recover, settle};
 pub(crate) use sweep::{end_hold, sweep};
 pub(crate) use trust::distrust;
 pub use trust::{Problems, problems};

@@ -85,6 +85,7 @@ fn busy(vmms: &Vmms, vm: Uuid) -> bool {
             | Task::DestroyVm { vm: v }
             | Task::CreateSnapshot { vm: v, .. }
             | Task::ApplySnapshot { vm: v, .. }
+            | Task::ImportSnapshots { vm: v, .. }
             | Task::DestroySnapshot { vm: v, .. }
             | Task::CreatePoint { vm: v, .. } => *v == vm,
             Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(*point),

@@ -221,6 +221,7 @@ impl Back {
         back.name.clone_from(&now.name);
         back.owner.clone_from(&now.owner);
         back.created = now.created;
+        back.planned = now.planned;
         back.changed = SystemTime::now();
         back.power_changed = SystemTime::now();
         back.power = if memory.is_some() {

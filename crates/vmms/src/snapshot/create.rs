@@ -117,6 +117,7 @@ pub(crate) async fn go_on(vmms: &Arc<Vmms>, vm: Uuid, before: Power) -> Result<(
         (Power::Running, Power::Saved | Power::Paused) | (Power::Paused, Power::Saved) => {}
         _ => return Ok(()),
     }
+    crate::vm::end_unknown(vmms, vm).await?;
     crate::vm::start(vmms, vm).await?;
     if before == Power::Paused
         && let Some(machine) = vmms.machine(vm)
@@ -284,6 +285,12 @@ pub(crate) fn take_out(draft: &mut Draft<'_>, snapshot: Uuid) {
         if child.parent == Some(snapshot) {
             child.parent = parent;
             draft.put(child);
+        }
+    }
+    for mut vm in draft.all::<Vm>() {
+        if vm.descends_from == Some(snapshot) {
+            vm.descends_from = parent;
+            draft.put(vm);
         }
     }
     draft.delete::<Snapshot>(snapshot);

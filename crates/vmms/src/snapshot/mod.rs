@@ -15,17 +15,24 @@
 mod apply;
 mod convert;
 pub(crate) mod create;
+mod definition;
 mod destroy;
+mod import;
 mod record;
 
+pub(crate) use apply::{
+    Back, admit as admit_apply, run as run_apply, run_clear, undo as undo_apply,
+};
 pub use apply::{apply, clear};
-pub(crate) use apply::{Back, admit as admit_apply, run as run_apply, run_clear, undo as undo_apply};
 pub use convert::convert;
 pub(crate) use convert::run as run_convert;
 pub use create::create;
 pub(crate) use create::{run as run_create, undo as undo_create};
+pub(crate) use definition::Definition;
 pub use destroy::destroy;
 pub(crate) use destroy::run as run_destroy;
+pub use import::{SnapshotImport, import};
+pub(crate) use import::{run as run_import, undo as undo_import};
 pub use record::{Snapshot, SnapshotKind};
 
 use std::sync::Arc;
@@ -46,7 +53,9 @@ pub fn of_vm(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Snapshot>> {
 /// The snapshot the machine's present descends from: the newest one all of whose disks' nodes the machine still has
 /// lie beneath what the guest writes to now.
 pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
-    of_vm(vmms, vm.id).into_iter().rev().find(|s| {
+    let all = of_vm(vmms, vm.id);
+    let imported = || all.iter().find(|s| Some(s.id) == vm.descends_from);
+    let by_layers = all.iter().rev().find(|s| {
         let mut known = s
             .disks
             .iter()
@@ -54,7 +63,8 @@ pub fn current(vmms: &Vmms, vm: &crate::vm::Vm) -> Option<Arc<Snapshot>> {
             .peekable();
         known.peek().is_some()
             && known.all(|(d, disk)| disk.layers.is_ancestor(d.node, disk.layers.active))
-    })
+    });
+    by_layers.or_else(imported).cloned()
 }
 
 /// Changes what people read of a snapshot: its name, its notes. `None` leaves them.

@@ -120,7 +120,7 @@ impl Snapshot {
             has_data: false,
             hold: None,
             disks: self.disks.clone(),
-            group_point: None,
+            group_point: self.group_snapshot,
             config: self.config.clone(),
             decisions: self.decisions.clone(),
             exports: self.exports.clone(),

@@ -74,6 +74,7 @@ pub fn new_vm(new: NewVm, owner: &str, dirs: &crate::Dirs) -> Vm {
         machine_type: None,
         saved_state: None,
         last_applied: None,
+        descends_from: None,
         owner: owner.to_owned(),
     }
 }

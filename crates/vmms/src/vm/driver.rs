@@ -430,6 +430,20 @@ pub(crate) async fn autostart(vmms: &Arc<Vmms>) {
     }
 }
 
+/// Ends a process that was started for a machine without process and could not be written down any more: its guest has not
+/// run yet. The caller holds the machine's lock.
+pub(crate) async fn end_unknown(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    if vmms.machine(vm).is_some() {
+        return Ok(());
+    }
+    let record = vmms.db.get::<Vm>(vm)?;
+    let config = spec::machine_config(&record, &vmms.dirs, &vmms.options)?;
+    match vmms.hypervisor.reattach(&config).await? {
+        Some(machine) => Ok(machine.kill().await?),
+        None => Ok(()),
+    }
+}
+
 /// Undoes a state change that did not end: nothing is left half done but a process nobody knows.
 pub(crate) async fn undo(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let _lock = vmms.lock(vm).await;

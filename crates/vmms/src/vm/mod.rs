@@ -12,7 +12,7 @@ pub use define::{NewVm, change, define, destroy, install, new_vm, validate};
 pub(crate) use define::{check_images, run_destroy};
 pub use driver::{Asked, admit, request_state};
 pub(crate) use driver::{autostart, reattach, run as run_state_change, undo as undo_state_change};
-pub(crate) use driver::{save, start};
+pub(crate) use driver::{end_unknown, save, start};
 pub use planned::{realize, validate_planned};
 pub(crate) use planned::{run_realize, run_validate};
 pub use record::{Device, DeviceKind, Disk, Memory, Power, Processor, Settings, Vm};

@@ -49,6 +49,9 @@ pub struct Vm {
     /// The snapshot that was applied last, whether it still exists or not.
     #[serde(default)]
     pub last_applied: Option<Uuid>,
+    /// The snapshot it descends from where its layers do not tell, because both were imported.
+    #[serde(default)]
+    pub descends_from: Option<Uuid>,
     /// Which host owns it.
     pub owner: String,
 }

@@ -47,7 +47,10 @@ pub(crate) async fn run(
     let failed = |failures: Vec<(usize, Fault)>| {
         let named = failures.into_iter().map(|(place, cause)| {
             let vm = members.get(place).map(|m| m.vm).unwrap_or_default();
-            let name = vmms.db.get::<Vm>(vm).map_or_else(|_| guid(vm), |v| v.name.clone());
+            let name = vmms
+                .db
+                .get::<Vm>(vm)
+                .map_or_else(|_| guid(vm), |v| v.name.clone());
             let cause = fault!(ApplyFailed, guid(snapshot), name)
                 .about(Element::Vm(vm))
                 .caused_by(cause);

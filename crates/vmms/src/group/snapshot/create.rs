@@ -152,8 +152,8 @@ pub(crate) async fn run(
         return Ok(());
     }
     let name = vmms.db.get::<Group>(new.group)?.name.clone();
-    let whole = fault!(GroupNotResumed, failures.len(), tasks.len(), name)
-        .about(Element::Group(new.group));
+    let whole =
+        fault!(GroupNotResumed, failures.len(), tasks.len(), name).about(Element::Group(new.group));
     Err(failures.into_iter().fold(whole, |whole, (place, cause)| {
         let vm = tasks.get(place).map(|t| t.vm).unwrap_or_default();
         whole.caused_by(member_failed(vmms, vm, cause))

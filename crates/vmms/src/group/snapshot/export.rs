@@ -43,8 +43,9 @@ pub async fn export_snapshot(
         let beneath = match (base, &known) {
             (Some(base), Some(known)) => {
                 let found = known.iter().find(|(vm, _)| *vm == member.vm);
-                let (_, id) = found
-                    .ok_or_else(|| about(fault!(BaseWithoutMachine, guid(base), guid(member.vm))))?;
+                let (_, id) = found.ok_or_else(|| {
+                    about(fault!(BaseWithoutMachine, guid(base), guid(member.vm)))
+                })?;
                 Some(*id)
             }
             _ => None,

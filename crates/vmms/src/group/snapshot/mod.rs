@@ -51,11 +51,7 @@ fn tasks(record: &GroupSnapshot) -> Vec<MemberTask> {
 }
 
 /// What a job on the snapshot affects: the snapshot and its collection, the members' snapshots, and the machines with `vms`.
-fn affected(
-    record: &GroupSnapshot,
-    snapshots: Effect,
-    vms: Effect,
-) -> Vec<(Element, Effect)> {
+fn affected(record: &GroupSnapshot, snapshots: Effect, vms: Effect) -> Vec<(Element, Effect)> {
     let mut out = vec![
         (Element::GroupSnapshot(record.id), snapshots),
         (Element::Group(record.group), Effect::Other),

@@ -227,7 +227,7 @@ async fn base(session: &Session, group: &Group, wanted: &str) -> Result<Path> {
     let means = |p: &&Instance| {
         text(p, "ElementName") == wanted || text(p, "CollectionID").eq_ignore_ascii_case(wanted)
     };
-    let found = points.iter().filter(means).next_back();
+    let found = points.iter().rfind(means);
     found.and_then(|p| p.path.clone()).ok_or(none)
 }
 

@@ -57,8 +57,11 @@ pub(crate) fn machine(snapshot: &Snapshot) -> Arc<Vm> {
 
 /// A snapshot's settings as an instance.
 pub(crate) fn read(service: &Service, snapshot: &Snapshot) -> Instance {
+    let planned = |vm: Arc<Vm>| vm.planned;
     let kind = if snapshot.kind == SnapshotKind::Recovery {
         "Recovery"
+    } else if service.vmms.db.get::<Vm>(snapshot.vm).is_ok_and(planned) {
+        "Planned"
     } else {
         "Realized"
     };

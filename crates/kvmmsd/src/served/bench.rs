@@ -222,7 +222,7 @@ async fn furnish(vmms: &Arc<Vmms>, vm: Uuid, dir: &FilePath) {
     new(connection).await.expect("connection");
 }
 
-/// A collection with the machine, a collection of that collection, and a point of it.
+/// A collection with the machine, a collection of that collection, and a point and a snapshot of it.
 async fn collect(vmms: &Arc<Vmms>, vm: Uuid) {
     let machines = vmms::group::manage::define(vmms, "machines", None, GroupKind::Machines).await;
     let machines = machines.expect("collection");
@@ -237,6 +237,9 @@ async fn collect(vmms: &Arc<Vmms>, vm: Uuid) {
     let (kind, level) = (PointType::Rct, Some(Consistency::Crash));
     let made = vmms::group::create_point(vmms, machines, kind, level, "g", &Asked::default()).await;
     done(vmms, made.expect("point").1).await;
+    let (kind, asked) = (SnapshotKind::Disk, Asked::default());
+    let made = vmms::group::create_snapshot(vmms, machines, kind, level, "s", &asked).await;
+    done(vmms, made.expect("snapshot").1).await;
 }
 
 async fn done(vmms: &Arc<Vmms>, job: Uuid) {

@@ -120,7 +120,7 @@ fn management() -> Object {
         // ExportSystemDefinition.
         .set(
             "AsynchronousMethodsSupported",
-            vec![3u16, 32767, 32770, 32772, 32778],
+            vec![3u16, 32767, 32770, 32771, 32772, 32778],
         );
     fixed("Microsoft:ManagementCapabilities", i, class)
 }

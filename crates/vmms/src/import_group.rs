@@ -210,6 +210,7 @@ pub(crate) async fn run(
         name: name.to_owned(),
         kind: GroupKind::Machines,
         members: machines.iter().map(|m| m.id).collect(),
+        last_apply: None,
     };
     vmms.db
         .change(|draft| {

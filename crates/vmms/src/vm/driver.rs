@@ -395,11 +395,25 @@ fn without_process(record: &Vm) -> Power {
     if saved { Power::Saved } else { Power::Off }
 }
 
-/// Takes over a process that runs. One that the service left in the middle of saving or restoring is ended: the
-/// state file, where it is whole, is untouched.
+/// Takes over a process that runs. One that the service left in the middle of restoring is ended: the state file is untouched. So is
+/// one whose memory is in a whole state file. Where the service died before that file had its name, the process alone has the
+/// guest, which goes on, as after any save that failed.
 async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Power {
     use hypervisor::MachineStatus;
-    let power = match machine.status().await {
+    let status = machine.status().await;
+    let only_here =
+        matches!(status, Ok(MachineStatus::Saved)) && without_process(record) != Power::Saved;
+    let power = match status {
+        Ok(MachineStatus::Saved) if only_here => match record.power {
+            Power::Running => match machine.resume().await {
+                Ok(()) => Power::Running,
+                Err(error) => {
+                    tracing::error!(vm = %guid(record.id), %error, "the guest could not be continued after a save that was interrupted");
+                    Power::Paused
+                }
+            },
+            _ => Power::Paused,
+        },
         Ok(MachineStatus::Incoming | MachineStatus::Saved) => {
             if let Err(error) = machine.kill().await {
                 tracing::error!(vm = %guid(record.id), %error, "a half restored process could not be ended");

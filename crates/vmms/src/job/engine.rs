@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::task::JoinError;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::live::{Live, Wish};
@@ -184,7 +185,9 @@ impl Vmms {
             Err(fault!(HostInterrupted, format!("job {}", guid(id))).about(Element::Job(id)))
         } else {
             let (vmms, ctx, task) = (Arc::clone(&self), context(), task.clone());
-            let mut run = tokio::spawn(async move { work::run(&vmms, &ctx, &task).await });
+            let work = async move { work::run(&vmms, &ctx, &task).await };
+            // Every line in the log that comes from this work names the job.
+            let mut run = tokio::spawn(work.instrument(tracing::info_span!("job", id = %guid(id))));
             let mut wish = live.wish.subscribe();
             let killed = async { drop(wish.wait_for(|w| *w == Wish::Stop(Stop::Kill)).await) };
             tokio::select! {
@@ -230,7 +233,9 @@ impl Vmms {
 
     async fn undo(self: &Arc<Self>, ctx: JobContext, task: &Task) -> Result<()> {
         let (vmms, task) = (Arc::clone(self), task.clone());
-        flat(tokio::spawn(async move { work::undo(&vmms, &ctx, &task).await }).await)
+        let span = tracing::info_span!("undo", id = %guid(ctx.job()));
+        let work = async move { work::undo(&vmms, &ctx, &task).await };
+        flat(tokio::spawn(work.instrument(span)).await)
     }
 
     async fn finish(&self, live: &Live, state: JobState, failure: Option<Fault>) {

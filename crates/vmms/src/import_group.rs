@@ -87,18 +87,17 @@ pub async fn import_group(
 /// The exports of one point of a collection, one of each machine of it, in the order of the machines.
 fn choose(directory: &Path, at: Option<&str>) -> Result<(CollectionIdentity, Vec<Found>)> {
     let all = pick::all(directory)?;
-    let mut points: Vec<(String, CollectionIdentity)> = Vec::new();
+    let mut known: Vec<(String, CollectionIdentity)> = Vec::new();
     for found in &all {
-        let Some(point) = &found.manifest.collection else {
-            continue;
-        };
-        if at.is_none_or(|at| is_meant(point, at))
-            && !points.iter().any(|(_, p)| p.point == point.point)
+        if let Some(point) = &found.manifest.collection
+            && !known.iter().any(|(_, p)| p.point == point.point)
         {
-            points.push((found.manifest.point.instant.clone(), point.clone()));
+            known.push((found.manifest.point.instant.clone(), point.clone()));
         }
     }
-    points.sort_by(|a, b| b.0.cmp(&a.0));
+    known.sort_by(|a, b| b.0.cmp(&a.0));
+    let mut points = known.clone();
+    points.retain(|(_, point)| at.is_none_or(|at| is_meant(point, at)));
     let shown = |points: &[(String, CollectionIdentity)]| {
         let one = |(at, p): &(String, CollectionIdentity)| {
             format!("{} ({}, {at}, of {})", p.point_name, p.point, p.name)
@@ -107,14 +106,6 @@ fn choose(directory: &Path, at: Option<&str>) -> Result<(CollectionIdentity, Vec
     };
     let point = match points.as_slice() {
         [] => {
-            let mut known: Vec<(String, CollectionIdentity)> = Vec::new();
-            for found in &all {
-                if let Some(point) = &found.manifest.collection
-                    && !known.iter().any(|(_, p)| p.point == point.point)
-                {
-                    known.push((found.manifest.point.instant.clone(), point.clone()));
-                }
-            }
             let known = match known.is_empty() {
                 true => "no point of a collection".to_owned(),
                 false => shown(&known),

@@ -53,15 +53,7 @@ pub async fn create_point(
     for vm in &record.members {
         create::admit(&*vmms.db.get::<Vm>(*vm)?, vmms.options.max_layers)?;
     }
-    let mut vms = record.members.clone();
-    vms.sort();
-    let members: Vec<MemberTask> = vms
-        .into_iter()
-        .map(|vm| MemberTask {
-            vm,
-            point: Uuid::new_v4(),
-        })
-        .collect();
+    let members = new_tasks(&record);
     let point = Uuid::new_v4();
     let name = match name.trim() {
         "" => format!("{} {}", record.name, create::now_text()),
@@ -94,6 +86,17 @@ pub async fn create_point(
         Ok(Task::CreateGroupPoint { point, .. }) => Ok((point, job)),
         _ => Ok((point, job)),
     }
+}
+
+/// A part for each member of what is about to be made, in the order their locks are taken.
+pub(super) fn new_tasks(group: &Group) -> Vec<MemberTask> {
+    let mut vms = group.members.clone();
+    vms.sort();
+    let task = |vm| MemberTask {
+        vm,
+        point: Uuid::new_v4(),
+    };
+    vms.into_iter().map(task).collect()
 }
 
 /// Takes the point.

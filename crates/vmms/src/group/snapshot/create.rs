@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use hypervisor::MachineStatus;
 use uuid::Uuid;
 
-use super::super::create::{least, member_failed, micros, summary};
+use super::super::create::{least, member_failed, micros, new_tasks, summary};
 use super::super::instant::{self, Doing, Failures, Lock, Member, Standing, side_by_side};
 use super::super::record::next_sequence;
 use super::super::{Group, GroupKind, GroupSnapshot, MemberPoint};
@@ -66,13 +66,7 @@ pub async fn create_snapshot(
     for vm in &record.members {
         create::admit(&*vmms.db.get::<Vm>(*vm)?, vmms.options.max_layers)?;
     }
-    let mut vms = record.members.clone();
-    vms.sort();
-    let task = |vm| MemberTask {
-        vm,
-        point: Uuid::new_v4(),
-    };
-    let members: Vec<MemberTask> = vms.into_iter().map(task).collect();
+    let members = new_tasks(&record);
     let snapshot = Uuid::new_v4();
     let name = match name.trim() {
         "" => format!("{} - ({})", record.name, create::now_text()),

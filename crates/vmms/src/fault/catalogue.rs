@@ -356,6 +356,16 @@ catalogue! {
     // 150..: restoring
     150 CollectionIncomplete InvalidState Medium Software "{0} does not hold the exports of all machines of the collection's point {1}; missing: {2}",
         "Some machines were left out of the export, or their directories are elsewhere.", ["Bring the missing exports into the directory.", "Or import the machines that are there one by one: `kvmms import`."];
+    // 160..: jobs that are told to end
+    // 170..: what an export may touch
+    // 190..: requests and references
+    // 200..: what guests and their hosts do
+    // 215..: what a person could lose
+    // 230..: state that lost its end
+    // 240..: images and imports that are not trusted
+    // 260..: confinement
+    // 275..: limits of the wire
+    // 285..: merges of layers
 }
 
 impl From<Message> for u16 {

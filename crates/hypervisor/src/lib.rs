@@ -8,6 +8,7 @@
 //!                                                             ├── agent     inside the guest
 //!                                                             └── thaw      who thaws when the service cannot
 //!  domain ──> ImageTool: images of machines that do not run
+//!  confine: what those programs may do
 //! ```
 //!
 //! **Model.** A [`MachineConfig`] is the machine as the domain wants it; [`Hypervisor::launch`] makes a process of it
@@ -38,6 +39,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod thaw;
 
+mod confine;
 mod layers;
 
 pub use block::{

@@ -5,17 +5,19 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::config::{Acceleration, Generation, MachineConfig};
+use crate::confine::spawner;
+use crate::confine::steps::Steps;
 use crate::error::{Error, Result};
 use crate::qmp::codec::{items, number, text};
 use crate::qmp::{Qmp, Version};
@@ -254,7 +256,8 @@ pub fn find_program(program: &Path) -> Option<PathBuf> {
 }
 
 async fn ask(qemu: &Path) -> Result<Features> {
-    let mut child = Command::new(qemu)
+    let mut command = Command::new(qemu);
+    command
         .args([
             "-nodefaults",
             "-no-user-config",
@@ -268,9 +271,14 @@ async fn ask(qemu: &Path) -> Result<Features> {
         ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
+        .stderr(Stdio::piped());
+    let steps = Steps {
+        limits: vec![(Resource::Core, 0)],
+        no_new_privs: true,
+        ..Steps::default()
+    };
+    let mut child = spawner::spawn(command, steps)
+        .await
         .map_err(|source| Error::Spawn {
             program: qemu.to_owned(),
             source,

@@ -126,7 +126,8 @@ impl ImageTool {
         base: &Path,
         control: &JobControl,
     ) -> Result<()> {
-        let mut running = self.start_commit(top, base)?;
+        let mut running = self.start_commit(top, base).await?;
+        let deadline = running.deadline();
         let total = std::fs::metadata(top)
             .map_err(|source| Error::io("read", top, source))?
             .len();
@@ -134,6 +135,8 @@ impl ImageTool {
             // Biased: a tool that is done is done.
             biased;
             () = watch(&mut running, total, control) => true,
+            // It is told so when it is asked for its end.
+            () = tokio::time::sleep_until(deadline) => true,
             // The layers above still hold all data.
             () = control.cancelled() => false,
         };
@@ -171,6 +174,8 @@ async fn watch(running: &mut Running, total: u64, control: &JobControl) {
         // Only the newest figure matters.
         if let Some(at) = text.rfind('\r') {
             text.drain(..at);
+        } else if text.len() > 4096 {
+            text.clear();
         }
     }
 }

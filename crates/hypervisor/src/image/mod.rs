@@ -1,9 +1,12 @@
 //! Images of machines that do not run, through `qemu-img`.
 //!
-//! Every call is one process; arguments never pass through a shell, and a path can never be taken for an option.
+//! Every call is one process that dies with the service; arguments never pass through a shell, and a path can never be taken for an option.
 //! Reading commands look past locks (`-U`) only where the caller says so.
 
+#[cfg(test)]
+mod confined;
 mod fold;
+mod locks;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -13,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use self::locks::{free_within, in_use};
 pub use self::types::{CheckReport, ConvertOptions, ImageInfo, NewImage};
 
-use self::run::{Args, Output, Running};
+use self::run::{Args, Limits, Output, Running};
 use crate::config::{ImageFormat, path_text};
 use crate::error::{Error, Result};
 use crate::qmp::codec::{flag, number, text};
@@ -69,7 +73,13 @@ impl ImageTool {
         if let Some(size) = image.size {
             args.push(size.to_string());
         }
-        let result = self.run(args).await.map(drop);
+        // Where a file system cannot allocate room, the tool writes zeros.
+        let limits = if image.fixed {
+            Limits::copying()
+        } else {
+            Limits::quick()
+        };
+        let result = self.run(args, limits).await.map(drop);
         if result.is_err() {
             // Best effort: the error that matters is the first one.
             let _ = std::fs::remove_file(&image.path);
@@ -128,7 +138,7 @@ impl ImageTool {
             args.push("-f").push(format.as_str());
         }
         args.file(path)?;
-        let raw = self.run_json(args).await?;
+        let raw = self.run_json(args, Limits::quick()).await?;
         let specific = raw.pointer("/format-specific/data").unwrap_or(&Value::Null);
         Ok(ImageInfo {
             format: text(&raw, "format").unwrap_or_default().to_owned(),
@@ -162,7 +172,7 @@ impl ImageTool {
             args.push("--shrink");
         }
         args.file(path)?.push(bytes.to_string());
-        self.run(args).await.map(drop)
+        self.run(args, Limits::tables(path)).await.map(drop)
     }
 
     /// Checks a qcow2, VHDX or VHD image for consistency. Damage is in the report, not an error.
@@ -172,7 +182,7 @@ impl ImageTool {
     pub async fn check(&self, path: &Path) -> Result<CheckReport> {
         let mut args = Args::new("check");
         args.push("--output=json").file(path)?;
-        self.check_with(args).await
+        self.check_with(args, path).await
     }
 
     /// Checks one qcow2 layer without opening what lies beneath it, which a machine may have open.
@@ -184,11 +194,11 @@ impl ImageTool {
         let node = serde_json::json!({ "driver": "qcow2", "backing": null, "file": file });
         let mut args = Args::new("check");
         args.push("--output=json").push(format!("json:{node}"));
-        self.check_with(args).await
+        self.check_with(args, path).await
     }
 
-    async fn check_with(&self, args: Args) -> Result<CheckReport> {
-        let output = self.output(args).await?;
+    async fn check_with(&self, args: Args, path: &Path) -> Result<CheckReport> {
+        let output = self.output(args, Limits::tables(path)).await?;
         // 2 is damage, 3 is leaks: both come with a report.
         if !matches!(output.code, Some(0 | 2 | 3)) {
             return Err(output.into_error());
@@ -233,7 +243,7 @@ impl ImageTool {
             args.push("-o").push(option);
         }
         args.file(source.0)?.file(target.0)?;
-        let result = self.run(args).await.map(drop);
+        let result = self.run(args, Limits::copying()).await.map(drop);
         if result.is_err() {
             let _ = std::fs::remove_file(target.0);
         }
@@ -258,7 +268,7 @@ impl ImageTool {
             .push("-F")
             .push(other.1.as_str());
         args.file(one.0)?.file(other.0)?;
-        let output = self.output(args).await?;
+        let output = self.output(args, Limits::copying()).await?;
         match output.code {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
@@ -267,14 +277,14 @@ impl ImageTool {
     }
 
     /// Starts folding `top` and everything between into `base`, which must lie beneath it; `top` stays unchanged.
-    fn start_commit(&self, top: &Path, base: &Path) -> Result<Running> {
+    async fn start_commit(&self, top: &Path, base: &Path) -> Result<Running> {
         let mut args = Args::new("commit");
         args.push("-p")
             .push("-d")
             .push("-f")
             .push(ImageFormat::Qcow2.as_str());
         args.push("-b").file(base)?.file(top)?;
-        Running::start(&self.program, args)
+        Running::start(&self.program, args, Limits::copying()).await
     }
 
     /// Rewrites the recorded backing file in the header, touching nothing else. `None` makes it stand alone.
@@ -297,7 +307,7 @@ impl ImageTool {
             None => args.push(""),
         };
         args.file(path)?;
-        self.run(args).await.map(drop)
+        self.run(args, Limits::quick()).await.map(drop)
     }
 
     /// Where an image has data of its own, as `qemu-img map` tells (whole chain).
@@ -311,19 +321,20 @@ impl ImageTool {
             .push("-f")
             .push(format.as_str())
             .file(path)?;
-        self.run_json(args).await
+        self.run_json(args, Limits::tables(path)).await
     }
 
-    async fn run(&self, args: Args) -> Result<Output> {
-        self.output(args).await?.successful()
+    async fn run(&self, args: Args, limits: Limits) -> Result<Output> {
+        self.output(args, limits).await?.successful()
     }
 
-    async fn run_json(&self, args: Args) -> Result<Value> {
-        self.run(args).await?.json()
+    async fn run_json(&self, args: Args, limits: Limits) -> Result<Value> {
+        self.run(args, limits).await?.json()
     }
 
-    async fn output(&self, args: Args) -> Result<Output> {
-        Running::start(&self.program, args)?.finish().await
+    async fn output(&self, args: Args, limits: Limits) -> Result<Output> {
+        let running = Running::start(&self.program, args, limits).await?;
+        running.finish().await
     }
 }
 

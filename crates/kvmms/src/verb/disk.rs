@@ -9,7 +9,7 @@ use serde_json::json;
 use super::storage::{self, Bus, Storage};
 use crate::cli::{AttachArgs, CreateDiskArgs, DiskFormat, DiskVerb};
 use crate::error::Result;
-use crate::find;
+use crate::find::{self, Naming};
 use crate::inspect::{boolean, embedded, number, some_text, text, texts};
 use crate::output::Row;
 use crate::session::{Followed, Session, images, parameters, quoted};
@@ -31,7 +31,7 @@ pub(super) async fn run(session: &Session, verb: DiskVerb) -> Result<()> {
 
 async fn list(session: &Session, vm: Option<&str>) -> Result<()> {
     let machines = match vm {
-        Some(vm) => vec![find::machine(session, vm).await?],
+        Some(vm) => vec![find::machine(session, vm, Naming::Beginning).await?],
         None => find::machines(session).await?,
     };
     let mut rows = Vec::new();
@@ -107,7 +107,7 @@ async fn create(session: &Session, arguments: CreateDiskArgs) -> Result<()> {
 }
 
 async fn attach(session: &Session, arguments: AttachArgs) -> Result<()> {
-    let machine = find::machine(session, &arguments.vm).await?;
+    let machine = find::machine(session, &arguments.vm, Naming::Whole).await?;
     let file = session.host_path(&arguments.path)?;
     let bus = match arguments.bus {
         crate::cli::Bus::Ide => Bus::Ide,
@@ -116,15 +116,15 @@ async fn attach(session: &Session, arguments: AttachArgs) -> Result<()> {
     let path = storage::attach(session, &machine, &file, &[bus], arguments.read_only).await?;
     let storage = Storage::of(session, &machine).await?;
     let id = path.get_str("InstanceID").unwrap_or_default();
-    let disk = storage.disk(id)?;
+    let disk = storage.disk(id, Naming::Whole)?;
     let line = format!("{file} is attached to {} at {}", machine.name, disk.place);
     session.output.done(&line, &disk.row(&machine))
 }
 
 async fn detach(session: &Session, vm: &str, wanted: &str) -> Result<()> {
-    let machine = find::machine(session, vm).await?;
+    let machine = find::machine(session, vm, Naming::Whole).await?;
     let storage = Storage::of(session, &machine).await?;
-    let disk = storage.disk(wanted)?;
+    let disk = storage.disk(wanted, Naming::Whole)?;
     storage::remove(session, std::slice::from_ref(&disk.path)).await?;
     if let Some(drive) = &disk.drive {
         storage::remove(session, std::slice::from_ref(drive)).await?;

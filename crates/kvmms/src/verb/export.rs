@@ -11,7 +11,7 @@ use super::point as points_verb;
 use super::storage::{Storage, full};
 use crate::cli::{ExportArgs, ImportArgs, QuickExportArgs, Target};
 use crate::error::{Error, Result};
-use crate::find::{self, Machine, Point};
+use crate::find::{self, Machine, Naming, Point};
 use crate::inspect::{number, some_text, texts};
 use crate::output::Row;
 use crate::session::{Followed, Session, parameters, points, service};
@@ -21,13 +21,13 @@ use crate::{vendor, watch};
 /// Exports a point that is there.
 pub(super) async fn point(session: &Session, arguments: ExportArgs) -> Result<()> {
     let point = find::point_or_newest(session, &arguments.what).await?;
-    let machine = find::machine(session, &point.machine).await?;
+    let machine = find::machine(session, &point.machine, Naming::Whole).await?;
     export(session, &machine, &point, &arguments.target).await
 }
 
 /// Takes a point and exports it.
 pub(super) async fn quick(session: &Session, a: QuickExportArgs) -> Result<()> {
-    let machine = find::machine(session, &a.vm).await?;
+    let machine = find::machine(session, &a.vm, Naming::Whole).await?;
     if a.newest {
         let point = find::newest(find::points(session, Some(&machine)).await?, &machine)?;
         return export(session, &machine, &point, &a.target).await;
@@ -58,14 +58,14 @@ async fn settings(
     let mut settings =
         Instance::new(class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_SETTING_DATA);
     if let Some(base) = &target.base {
-        let base = find::point(session, Some(machine), base).await?;
+        let base = find::point(session, Some(machine), base, Naming::Whole).await?;
         settings.set("BaseReferencePoint", full(&base.path()));
     }
     if !target.disks.is_empty() {
         let storage = Storage::of(session, machine).await?;
         let mut ids = Vec::new();
         for wanted in &target.disks {
-            ids.push(storage.disk(wanted)?.id.clone());
+            ids.push(storage.disk(wanted, Naming::Whole)?.id.clone());
         }
         settings.set("DisksToExport", ids);
     }
@@ -228,7 +228,7 @@ pub(super) async fn import(session: &Session, a: ImportArgs) -> Result<()> {
             "it does not name the new machine".to_owned(),
         )
     })?;
-    let machine = find::machine(session, &id).await?;
+    let machine = find::machine(session, &id, Naming::Whole).await?;
     let row = super::vm::describe(session, &machine).await?;
     let mut line = format!("{} is imported ({})", machine.name, machine.id);
     for told in job_report(session, called.job.as_ref()).await? {

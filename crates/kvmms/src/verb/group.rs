@@ -7,7 +7,7 @@ use wbem::Walk;
 
 use crate::cli::{Consistency, GroupVerb, PointKind, Target};
 use crate::error::{Error, Result};
-use crate::find::{self, Candidate, Machine, pick};
+use crate::find::{self, Candidate, Machine, Naming, pick};
 use crate::inspect::{as_number, boolean, instant, moment, number, some_text, text, texts};
 use crate::output::Row;
 use crate::session::{Followed, NAMESPACE, Session, parameters, quoted, service};
@@ -70,7 +70,7 @@ async fn groups(session: &Session) -> Result<Vec<Group>> {
     Ok(all)
 }
 
-pub(super) async fn group(session: &Session, wanted: &str) -> Result<Group> {
+pub(super) async fn group(session: &Session, wanted: &str, naming: Naming) -> Result<Group> {
     let mut all = groups(session).await?;
     let candidates: Vec<Candidate> = all
         .iter()
@@ -79,7 +79,13 @@ pub(super) async fn group(session: &Session, wanted: &str) -> Result<Group> {
             name: g.name.clone(),
         })
         .collect();
-    let at = pick("group", &candidates, wanted, "kvmms group list shows them.")?;
+    let at = pick(
+        "group",
+        &candidates,
+        wanted,
+        naming,
+        "kvmms group list shows them.",
+    )?;
     Ok(all.swap_remove(at))
 }
 
@@ -101,7 +107,7 @@ pub(super) async fn run(session: &Session, verb: GroupVerb) -> Result<()> {
             change(session, &group, &members, "RemoveMember", "is not in").await
         }
         GroupVerb::Rename { group, name } => {
-            let found = self::group(session, &group).await?;
+            let found = self::group(session, &group, Naming::Whole).await?;
             let given = parameters([
                 ("Collection", found.path().into()),
                 ("NewName", name.as_str().into()),
@@ -124,7 +130,7 @@ pub(super) async fn run(session: &Session, verb: GroupVerb) -> Result<()> {
             to,
         } => super::export::import_group(session, &directory, at, name, to).await,
         GroupVerb::Delete { group } => {
-            let found = self::group(session, &group).await?;
+            let found = self::group(session, &group, Naming::Whole).await?;
             let given = parameters([("Collection", found.path().into())]);
             let called = session
                 .call(&management(), "DestroyCollection", &given)
@@ -182,7 +188,7 @@ async fn list(session: &Session) -> Result<()> {
 }
 
 pub(super) async fn show(session: &Session, wanted: &str) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Beginning).await?;
     let mut rows = Vec::new();
     if !group.is_of_groups() {
         for point in points(session, &group).await? {
@@ -195,10 +201,10 @@ pub(super) async fn show(session: &Session, wanted: &str) -> Result<()> {
 
 async fn member_path(session: &Session, group: &Group, wanted: &str) -> Result<(Path, String)> {
     if group.is_of_groups() {
-        let member = self::group(session, wanted).await?;
+        let member = self::group(session, wanted, Naming::Whole).await?;
         return Ok((member.path(), member.name));
     }
-    let machine = find::machine(session, wanted).await?;
+    let machine = find::machine(session, wanted, Naming::Whole).await?;
     Ok((machine.path(), machine.name))
 }
 
@@ -267,7 +273,7 @@ async fn change(
     method: &str,
     done: &str,
 ) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Whole).await?;
     for member in members {
         let (path, name) = member_path(session, &group, member).await?;
         call_member(session, &group, path, method).await?;
@@ -319,7 +325,7 @@ async fn points(session: &Session, group: &Group) -> Result<Vec<Point>> {
     Ok(points)
 }
 
-async fn point(session: &Session, group: &Group, wanted: &str) -> Result<Point> {
+async fn point(session: &Session, group: &Group, wanted: &str, naming: Naming) -> Result<Point> {
     let mut all = points(session, group).await?;
     let candidates: Vec<Candidate> = all
         .iter()
@@ -329,7 +335,7 @@ async fn point(session: &Session, group: &Group, wanted: &str) -> Result<Point> 
         })
         .collect();
     let hint = "kvmms point list --group GROUP shows them.";
-    let at = pick("point of the group", &candidates, wanted, hint)?;
+    let at = pick("point of the group", &candidates, wanted, naming, hint)?;
     Ok(all.swap_remove(at))
 }
 
@@ -452,7 +458,7 @@ impl Point {
 
 /// `point list --group`.
 pub(super) async fn list_points(session: &Session, wanted: &str) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Beginning).await?;
     let points = points(session, &group).await?;
     let rows: Vec<Row> = points.iter().map(|p| p.row(&group)).collect();
     session.output.list(
@@ -463,8 +469,8 @@ pub(super) async fn list_points(session: &Session, wanted: &str) -> Result<()> {
 
 /// `point show --group`.
 pub(super) async fn show_point(session: &Session, wanted: &str, name: &str) -> Result<()> {
-    let group = group(session, wanted).await?;
-    let point = point(session, &group, name).await?;
+    let group = group(session, wanted, Naming::Beginning).await?;
+    let point = point(session, &group, name, Naming::Beginning).await?;
     let machines = find::machines(session).await?;
     session.output.one(&point.whole(&group, &machines))
 }
@@ -477,7 +483,7 @@ pub(super) async fn create_point(
     consistency: Consistency,
     name: Option<&str>,
 ) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Whole).await?;
     let mut settings = Instance::new(class::MSVM_COLLECTION_REFERENCE_POINT_SETTING_DATA);
     if let Some(name) = name {
         settings.set("ElementName", name);
@@ -517,7 +523,7 @@ pub(super) async fn create_point(
         .await?
         .pop();
     let id = text(&made.ok_or_else(unnamed)?, "CollectionID");
-    let point = point(session, &group, &id).await?;
+    let point = point(session, &group, &id, Naming::Whole).await?;
     let skew = point
         .known("SkewMicroseconds")
         .map_or_else(String::new, |us| {
@@ -544,8 +550,8 @@ pub(super) async fn ask(
     method: &str,
     done: &str,
 ) -> Result<()> {
-    let group = group(session, wanted).await?;
-    let point = point(session, &group, name).await?;
+    let group = group(session, wanted, Naming::Whole).await?;
+    let point = point(session, &group, name, Naming::Whole).await?;
     let given = parameters([("AffectedReferencePointCollection", point.path().into())]);
     let called = session.call(&points_service(), method, &given).await?;
     if let Followed::Left = session.follow(&called).await? {
@@ -570,13 +576,13 @@ pub(super) async fn export_point(
             "--disk names a disk of one machine; a point of a group is exported whole",
         ));
     }
-    let group = group(session, wanted).await?;
-    let exported = point(session, &group, name).await?;
+    let group = group(session, wanted, Naming::Whole).await?;
+    let exported = point(session, &group, name, Naming::Whole).await?;
     let directory = session.host_path(&target.to)?;
     let settings = match &target.base {
         None => Value::Null,
         Some(base) => {
-            let base = point(session, &group, base).await?;
+            let base = point(session, &group, base, Naming::Whole).await?;
             let mut settings =
                 Instance::new(class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_SETTING_DATA);
             settings.set("BaseReferencePointCollection", base.path().to_string());

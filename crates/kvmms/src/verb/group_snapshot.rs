@@ -8,7 +8,7 @@ use super::group::{Group, group, milliseconds, walk};
 use super::snapshot::settings;
 use crate::cli::{CreateSnapshotArgs, ExportSnapshotArgs, SnapshotKind};
 use crate::error::{Error, Result};
-use crate::find::{self, Candidate, Machine, pick};
+use crate::find::{self, Candidate, Machine, Naming, pick};
 use crate::inspect::{as_number, instant, moment, number, text, texts};
 use crate::output::Row;
 use crate::session::{Followed, NAMESPACE, Session, parameters, service};
@@ -66,7 +66,13 @@ async fn one(session: &Session, group: &Group, wanted: &str) -> Result<Snapshot>
         })
         .collect();
     let hint = "kvmms snapshot list --group GROUP shows them.";
-    let at = pick("snapshot of the group", &candidates, wanted, hint)?;
+    let at = pick(
+        "snapshot of the group",
+        &candidates,
+        wanted,
+        Naming::Whole,
+        hint,
+    )?;
     Ok(all.swap_remove(at))
 }
 
@@ -145,7 +151,7 @@ impl Snapshot {
 
 /// `snapshot list --group`.
 pub(super) async fn list(session: &Session, wanted: &str) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Beginning).await?;
     let all = snapshots(session, &group).await?;
     let rows: Vec<Row> = all.iter().map(|s| s.row(&group)).collect();
     let hint = "No snapshots. Take one: kvmms snapshot create --group GROUP";
@@ -154,7 +160,7 @@ pub(super) async fn list(session: &Session, wanted: &str) -> Result<()> {
 
 /// `snapshot create --group`.
 pub(super) async fn create(session: &Session, wanted: &str, a: &CreateSnapshotArgs) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Whole).await?;
     let kind: u16 = match a.kind {
         SnapshotKind::Full => 1,
         SnapshotKind::Recovery => 2,
@@ -199,7 +205,7 @@ pub(super) async fn ask(
     (method, parameter): (&str, &'static str),
     done: &str,
 ) -> Result<()> {
-    let group = group(session, wanted).await?;
+    let group = group(session, wanted, Naming::Whole).await?;
     let snapshot = one(session, &group, name).await?;
     let given = parameters([(parameter, snapshot.path.clone().into())]);
     let called = session.call(&snapshots_service(), method, &given).await?;
@@ -233,7 +239,7 @@ async fn base(session: &Session, group: &Group, wanted: &str) -> Result<Path> {
 
 /// `snapshot export --group`.
 pub(super) async fn export(session: &Session, a: ExportSnapshotArgs) -> Result<()> {
-    let group = group(session, &a.group).await?;
+    let group = group(session, &a.group, Naming::Whole).await?;
     let snapshot = one(session, &group, &a.snapshot).await?;
     let directory = session.host_path(&a.to)?;
     let mut settings = Instance::new(class::MSVM_COLLECTION_SNAPSHOT_EXPORT_SETTING_DATA);

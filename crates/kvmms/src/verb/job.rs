@@ -8,7 +8,7 @@ use super::boot::{boots_text, evidence};
 use super::vm::{elapsed, job_state};
 use crate::cli::JobVerb;
 use crate::error::{Error, Result};
-use crate::find::{self, Candidate, job_path};
+use crate::find::{self, Candidate, Naming, job_path};
 use crate::inspect::{boolean, instant, moment, number, some_text, text};
 use crate::output::Row;
 use crate::report::{Link, links_text};
@@ -72,8 +72,8 @@ async fn list(session: &Session, all: bool) -> Result<()> {
 }
 
 /// A job, or its record once the job has gone.
-async fn any(session: &Session, wanted: &str) -> Result<Instance> {
-    let missing = match find::job(session, wanted).await {
+async fn any(session: &Session, wanted: &str, naming: Naming) -> Result<Instance> {
+    let missing = match find::job(session, wanted, naming).await {
         Err(error @ Error::NotFound { .. }) => error,
         other => return other,
     };
@@ -93,7 +93,7 @@ async fn any(session: &Session, wanted: &str) -> Result<Instance> {
         })
         .collect();
     let hint = "kvmms job list --all shows the history.";
-    let at = find::pick("job", &candidates, wanted, hint)?;
+    let at = find::pick("job", &candidates, wanted, naming, hint)?;
     Ok(records.swap_remove(at))
 }
 
@@ -110,7 +110,7 @@ async fn chain(session: &Session, job: &Instance) -> Result<Vec<Instance>> {
 }
 
 async fn show(session: &Session, wanted: &str) -> Result<()> {
-    let job = any(session, wanted).await?;
+    let job = any(session, wanted, Naming::Beginning).await?;
     let chain = chain(session, &job).await?;
     let links: Vec<_> = chain.iter().map(Link::of).collect();
     let record = match is_record(&job) {
@@ -147,7 +147,7 @@ fn below_title(chain: &str) -> String {
 }
 
 async fn follow(session: &Session, wanted: &str) -> Result<()> {
-    let job = any(session, wanted).await?;
+    let job = any(session, wanted, Naming::Beginning).await?;
     let ended = match is_record(&job) {
         false => watch::to_the_end(session, &job_path(&job)).await?,
         true => job,
@@ -185,7 +185,7 @@ async fn request(session: &Session, job: &Instance, to: u16) -> Result<()> {
 }
 
 async fn ask(session: &Session, wanted: &str, to: u16, done: &str) -> Result<()> {
-    let job = any(session, wanted).await?;
+    let job = any(session, wanted, Naming::Whole).await?;
     request(session, &job, to).await?;
     let now = session.client.get(&job_path(&job)).await?;
     let line = format!("{} is {done}", title(&now));
@@ -194,7 +194,7 @@ async fn ask(session: &Session, wanted: &str, to: u16, done: &str) -> Result<()>
 
 /// Stops a job, and waits until it has ended. That it ended as cancelled is what was asked for.
 async fn cancel(session: &Session, wanted: &str, to: u16) -> Result<()> {
-    let job = any(session, wanted).await?;
+    let job = any(session, wanted, Naming::Whole).await?;
     request(session, &job, to).await?;
     let path = job_path(&job);
     if !session.wait {
@@ -219,7 +219,7 @@ async fn cancel(session: &Session, wanted: &str, to: u16) -> Result<()> {
 }
 
 async fn errors(session: &Session, wanted: &str) -> Result<()> {
-    let job = any(session, wanted).await?;
+    let job = any(session, wanted, Naming::Beginning).await?;
     let chain = chain(session, &job).await?;
     if session.output.is_json() {
         let rows: Vec<_> = chain.iter().map(Row::instance).collect();

@@ -9,7 +9,7 @@ use super::storage::{Disk, Storage};
 use super::{export, group};
 use crate::cli::{ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb};
 use crate::error::{Error, Result};
-use crate::find::{self, Machine, Point};
+use crate::find::{self, Machine, Naming, Point};
 use crate::inspect::{
     as_number, boolean, instant, moment, number, short_id, some_text, text, texts,
 };
@@ -31,7 +31,7 @@ pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<()> {
             group: Some(group),
         } => group::show_point(session, &group, &point).await,
         PointVerb::Show { point, group: None } => {
-            let point = find::point(session, None, &point).await?;
+            let point = find::point(session, None, &point, Naming::Beginning).await?;
             let machines = find::machines(session).await?;
             session.output.one(&whole(&point, &machines))
         }
@@ -197,7 +197,7 @@ fn audit_lines(detail: &Instance) -> Vec<String> {
 async fn list(session: &Session, vm: Option<&str>) -> Result<()> {
     let machines = find::machines(session).await?;
     let machine = match vm {
-        Some(vm) => Some(find::machine(session, vm).await?),
+        Some(vm) => Some(find::machine(session, vm, Naming::Beginning).await?),
         None => None,
     };
     let points = find::points(session, machine.as_ref()).await?;
@@ -278,7 +278,7 @@ async fn create(session: &Session, a: CreatePointArgs) -> Result<()> {
         (Some(vm), None) => vm,
         (None, None) => return Err(Error::usage("name a machine, or a collection with --group")),
     };
-    let machine = find::machine(session, vm).await?;
+    let machine = find::machine(session, vm, Naming::Whole).await?;
     let called = request(session, &machine, a.kind, a.consistency, a.name.as_deref()).await?;
     if let Followed::Left = session.follow(&called).await? {
         return Ok(());
@@ -296,7 +296,7 @@ async fn create(session: &Session, a: CreatePointArgs) -> Result<()> {
 }
 
 async fn ask(session: &Session, wanted: &str, method: &str, done: &str) -> Result<()> {
-    let point = find::point(session, None, wanted).await?;
+    let point = find::point(session, None, wanted, Naming::Whole).await?;
     let called = session
         .call(
             &points(),
@@ -318,11 +318,11 @@ async fn ask(session: &Session, wanted: &str, method: &str, done: &str) -> Resul
 /// Proves a change map.
 async fn audit(session: &Session, wanted: &str, base: Option<&str>) -> Result<()> {
     session.needs_kvmms("point audit")?;
-    let point = find::point(session, None, wanted).await?;
+    let point = find::point(session, None, wanted, Naming::Whole).await?;
     let base = match base {
         Some(base) => {
-            let machine = find::machine(session, &point.machine).await?;
-            let base = find::point(session, Some(&machine), base).await?;
+            let machine = find::machine(session, &point.machine, Naming::Whole).await?;
+            let base = find::point(session, Some(&machine), base, Naming::Whole).await?;
             base.path().into()
         }
         None => Value::Null,
@@ -340,7 +340,7 @@ async fn audit(session: &Session, wanted: &str, base: Option<&str>) -> Result<()
     if let Followed::Left = session.follow(&called).await? {
         return Ok(());
     }
-    let point = find::point(session, None, &point.id).await?;
+    let point = find::point(session, None, &point.id, Naming::Whole).await?;
     let mut line = format!("the change map of point {} missed nothing", point.name);
     for told in point.detail.iter().flat_map(audit_lines) {
         line.push_str(&format!("\n  {told}"));
@@ -375,11 +375,11 @@ fn tracking_id(point: &Point, disk: &Disk) -> Result<String> {
 }
 
 async fn changes(session: &Session, a: ChangesArgs) -> Result<()> {
-    let machine = find::machine(session, &a.vm).await?;
-    let point = find::point(session, Some(&machine), &a.since).await?;
+    let machine = find::machine(session, &a.vm, Naming::Beginning).await?;
+    let point = find::point(session, Some(&machine), &a.since, Naming::Beginning).await?;
     let storage = Storage::of(session, &machine).await?;
     let disk = match (&a.disk, storage.disks.as_slice()) {
-        (Some(wanted), _) => storage.disk(wanted)?,
+        (Some(wanted), _) => storage.disk(wanted, Naming::Beginning)?,
         (None, [one]) => one,
         (None, disks) => {
             return Err(Error::usage(format!(

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::group_snapshot;
 use crate::cli::{Consistency, CreateSnapshotArgs, SnapshotKind, SnapshotVerb};
 use crate::error::{Error, Result};
-use crate::find::{self, Candidate, Machine, pick};
+use crate::find::{self, Candidate, Machine, Naming, OfMachine};
 use crate::inspect::{boolean, instant, moment, short_id, some_text, text};
 use crate::output::Row;
 use crate::session::{Followed, NAMESPACE, Session, parameters, service};
@@ -68,23 +68,27 @@ async fn snapshots(session: &Session, machine: Option<&Machine>) -> Result<Vec<S
     Ok(all)
 }
 
+impl OfMachine for Snapshot {
+    const KIND: &'static str = "snapshot";
+
+    fn candidate(&self) -> Candidate {
+        Candidate {
+            id: self.id.clone(),
+            name: self.name.clone(),
+        }
+    }
+
+    fn machine(&self) -> &str {
+        &self.machine
+    }
+}
+
 /// The snapshot a text names; several of one name are told apart as MACHINE/SNAPSHOT.
 async fn one(session: &Session, wanted: &str) -> Result<Snapshot> {
-    let hint = "List them: kvmms snapshot list";
-    let (machine, wanted) = match wanted.split_once('/') {
-        Some((vm, rest)) => (Some(find::machine(session, vm).await?), rest),
-        None => (None, wanted),
-    };
-    let mut all = snapshots(session, machine.as_ref()).await?;
-    let candidates: Vec<Candidate> = all
-        .iter()
-        .map(|s| Candidate {
-            id: s.id.clone(),
-            name: s.name.clone(),
-        })
-        .collect();
-    let at = pick("snapshot", &candidates, wanted, hint)?;
-    Ok(all.swap_remove(at))
+    let all = snapshots(session, None).await?;
+    let machines = find::machines(session).await?;
+    let hint = "kvmms snapshot list shows them.";
+    find::choose_of(all, &machines, wanted, Naming::Whole, hint)
 }
 
 fn row(snapshot: &Snapshot, machines: &[Machine], all: &[Snapshot]) -> Row {
@@ -171,7 +175,7 @@ pub(super) async fn run(session: &Session, verb: SnapshotVerb) -> Result<()> {
 async fn list(session: &Session, vm: Option<&str>) -> Result<()> {
     let machines = find::machines(session).await?;
     let machine = match vm {
-        Some(vm) => Some(find::machine(session, vm).await?),
+        Some(vm) => Some(find::machine(session, vm, Naming::Beginning).await?),
         None => None,
     };
     let all = snapshots(session, machine.as_ref()).await?;
@@ -209,7 +213,7 @@ async fn create(session: &Session, a: CreateSnapshotArgs) -> Result<()> {
         (Some(vm), None) => vm,
         (None, None) => return Err(Error::usage("name a machine, or a collection with --group")),
     };
-    let machine = find::machine(session, vm).await?;
+    let machine = find::machine(session, vm, Naming::Whole).await?;
     let settings = settings(&a);
     let kind: u16 = match a.kind {
         SnapshotKind::Full => 2,

@@ -5,7 +5,7 @@ use msvm::class;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::find::{Candidate, Machine};
+use crate::find::{Candidate, Machine, Naming};
 use crate::inspect::{number, text};
 use crate::output::Row;
 use crate::session::{Called, NAMESPACE, Session, management, parameters, quoted};
@@ -165,14 +165,7 @@ impl Storage {
     }
 
     /// The disk a text names: by its image's path or file name, its place, or its id.
-    pub(super) fn disk(&self, wanted: &str) -> Result<&Disk> {
-        let by = |way: &dyn Fn(&Disk) -> bool| {
-            let mut fits = self.disks.iter().filter(|d| way(d));
-            match (fits.next(), fits.next()) {
-                (Some(one), None) => Some(one),
-                _ => None,
-            }
-        };
+    pub(super) fn disk(&self, wanted: &str, naming: Naming) -> Result<&Disk> {
         let name = |d: &Disk| {
             d.file
                 .rsplit(['/', '\\'])
@@ -184,28 +177,43 @@ impl Storage {
             d.id.split_once('\\')
                 .map_or(d.id.clone(), |(_, rest)| rest.to_owned())
         };
-        let found = by(&|d| d.id.eq_ignore_ascii_case(wanted))
-            .or_else(|| by(&|d| d.file == wanted))
-            .or_else(|| by(&|d| d.place.eq_ignore_ascii_case(wanted)))
-            .or_else(|| by(&|d| name(d) == wanted))
-            .or_else(|| by(&|d| device(d).eq_ignore_ascii_case(wanted)));
-        match found {
-            Some(disk) => Ok(disk),
-            None => {
-                // Beginnings of ids, or the error with what there is.
-                let candidates: Vec<_> = self
-                    .disks
-                    .iter()
-                    .map(|d| Candidate {
-                        id: device(d),
-                        name: d.file.clone(),
-                    })
-                    .collect();
-                let hint = "kvmms disk list shows them.";
-                let at = crate::find::pick("disk of the machine", &candidates, wanted, hint)?;
-                self.disks.get(at).ok_or_else(|| Error::usage(hint))
+        let named: Vec<&Disk> = self
+            .disks
+            .iter()
+            .filter(|d| {
+                d.id.eq_ignore_ascii_case(wanted)
+                    || d.file == wanted
+                    || d.place.eq_ignore_ascii_case(wanted)
+                    || name(d) == wanted
+                    || device(d).eq_ignore_ascii_case(wanted)
+            })
+            .collect();
+        match named.as_slice() {
+            [one] if !wanted.is_empty() => return Ok(one),
+            [] | [_] => {}
+            several => {
+                return Err(Error::Ambiguous {
+                    kind: "disk of the machine",
+                    text: wanted.to_owned(),
+                    candidates: several
+                        .iter()
+                        .map(|d| format!("{} at {}", d.file, d.place))
+                        .collect(),
+                });
             }
         }
+        // Beginnings of ids, or the error with what there is.
+        let candidates: Vec<_> = self
+            .disks
+            .iter()
+            .map(|d| Candidate {
+                id: device(d),
+                name: d.file.clone(),
+            })
+            .collect();
+        let hint = "kvmms disk list shows them.";
+        let at = crate::find::pick("disk of the machine", &candidates, wanted, naming, hint)?;
+        self.disks.get(at).ok_or_else(|| Error::usage(hint))
     }
 
     /// The first free slot: on IDE in the order in which machines boot, then on SCSI.
@@ -442,12 +450,32 @@ mod tests {
             "Microsoft:AAAA\\e\\0\\0\\L",
             "e\\0\\0\\L",
         ] {
-            assert_eq!(storage.disk(wanted).expect(wanted).place, "scsi:0:0");
+            for naming in [Naming::Whole, Naming::Beginning] {
+                let found = storage.disk(wanted, naming).expect(wanted);
+                assert_eq!(found.place, "scsi:0:0");
+            }
         }
         assert!(
-            storage.disk("/images").is_err(),
+            storage.disk("/images", Naming::Beginning).is_err(),
             "the beginning of both paths"
         );
-        assert!(storage.disk("nothing").is_err());
+        assert!(storage.disk("/images/da", Naming::Beginning).is_ok());
+        assert!(storage.disk("/images/da", Naming::Whole).is_err());
+        for nothing in ["nothing", ""] {
+            assert!(storage.disk(nothing, Naming::Beginning).is_err());
+        }
+    }
+
+    #[test]
+    fn two_disks_of_one_file_name_are_both_refused() {
+        let mut storage = machine();
+        for d in &mut storage.disks {
+            d.file = format!("{}/same.qcow2", d.file);
+        }
+        let Err(Error::Ambiguous { candidates, .. }) = storage.disk("same.qcow2", Naming::Whole)
+        else {
+            panic!("it names two");
+        };
+        assert_eq!(candidates.len(), 2);
     }
 }

@@ -10,7 +10,7 @@ use super::vm_create;
 use crate::cli::{SetVmArgs, VmVerb};
 use crate::console;
 use crate::error::{Error, Result};
-use crate::find::{self, Machine};
+use crate::find::{self, Machine, Naming};
 use crate::inspect::{duration, instant, moment, number, some_text, text, texts};
 use crate::output::Row;
 use crate::session::{Followed, Session, management, parameters};
@@ -50,7 +50,13 @@ pub(super) async fn run(session: &Session, verb: VmVerb) -> Result<()> {
             lines,
             follow,
         } => {
-            let machine = find::machine(session, &vm).await?;
+            // A console types into the guest; its log is only read.
+            let naming = if log {
+                Naming::Beginning
+            } else {
+                Naming::Whole
+            };
+            let machine = find::machine(session, &vm, naming).await?;
             match log {
                 true => console::log(session, &machine, lines, follow).await,
                 false => console::attach(session, &machine).await,
@@ -132,7 +138,7 @@ async fn list(session: &Session) -> Result<()> {
 }
 
 async fn show(session: &Session, vm: &str) -> Result<()> {
-    let machine = find::machine(session, vm).await?;
+    let machine = find::machine(session, vm, Naming::Beginning).await?;
     let row = describe(session, &machine).await?;
     session.output.one(&row)
 }
@@ -224,12 +230,12 @@ pub(super) async fn describe(session: &Session, machine: &Machine) -> Result<Row
 
 /// Brings a machine into another state.
 async fn change(session: &Session, vm: &str, to: u16, done: &str) -> Result<()> {
-    let machine = find::machine(session, vm).await?;
+    let machine = find::machine(session, vm, Naming::Whole).await?;
     let called = request_state(session, &machine, to).await?;
     if let Followed::Left = session.follow(&called).await? {
         return Ok(());
     }
-    let now = find::machine(session, &machine.id).await?;
+    let now = find::machine(session, &machine.id, Naming::Whole).await?;
     let row = Row::new()
         .text("name", "Name", &now.name)
         .text("id", "Id", &now.id)
@@ -258,7 +264,7 @@ async fn request_state(
             chain,
             ..
         }) if code == code::INVALID_STATE && chain.is_empty() => {
-            let now = find::machine(session, &machine.id).await?;
+            let now = find::machine(session, &machine.id, Naming::Whole).await?;
             let hint = format!("{} is {} now.", now.name, state_of(&now));
             Err(Error::Refused {
                 method,
@@ -272,7 +278,7 @@ async fn request_state(
 }
 
 async fn delete(session: &Session, vm: &str, force: bool) -> Result<()> {
-    let machine = find::machine(session, vm).await?;
+    let machine = find::machine(session, vm, Naming::Whole).await?;
     let off = matches!(
         number(&machine.instance, "EnabledState"),
         Some(3 | 6 | 32769)
@@ -331,7 +337,7 @@ async fn set(session: &Session, arguments: SetVmArgs) -> Result<()> {
     if arguments.is_empty() {
         return Err(Error::usage("nothing to set; see kvmms vm set --help"));
     }
-    let machine = find::machine(session, &arguments.vm).await?;
+    let machine = find::machine(session, &arguments.vm, Naming::Whole).await?;
     let mut changes = Vec::new();
     if arguments.memory.is_some() || arguments.cpus.is_some() {
         let resources = resources(session, &machine).await?;
@@ -390,7 +396,7 @@ async fn set(session: &Session, arguments: SetVmArgs) -> Result<()> {
             .await?;
         session.finish(&called).await?;
     }
-    let machine = find::machine(session, &machine.id).await?;
+    let machine = find::machine(session, &machine.id, Naming::Whole).await?;
     let row = describe(session, &machine).await?;
     session
         .output

@@ -66,7 +66,7 @@ async fn build(
     files: &[String],
 ) -> Result<find::Machine> {
     let system = define(session, arguments, memory).await?;
-    let machine = find::machine(session, &system.id).await?;
+    let machine = find::machine(session, &system.id, find::Naming::Whole).await?;
     let buses: &[Bus] = match arguments.generation {
         Generation::First => &[Bus::Ide, Bus::Scsi],
         Generation::Second => &[Bus::Scsi],

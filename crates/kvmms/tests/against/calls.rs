@@ -173,16 +173,88 @@ fn a_fault_is_told_with_its_reason() {
 }
 
 #[test]
-fn a_name_that_fits_two_machines_lists_both_and_calls_nothing() {
-    let other = machine("33333333-AAAA-4000-8000-000000000003", "west", 3);
+fn a_verb_that_changes_takes_no_beginning_of_a_name_or_guid() {
+    let other = machine("33333333-AAAA-4000-8000-000000000003", "prod-db2", 3);
+    let point = Instance::new("Msvm_VirtualSystemReferencePoint")
+        .with(
+            "InstanceID",
+            "Microsoft:44444444-AAAA-4000-8000-000000000004",
+        )
+        .with("ElementName", "nightly")
+        .with("VirtualSystemIdentifier", VM);
     let host = Host::new(
-        vm().into_iter().chain([other]),
+        vm().into_iter().chain([other, point]),
         |_: &World, _: &Call| -> Answer { (0, Vec::new()) },
     );
-    let ran = host.run(&["vm", "stop", "we"]);
+    for verb in [
+        &["vm", "delete"][..],
+        &["vm", "stop"],
+        &["vm", "start"],
+        &["vm", "shutdown"],
+        &["vm", "pause"],
+        &["vm", "resume"],
+        &["vm", "save"],
+        &["vm", "reboot"],
+        &["vm", "reset"],
+        &["point", "create"],
+        &["snapshot", "create"],
+        &["export", "--to", "/x"],
+    ] {
+        let ran = host.run(&[verb, &["prod-db"]].concat());
+        assert_eq!(ran.code, 1, "{verb:?}: {ran:?}");
+        assert!(ran.err.contains("prod-db2 (33333333"), "{ran:?}");
+    }
+    for verb in [
+        &["point", "delete"][..],
+        &["point", "remove-data"],
+        &["point", "export", "--to", "/x"],
+    ] {
+        let ran = host.run(&[verb, &["web/night"]].concat());
+        assert_eq!(ran.code, 1, "{verb:?}: {ran:?}");
+    }
+    assert!(host.world.methods().is_empty());
+    for wanted in ["prod-db", "3333"] {
+        let ran = host.run(&["disk", "list", wanted]);
+        assert_eq!(ran.code, 0, "looking is allowed: {ran:?}");
+    }
+}
+
+#[test]
+fn a_point_and_a_machine_of_one_name_are_not_taken_for_each_other() {
+    let point = Instance::new("Msvm_VirtualSystemReferencePoint")
+        .with(
+            "InstanceID",
+            "Microsoft:44444444-AAAA-4000-8000-000000000004",
+        )
+        .with("ElementName", "web")
+        .with("VirtualSystemIdentifier", VM);
+    let host = Host::new(
+        vm().into_iter().chain([point]),
+        |_: &World, _: &Call| -> Answer { (0, Vec::new()) },
+    );
+    let ran = host.run(&["point", "export", "web", "--to", "/x"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("point web (44444444"), "{ran:?}");
+    assert!(ran.err.contains("machine web (11111111"), "{ran:?}");
+    assert!(host.world.methods().is_empty());
+}
+
+#[test]
+fn a_name_that_fits_two_machines_lists_both_and_calls_nothing() {
+    let other = machine("33333333-AAAA-4000-8000-000000000003", "west", 3);
+    let same = machine("55555555-AAAA-4000-8000-000000000005", "web", 3);
+    let host = Host::new(
+        vm().into_iter().chain([other, same]),
+        |_: &World, _: &Call| -> Answer { (0, Vec::new()) },
+    );
+    let ran = host.run(&["vm", "show", "we"]);
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains("- web (11111111"), "{ran:?}");
     assert!(ran.err.contains("- west (33333333"), "{ran:?}");
+    let ran = host.run(&["vm", "delete", "web"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("- web (11111111"), "{ran:?}");
+    assert!(ran.err.contains("- web (55555555"), "{ran:?}");
     assert!(host.world.methods().is_empty());
 }
 
@@ -353,7 +425,7 @@ fn an_export_names_point_base_and_disks_and_a_machine_means_its_newest_point() {
         "--to",
         "/backup",
         "--base",
-        "mon",
+        "monday",
         "--disk",
         "web.qcow2",
     ]);

@@ -146,7 +146,12 @@ fn a_cancelled_job_is_what_cancel_was_for() {
         });
         (0, Vec::new())
     });
-    let ran = host.run(&["job", "cancel", "9999"]);
+    let ran = host.run(&["job", "cancel", JOB]);
+    let ran_short = host.run(&["job", "cancel", "9999"]);
+    assert_eq!(
+        ran_short.code, 1,
+        "its beginning cancels nothing: {ran_short:?}"
+    );
     assert_eq!(
         (ran.code, ran.out.as_str()),
         (0, "Doing something: cancelled\n"),

@@ -56,7 +56,7 @@ pub async fn create_point(
     let members = new_tasks(&record);
     let point = Uuid::new_v4();
     let name = match name.trim() {
-        "" => format!("{} {}", record.name, create::now_text()),
+        "" => create::default_name(vmms, &record.name),
         name => name.to_owned(),
     };
     let mut affected = vec![

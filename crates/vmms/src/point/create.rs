@@ -1,5 +1,6 @@
 //! Taking a reference point.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,7 @@ use super::freeze::{self, Reached, Step};
 use super::settle::{next_sequence, points_of, settle};
 use super::{Consistency, Hold, Point, PointDisk, PointType, files, quiet};
 use crate::db::Draft;
+use crate::group::{Group, GroupPoint};
 use crate::job::{Job, JobContext, Output, Task};
 use crate::layer::Frozen;
 use crate::vm::{Asked, Disk, Vm};
@@ -31,7 +33,7 @@ pub async fn create_point(
     let point = Uuid::new_v4();
     let name = name.trim();
     let name = if name.is_empty() {
-        format!("{} {}", record.name, now_text())
+        default_name(vmms, &record.name)
     } else {
         name.to_owned()
     };
@@ -61,6 +63,34 @@ pub async fn create_point(
 
 pub(crate) fn now_text() -> String {
     jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// The name of a point that was given none: it is nobody else's, so that whoever names this point means no machine, collection or
+/// other point.
+pub(crate) fn default_name(vmms: &Vmms, of: &str) -> String {
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    taken.extend(vmms.db.all::<Vm>().iter().map(|r| r.name.clone()));
+    taken.extend(vmms.db.all::<Group>().iter().map(|r| r.name.clone()));
+    taken.extend(vmms.db.all::<Point>().iter().map(|r| r.name.clone()));
+    taken.extend(vmms.db.all::<GroupPoint>().iter().map(|r| r.name.clone()));
+    // Points that are still being taken have no record yet.
+    taken.extend(
+        vmms.db
+            .all::<Job>()
+            .iter()
+            .filter_map(|job| match &job.task {
+                Task::CreatePoint { name, .. } | Task::CreateGroupPoint { name, .. } => {
+                    Some(name.clone())
+                }
+                _ => None,
+            }),
+    );
+    let name = format!("{of} {}", now_text());
+    let more = (2..).map(|n| format!("{name} ({n})"));
+    std::iter::once(name.clone())
+        .chain(more)
+        .find(|name| !taken.contains(name))
+        .unwrap_or(name)
 }
 
 /// Whether a point of the machine can be taken.

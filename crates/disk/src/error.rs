@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::blocks::BlockListError;
+use crate::confined::Refused;
 use crate::manifest::ManifestError;
 use crate::map::MapError;
 use crate::nbd::NbdError;
@@ -28,6 +29,15 @@ pub enum Error {
         /// The operating system's error.
         #[source]
         source: io::Error,
+    },
+    /// A file or directory is not touched, for what it could stand for.
+    #[error("{} is not used", path.display())]
+    Refused {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Refused,
     },
     /// A qcow2 file cannot be used.
     #[error("{} cannot be read as qcow2", path.display())]
@@ -151,6 +161,14 @@ impl Error {
         }
     }
 
+    /// A name that is not used, for what it could stand for.
+    pub(crate) fn refused(path: &Path, source: Refused) -> Self {
+        Self::Refused {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
     /// A request that contradicts itself.
     pub(crate) fn invalid(reason: impl Into<String>) -> Self {
         Self::Invalid {
@@ -163,6 +181,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => io_kind(source),
+            Self::Refused { .. } => ErrorKind::Denied,
             Self::Qcow2 { source, .. } if source.is_unsupported() => ErrorKind::Unsupported,
             Self::Manifest { source, .. } if source.is_unsupported() => ErrorKind::Unsupported,
             Self::Qcow2 { .. }

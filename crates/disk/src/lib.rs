@@ -32,6 +32,7 @@
 pub mod atomic;
 pub mod blocks;
 mod cancel;
+pub mod confined;
 mod error;
 pub mod export;
 #[doc(hidden)]

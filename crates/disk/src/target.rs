@@ -24,10 +24,16 @@ pub struct Space {
 /// [`Error::Io`].
 pub fn space(path: &Path) -> Result<Space> {
     let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("measure", path, e.into()))?;
-    Ok(Space {
-        available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        total: stat.f_blocks.saturating_mul(stat.f_frsize),
-    })
+    Ok(Space::of(&stat))
+}
+
+impl Space {
+    pub(crate) fn of(stat: &rustix::fs::StatVfs) -> Self {
+        Self {
+            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        }
+    }
 }
 
 /// Creates a directory and those above it that are missing, durably.

@@ -358,6 +358,21 @@ catalogue! {
         "Some machines were left out of the export, or their directories are elsewhere.", ["Bring the missing exports into the directory.", "Or import the machines that are there one by one: `kvmms import`."];
     // 160..: jobs that are told to end
     // 170..: what an export may touch
+    170 PathRefused AccessDenied Medium Security "{0} is not used: {1}",
+        "Somebody else could make the name stand for another file: it is a link, no plain file, or lies where others may exchange it.",
+        ["Name the place itself instead of a link to it.", "Use a directory that belongs to the user the service runs as and that others cannot write to.", "Or set allow_foreign_directories in the configuration, when everybody who can write there is trusted."];
+    171 OutsideRoots AccessDenied Medium Security "{0} lies outside of the directories for {1}: {2}",
+        "The configuration names the directories that may be used; without it system directories and the service's own are left alone.",
+        ["Choose a directory beneath one of them.", "Or add it to the key in the configuration and start the service again."];
+    172 ForeignFile Failed Medium Resource "{0} is there already, and this export did not make it",
+        "A file of that name was in the directory before, or somebody put it there meanwhile. It was left as it is.",
+        ["Look what it is and move it away, or export into another directory."];
+    173 ExportBusy InUse Medium Software "point {0} is being exported to {1} by job {2}",
+        "One directory takes each point once, and another job is at it or still takes back what it had written.",
+        ["Wait for the job, or cancel it with `kvmms job cancel`."];
+    174 ExportLeft Failed High Resource "what the export had written to {0} could not all be deleted",
+        "The directory cannot be reached or written to any more.",
+        ["Read the causes below.", "Once it can be reached again, `kvmms host check` lists what was left there."];
     // 190..: requests and references
     // 200..: what guests and their hosts do
     // 215..: what a person could lose

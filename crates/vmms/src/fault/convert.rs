@@ -37,6 +37,10 @@ impl From<disk::Error> for Fault {
         if matches!(error, disk::Error::Cancelled) {
             return Fault::new(Message::Cancelled, ["cancelled", "a client"]);
         }
+        if let disk::Error::Refused { path, source } = &error {
+            let what = path.display().to_string();
+            return Fault::new(Message::PathRefused, [what, source.to_string()]);
+        }
         if let disk::Error::Io {
             action,
             path,

@@ -14,19 +14,17 @@ pub(crate) fn backing_name(overlay: &NewOverlay, below: &Path) -> Result<String>
     }
 }
 
-/// The bare name of a neighbour, so that a directory can move as a whole, else the absolute path.
-pub(crate) fn relative_name(from: &Path, to: &Path) -> Result<String> {
+/// How the file `from` names the file `to`: a neighbour by its bare name, so that a directory can move as a whole, else by the
+/// absolute path. The bare name begins with `./`, since QEMU would read what stands before a colon as a protocol.
+///
+/// # Errors
+/// [`crate::Error::Config`] where the path is not UTF-8.
+pub fn relative_name(from: &Path, to: &Path) -> Result<String> {
     let neighbour = from.parent() == to.parent();
     let Some(name) = to.file_name().filter(|_| neighbour) else {
         return path_text(to).map(str::to_owned);
     };
-    let name = path_text(Path::new(name))?;
-    // A colon would make QEMU read the part before it as a protocol.
-    Ok(if name.contains(':') {
-        format!("./{name}")
-    } else {
-        name.to_owned()
-    })
+    Ok(format!("./{}", path_text(Path::new(name))?))
 }
 
 #[cfg(test)]
@@ -36,7 +34,7 @@ mod tests {
     #[test]
     fn a_neighbour_is_named_without_its_directory() {
         let name = |to: &str| relative_name(Path::new("/d/new"), Path::new(to)).unwrap();
-        assert_eq!(name("/d/base.qcow2"), "base.qcow2");
+        assert_eq!(name("/d/base.qcow2"), "./base.qcow2");
         assert_eq!(name("/d/nbd:base"), "./nbd:base");
         assert_eq!(name("/other/base.qcow2"), "/other/base.qcow2");
     }

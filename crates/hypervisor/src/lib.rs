@@ -52,5 +52,6 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use image::{ImageTool, NewImage};
+pub use layers::relative_name;
 pub use machine::{Exit, Hypervisor, Launch, Machine, MachineEvent, MachineStatus, SavedState};
 pub use qemu::QemuHypervisor;

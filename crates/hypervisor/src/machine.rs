@@ -196,14 +196,21 @@ pub trait Machine: Send + Sync {
         }
     }
 
-    /// Folds layers into the one beneath them while the guest runs, and closes the nodes that went. The files that
-    /// went stay for the caller to delete. Repeating it after an interruption is fine: a running job is taken over.
+    /// Merges layers into the one beneath them while the guest runs. When it answers, the data in the base and the name in the
+    /// header of the layer above are durable. The layers that went are still open, and their job is still known, until
+    /// [`Machine::drop_merged`], for a caller who was ended before its record said so: it calls this again and is told
+    /// [`CommitOutcome::AlreadyDone`]. A running job is taken over.
     /// While it runs, and after it was cancelled, the *base alone* no longer is the disk of its instant (the layers
     /// above it still are exactly theirs).
     ///
     /// # Errors
-    /// [`Error::Job`], [`Error::Cancelled`], [`Error::NotFound`] where neither layer is in the chain.
+    /// [`Error::Job`], [`Error::Cancelled`], [`Error::NotFound`] where neither layer is in the chain; [`Error::Qmp`] and
+    /// [`Error::Io`] where the base cannot be made durable: then the layers stay.
     async fn commit(&self, spec: &CommitSpec, control: &JobControl) -> Result<CommitOutcome>;
+
+    /// Closes layers that were merged, given by their files, once the caller's record says that they are gone. The files stay for
+    /// the caller to delete. What is still part of a disk is left alone; what is closed already is fine.
+    async fn drop_merged(&self, files: &[PathBuf]) -> Result<()>;
 
     /// Asks QEMU what nodes, jobs and exports there are.
     ///

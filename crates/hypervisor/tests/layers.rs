@@ -72,7 +72,7 @@ async fn a_frozen_layer_keeps_its_bytes_while_the_disk_goes_on() {
         .info(&bench.path("a1.qcow2"), false)
         .await
         .unwrap();
-    assert_eq!(info.backing.as_deref(), Some("sda.base"));
+    assert_eq!(info.backing.as_deref(), Some("./sda.base"));
     assert_eq!(info.backing_format.as_deref(), Some("raw"));
     assert!(info.extended_l2);
 }
@@ -136,7 +136,19 @@ async fn a_middle_layer_folds_into_its_base_and_leaves_the_others_exact() {
         .unwrap();
     assert_eq!(outcome, CommitOutcome::Committed);
     assert_eq!(chain(&machine, "sda").await, ["sda-base", "l2"]);
+    // Still there for a service that was ended before its record said so.
+    assert_eq!(loose(&machine).await, ["l1"]);
+    let told = machine
+        .commit(&spec("sda", "l1", "sda-base"), &control)
+        .await
+        .unwrap();
+    assert_eq!(told, CommitOutcome::AlreadyDone);
+    machine
+        .drop_merged(&[bench.path("l1.qcow2"), bench.path("sda.base")])
+        .await
+        .unwrap();
     assert!(loose(&machine).await.is_empty());
+    assert!(machine.reconcile().await.unwrap().jobs.is_empty());
     assert_same(
         &bench
             .contents(&bench.path("sda.base"), ImageFormat::Raw)
@@ -149,7 +161,7 @@ async fn a_middle_layer_folds_into_its_base_and_leaves_the_others_exact() {
         .info(&bench.path("l2.qcow2"), true)
         .await
         .unwrap();
-    assert_eq!(info.backing.as_deref(), Some("sda.base"));
+    assert_eq!(info.backing.as_deref(), Some("./sda.base"));
     std::fs::remove_file(bench.path("l1.qcow2")).unwrap();
 
     let again = machine
@@ -189,6 +201,10 @@ async fn folding_the_active_layer_makes_the_base_active_again() {
         .await
         .unwrap();
     assert_eq!(chain(&machine, "sda").await, ["sda-base"]);
+    machine
+        .drop_merged(&[bench.path("l2.qcow2"), bench.path("l1.qcow2")])
+        .await
+        .unwrap();
     assert!(loose(&machine).await.is_empty());
     model.write(&machine, "sda", 4, 512, 512).await;
     machine.quit(support::SOON).await.unwrap();

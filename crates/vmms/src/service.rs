@@ -135,7 +135,7 @@ impl Vmms {
         host: String,
     ) -> Result<Arc<Self>> {
         for dir in [&dirs.state, &dirs.run] {
-            std::fs::create_dir_all(dir).map_err(|e| crate::Fault::io("create", dir, &e))?;
+            point::make_dir(dir)?;
         }
         let vmms = Arc::new(Vmms {
             db: Db::open(store).await?,

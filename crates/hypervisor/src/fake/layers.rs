@@ -1,5 +1,6 @@
 //! Layers of a fake: names in memory, and files where there are images.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::machine::FakeMachine;
@@ -210,13 +211,20 @@ pub(super) async fn commit(
     }
     let mut state = locked(&machine.state);
     let chain = &mut drive_mut(&mut state.block, &spec.drive_id)?.chain;
-    chain.drain(base + 1..=top);
+    let gone: Vec<NodeState> = chain.drain(base + 1..=top).collect();
     if let Some(active) = chain.last_mut() {
         active.read_only = false;
     }
+    state.block.loose_nodes.extend(gone);
     control.report(Progress {
         done: DISK_BYTES,
         total: DISK_BYTES,
     });
     Ok(CommitOutcome::Committed)
+}
+
+pub(super) fn drop_merged(machine: &FakeMachine, files: &[PathBuf]) {
+    let merged = |node: &NodeState| node.path.as_ref().is_some_and(|p| files.contains(p));
+    let nodes = &mut locked(&machine.state).block.loose_nodes;
+    nodes.retain(|node| !merged(node));
 }

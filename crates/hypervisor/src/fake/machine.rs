@@ -1,6 +1,6 @@
 //! The fake machine itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ static NEXT_PID: AtomicI32 = AtomicI32::new(1_000_000);
 pub struct FakeMachine {
     id: Uuid,
     pid: i32,
-    run_dir: std::path::PathBuf,
+    run_dir: PathBuf,
     script: Script,
     pub(super) clock: FakeClock,
     pub(super) images: Option<ImageTool>,
@@ -374,6 +374,12 @@ impl Machine for FakeMachine {
         );
         let after = self.enter("commit", &detail).await?;
         after.answer(layers::commit(self, spec, control).await?)
+    }
+
+    async fn drop_merged(&self, files: &[PathBuf]) -> Result<()> {
+        let after = self.enter("drop_merged", "").await?;
+        layers::drop_merged(self, files);
+        after.answer(())
     }
 
     async fn reconcile(&self) -> Result<BlockState> {

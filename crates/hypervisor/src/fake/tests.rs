@@ -79,7 +79,7 @@ async fn a_fake_makes_and_folds_layers_like_the_real_one() {
         .info(&dir.path().join("l2.qcow2"), false)
         .await
         .unwrap();
-    assert_eq!(info.backing.as_deref(), Some("l1.qcow2"));
+    assert_eq!(info.backing.as_deref(), Some("./l1.qcow2"));
     let spec = CommitSpec {
         drive_id: "sda".into(),
         top_node: "l1".into(),

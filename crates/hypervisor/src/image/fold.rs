@@ -1,35 +1,36 @@
-//! Folding layers of a machine that does not run, with the meaning of [`crate::Machine::commit`].
+//! Merging layers of a machine that does not run, with the meaning of [`crate::Machine::commit`].
 //!
-//! Order of steps: data into the base, then the header of the layer above. Dying in between leaves a chain that reads
-//! the same, and the next attempt does the rest. The files that went stay for the caller to delete, best only after
-//! its own record says that they are gone.
+//! Order of steps: data into the base, made durable, then the header of the layer above, made durable. Dying anywhere in between
+//! leaves a chain that reads the same, whatever that header says, as long as the file that was to go is still there: nothing of it is
+//! changed. Whether the merge is done is for the caller's record to say, never for a header. The files that went stay for
+//! the caller to delete, after its record says that they are gone.
 
 use std::path::{Path, PathBuf};
 
 use tokio::io::AsyncReadExt;
 
-use super::ImageTool;
-use super::run::Running;
-use crate::block::{CommitOutcome, JobControl, Progress};
+use super::run::{Args, Limits, Running};
+use super::{ImageTool, layer_alone};
+use crate::block::{JobControl, Progress};
 use crate::config::{ImageFormat, LayerFile};
 use crate::error::{Error, Result};
 use crate::layers::relative_name;
 
 impl ImageTool {
-    /// Folds everything above `base_node` up to `top_node` into the base. `chain` is base first. Where a layer lies
-    /// above `top_node`, it then records the base beneath it, and asking again is safe at any time. Where `top_node`
-    /// is the topmost layer, ask again only while nobody has written to the base since.
+    /// Merges everything above `base_node` up to `top_node` into the base. `chain` is base first. Where a layer lies
+    /// above `top_node`, it then records the base beneath it. When this answers, all of it is durable. Safe to repeat as long as
+    /// nobody has written to the base since: also where an earlier attempt got as far as the header.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Conflict`] where a file records another neighbour than `chain` says;
-    /// [`Error::Image`]; [`Error::Cancelled`].
+    /// [`Error::Image`]; [`Error::Cancelled`]; [`Error::Io`].
     pub async fn fold(
         &self,
         chain: &[LayerFile],
         base_node: &str,
         top_node: &str,
         control: &JobControl,
-    ) -> Result<CommitOutcome> {
+    ) -> Result<()> {
         let place = |name: &str| {
             let found = chain.iter().position(|layer| layer.node_name == name);
             found.ok_or_else(|| Error::not_found(format!("layer `{name}`")))
@@ -44,30 +45,53 @@ impl ImageTool {
             return Err(Error::not_found("the layers"));
         };
         let above = chain.get(top + 1);
-        if let Some(above) = above
-            && self.recorded_beneath(above).await? == canonical(&base_layer.path)?
-        {
-            return Ok(CommitOutcome::AlreadyDone);
-        }
         // QEMU's tool follows the names in the files: make sure that they say what we mean.
         let folded = chain.get(base..=top).unwrap_or_default();
         for pair in folded.windows(2) {
             if let [below, layer] = pair {
-                self.expect_beneath(layer, below).await?;
+                self.expect_beneath(layer, &[below]).await?;
             }
         }
         if let Some(above) = above {
-            self.expect_beneath(above, top_layer).await?;
+            self.expect_beneath(above, &[top_layer, base_layer]).await?;
         }
+        // Opened before anything is written: an error of writing back is told to those who had the file open then.
+        let mut written = vec![Written::open(&base_layer.path)?];
         self.cut_to_smallest(folded).await?;
         self.commit_with_progress(&top_layer.path, &base_layer.path, control)
             .await?;
+        sync(&written).await?;
         if let Some(above) = above {
             let name = relative_name(&above.path, &base_layer.path)?;
+            written.push(Written::open(&above.path)?);
             self.rebase_unsafe(&above.path, Some((&name, base_layer.format)))
                 .await?;
+            sync(&written).await?;
         }
-        Ok(CommitOutcome::Committed)
+        Ok(())
+    }
+
+    /// Gives back the clusters that a tool or a QEMU which was killed had taken in a qcow2 and not linked yet. Nothing that can be read
+    /// changes.
+    ///
+    /// # Errors
+    /// [`Error::Image`], also where the image is damaged: then nothing is touched.
+    pub async fn reclaim_leaks(&self, path: &Path) -> Result<()> {
+        let found = self.check_layer(path).await?;
+        if found.corruptions > 0 {
+            return Err(Error::Image {
+                command: format!("qemu-img check {}", path.display()),
+                status: "damage was found".to_owned(),
+                stderr: format!("{} clusters are damaged", found.corruptions),
+            });
+        }
+        if found.leaks == 0 {
+            return Ok(());
+        }
+        let mut args = Args::new("check");
+        args.push("-q").push("-r").push("leaks");
+        args.push(layer_alone(path)?);
+        self.run(args, Limits::tables(path)).await.map(drop)
     }
 
     /// A disk that had been made smaller for a while reads zero beyond; the base must not bring its old bytes back.
@@ -107,16 +131,19 @@ impl ImageTool {
         canonical(&dir.join(name))
     }
 
-    async fn expect_beneath(&self, layer: &LayerFile, below: &LayerFile) -> Result<()> {
+    async fn expect_beneath(&self, layer: &LayerFile, any: &[&LayerFile]) -> Result<()> {
         let recorded = self.recorded_beneath(layer).await?;
-        if recorded == canonical(&below.path)? {
-            return Ok(());
+        for below in any {
+            if recorded == canonical(&below.path)? {
+                return Ok(());
+            }
         }
+        let expected = any.first().map(|below| below.path.display().to_string());
         Err(Error::conflict(format!(
             "{} records {} beneath it, not {}",
             layer.path.display(),
             recorded.display(),
-            below.path.display()
+            expected.unwrap_or_default()
         )))
     }
 
@@ -149,6 +176,36 @@ impl ImageTool {
         control.report(Progress { done: total, total });
         output.successful().map(drop)
     }
+}
+
+/// A file that a tool writes to, open since before it did.
+struct Written {
+    path: PathBuf,
+    file: std::fs::File,
+}
+
+impl Written {
+    fn open(path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+}
+
+/// Makes files durable, on a thread of its own: it takes as long as the storage takes.
+async fn sync(files: &[Written]) -> Result<()> {
+    for written in files {
+        let failed = |source| Error::io("sync", &written.path, source);
+        let file = written.file.try_clone().map_err(failed)?;
+        let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
+        synced
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Follows the tool's output to its end.
@@ -274,7 +331,7 @@ mod tests {
             bytes
         }
 
-        async fn fold(&self, base: &str, top: &str) -> Result<CommitOutcome> {
+        async fn fold(&self, base: &str, top: &str) -> Result<()> {
             self.images
                 .fold(&self.layers, base, top, &JobControl::new())
                 .await
@@ -288,10 +345,9 @@ mod tests {
         chain.write(1, 2, 4096, 4096);
         chain.write(2, 3, 65536, 512);
         let (point, disk) = (chain.contents(1).await, chain.contents(2).await);
-        assert_eq!(
-            chain.fold("l0", "l1").await.unwrap(),
-            CommitOutcome::Committed
-        );
+        chain.fold("l0", "l1").await.unwrap();
+        // Asked again, as after a crash before the record: it is done again, and nothing else changes.
+        chain.fold("l0", "l1").await.unwrap();
         std::fs::rename(&chain.layers[1].path, chain.dir.path().join("gone")).unwrap();
         assert!(chain.contents(0).await == point);
         assert!(chain.contents(2).await == disk);
@@ -302,11 +358,11 @@ mod tests {
             .unwrap();
         assert_eq!(
             (info.backing.as_deref(), info.backing_format.as_deref()),
-            (Some("l0.img"), Some("raw"))
+            (Some("./l0.img"), Some("raw"))
         );
-        assert_eq!(
-            chain.fold("l0", "l1").await.unwrap(),
-            CommitOutcome::AlreadyDone
+        assert!(
+            chain.fold("l0", "l1").await.is_err(),
+            "without the layer nothing is proven"
         );
     }
 
@@ -353,10 +409,7 @@ mod tests {
         control.cancel();
         let error = chain.images.fold(&chain.layers, "l0", "l1", &control).await;
         // It may have been done before the cancel was seen; either way the disk reads the same.
-        assert!(matches!(
-            error,
-            Err(Error::Cancelled) | Ok(CommitOutcome::Committed)
-        ));
+        assert!(matches!(error, Err(Error::Cancelled) | Ok(())));
         assert!(chain.contents(1).await == disk);
         chain.fold("l0", "l1").await.unwrap();
         assert!(chain.contents(0).await == disk);

@@ -190,10 +190,8 @@ impl ImageTool {
     /// # Errors
     /// [`Error::Image`] where the layer cannot be checked at all, also where something has it open itself.
     pub async fn check_layer(&self, path: &Path) -> Result<CheckReport> {
-        let file = serde_json::json!({ "driver": "file", "filename": path_text(path)? });
-        let node = serde_json::json!({ "driver": "qcow2", "backing": null, "file": file });
         let mut args = Args::new("check");
-        args.push("--output=json").push(format!("json:{node}"));
+        args.push("--output=json").push(layer_alone(path)?);
         self.check_with(args, path).await
     }
 
@@ -336,6 +334,13 @@ impl ImageTool {
         let running = Running::start(&self.program, args, limits).await?;
         running.finish().await
     }
+}
+
+/// A qcow2 layer as the tool is to open it: without what lies beneath it.
+fn layer_alone(path: &Path) -> Result<String> {
+    let file = serde_json::json!({ "driver": "file", "filename": path_text(path)? });
+    let node = serde_json::json!({ "driver": "qcow2", "backing": null, "file": file });
+    Ok(format!("json:{node}"))
 }
 
 fn creation_options(format: ImageFormat, fixed: bool, extended_l2: bool) -> Vec<&'static str> {

@@ -1,5 +1,15 @@
-//! Folding layers into the one beneath while the guest runs.
+//! Merging layers into the one beneath while the guest runs.
+//!
+//! # What is durable when
+//! QEMU writes the header of the layer above before it flushes the base, flushes a raw base not at all, and reports no error of
+//! that flush. So a merge in the middle of a chain stops before its last step (`auto-finalize` off): the base is flushed
+//! through `blockdev-reopen`, which does say errors, and synced here; only then the header changes. When [`commit`] answers, base,
+//! header and directories are durable. The job and the nodes of the layers that went stay until [`drop_merged`]: they prove what
+//! happened to a service that was ended before it wrote its record.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -7,6 +17,8 @@ use serde_json::json;
 use super::graph::{Graph, jobs};
 use super::machine::QemuMachine;
 use crate::block::{CommitOutcome, CommitSpec, JobControl, JobState, NodeState, Progress};
+use crate::blockdev::{FileFacts, layer_nodes};
+use crate::config::LayerFile;
 use crate::error::{Error, Result};
 use crate::machine::MachineEvent;
 use crate::names;
@@ -27,21 +39,22 @@ pub(super) async fn commit(
 ) -> Result<CommitOutcome> {
     let job = names::commit_job(&spec.top_node);
     let events = machine.events_receiver();
-    // A job left by an earlier attempt: failed or cancelled ones are cleared away and started again.
-    let mut adopted = jobs(machine)
-        .await?
-        .into_iter()
-        .find(|state| state.id == job);
-    if adopted
-        .as_ref()
-        .is_some_and(|state| state.status == "concluded")
+    let mut adopted = find(machine, &job).await?;
+    let graph = Graph::read(machine).await?;
+    let chain = graph.chain_facts(machine, &spec.drive_id).await?;
+    let plan = plan(&chain, spec)?;
+    // Its layer is still there: it failed or was cancelled, and is begun anew.
+    if !matches!(plan, Plan::Done)
+        && adopted
+            .as_ref()
+            .is_some_and(|state| state.status == "concluded")
     {
         dismiss(machine, &job).await?;
         adopted = None;
     }
-    let graph = Graph::read(machine).await?;
-    let chain = graph.chain_facts(machine, &spec.drive_id).await?;
-    let outcome = match plan(&chain, spec)? {
+    // Opened before anything is written: an error of writing back is told to those who had the file open then.
+    let files = Files::open(&chain, spec)?;
+    let outcome = match plan {
         Plan::Done => CommitOutcome::AlreadyDone,
         plan => {
             if control.is_cancelled() && adopted.is_none() {
@@ -52,14 +65,160 @@ pub(super) async fn commit(
             }
             // The base may grow, whatever becomes of the job.
             machine.facts().forget(&spec.base_node);
-            let ended = watch(machine, &job, events, control).await;
+            let ended = match plan {
+                Plan::Middle => in_the_middle(machine, &job, events, control, &files).await,
+                _ => to_the_end(machine, &job, events, control).await,
+            };
             machine.facts().forget(&spec.base_node);
             ended?;
             CommitOutcome::Committed
         }
     };
-    close_committed(machine, spec).await?;
+    if Graph::read(machine)
+        .await?
+        .chain(&spec.drive_id)?
+        .contains(&spec.top_node)
+    {
+        return Err(Error::Job {
+            job,
+            desc: "it ended, and its layer is still there".to_owned(),
+        });
+    }
+    // A base that went on being written to although the job ended could not be flushed; opening it anew flushes, and says errors.
+    files.flush(machine, files.above.is_none()).await?;
+    files.sync().await?;
     Ok(outcome)
+}
+
+/// Copies, makes the base durable, and only then lets QEMU change the chain.
+async fn in_the_middle(
+    machine: &QemuMachine,
+    job: &str,
+    mut events: Events,
+    control: &JobControl,
+    files: &Files,
+) -> Result<()> {
+    let state = follow(machine, job, &mut events, control, Until::Pending).await?;
+    if state.status == "pending" {
+        let durable = match files.flush(machine, true).await {
+            Ok(()) => files.sync_base().await,
+            failed => failed,
+        };
+        if let Err(error) = durable {
+            machine.execute("job-cancel", json!({ "id": job })).await?;
+            follow(machine, job, &mut events, &JobControl::new(), Until::Ended).await?;
+            dismiss(machine, job).await?;
+            return Err(error);
+        }
+        machine
+            .execute("job-finalize", json!({ "id": job }))
+            .await?;
+        // From here on it cannot be cancelled.
+        let state = follow(machine, job, &mut events, &JobControl::new(), Until::Ended).await?;
+        return verdict(machine, state, false).await;
+    }
+    verdict(machine, state, control.is_cancelled()).await
+}
+
+/// The active layer: QEMU's own order is durable, and its errors are told.
+async fn to_the_end(
+    machine: &QemuMachine,
+    job: &str,
+    mut events: Events,
+    control: &JobControl,
+) -> Result<()> {
+    let state = follow(machine, job, &mut events, control, Until::Ended).await?;
+    verdict(machine, state, control.is_cancelled()).await
+}
+
+/// The files of a merge that must be durable.
+struct Files {
+    base: File,
+    /// What lies above the layer that goes, with its file; `None` where the base becomes the active layer.
+    above: Option<(PathBuf, File)>,
+    dirs: BTreeSet<PathBuf>,
+    base_path: PathBuf,
+    /// The base as QEMU has it open, and the node beneath it.
+    layer: LayerFile,
+    below: Option<String>,
+}
+
+impl Files {
+    fn open(chain: &[NodeState], spec: &CommitSpec) -> Result<Self> {
+        let untold = || Error::conflict("QEMU does not tell the files of these layers");
+        let place = chain
+            .iter()
+            .position(|node| node.node_name == spec.base_node)
+            .ok_or_else(untold)?;
+        let base = chain.get(place).ok_or_else(untold)?;
+        let top = chain
+            .iter()
+            .position(|node| node.node_name == spec.top_node)
+            .unwrap_or(place);
+        let base_path = base.path.clone().ok_or_else(untold)?;
+        let above = match chain.get(top + 1) {
+            Some(node) => {
+                let path = node.path.clone().ok_or_else(untold)?;
+                let file = open(&path)?;
+                Some((path, file))
+            }
+            None => None,
+        };
+        let mut dirs = BTreeSet::new();
+        let paths = above.iter().map(|(path, _)| path.as_path());
+        for path in paths.chain([base_path.as_path()]) {
+            dirs.extend(path.parent().map(Path::to_owned));
+        }
+        Ok(Self {
+            base: open(&base_path)?,
+            above,
+            dirs,
+            layer: LayerFile::new(&base.node_name, &base_path, base.format.ok_or_else(untold)?),
+            base_path,
+            below: place
+                .checked_sub(1)
+                .and_then(|below| chain.get(below))
+                .map(|node| node.node_name.clone()),
+        })
+    }
+
+    /// Opens the base anew as it is open: the one command that flushes a node and tells errors.
+    async fn flush(&self, machine: &QemuMachine, writable: bool) -> Result<()> {
+        let facts = FileFacts::of([&self.layer]);
+        let [_, node] = layer_nodes(&self.layer, self.below.as_deref(), !writable, &facts)?;
+        let options = json!({ "options": [node] });
+        machine.execute("blockdev-reopen", options).await.map(drop)
+    }
+
+    async fn sync_base(&self) -> Result<()> {
+        sync(&self.base, &self.base_path).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.sync_base().await?;
+        if let Some((path, file)) = &self.above {
+            sync(file, path).await?;
+        }
+        for dir in &self.dirs {
+            sync(&open(dir)?, dir).await?;
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Error::io("open", path, source))
+}
+
+/// On a thread of its own: it takes as long as the storage takes.
+async fn sync(file: &File, path: &Path) -> Result<()> {
+    let failed = |source| Error::io("sync", path, source);
+    let file = file.try_clone().map_err(failed)?;
+    let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
+    synced
+        .map_err(std::io::Error::other)
+        .flatten()
+        .map_err(failed)
 }
 
 fn plan(chain: &[NodeState], spec: &CommitSpec) -> Result<Plan> {
@@ -116,6 +275,7 @@ async fn start(
             None => recorded_name(chain, spec)?,
         };
         members.insert("backing-file".into(), name.into());
+        members.insert("auto-finalize".into(), false.into());
     }
     machine.execute("block-commit", arguments).await.map(drop)
 }
@@ -140,20 +300,32 @@ fn recorded_name(chain: &[NodeState], spec: &CommitSpec) -> Result<String> {
     }
 }
 
-async fn watch(
+type Events = tokio::sync::broadcast::Receiver<MachineEvent>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// All is copied and nothing changed yet; or it ended before.
+    Pending,
+    /// It ended.
+    Ended,
+}
+
+async fn find(machine: &QemuMachine, job: &str) -> Result<Option<JobState>> {
+    let all = jobs(machine).await?;
+    Ok(all.into_iter().find(|state| state.id == job))
+}
+
+async fn follow(
     machine: &QemuMachine,
     job: &str,
-    mut events: tokio::sync::broadcast::Receiver<MachineEvent>,
+    events: &mut Events,
     control: &JobControl,
-) -> Result<()> {
+    until: Until,
+) -> Result<JobState> {
     let mut cancel_sent = false;
     let mut completing = false;
     loop {
-        let Some(state) = jobs(machine)
-            .await?
-            .into_iter()
-            .find(|state| state.id == job)
-        else {
+        let Some(state) = find(machine, job).await? else {
             // Dismissed by somebody else; the graph, read again by the caller's next attempt, tells what happened.
             return Err(Error::Job {
                 job: job.to_owned(),
@@ -165,17 +337,17 @@ async fn watch(
             total: state.total,
         });
         match state.status.as_str() {
-            "concluded" => {
-                dismiss(machine, job).await?;
-                return verdict(state, cancel_sent);
-            }
+            "concluded" => return Ok(state),
+            "pending" if until == Until::Pending && !control.is_cancelled() => return Ok(state),
             "ready" if !cancel_sent && !completing && !control.is_cancelled() => {
                 machine
                     .execute("job-complete", json!({ "id": job }))
                     .await?;
                 completing = true;
             }
-            "aborting" | "pending" | "null" => {}
+            "aborting" | "null" => {}
+            // On its way to the end, not a stop on the way there.
+            "pending" if until == Until::Ended => {}
             _ if control.is_cancelled() && !cancel_sent && !completing => {
                 cancel_sent = true;
                 match machine.execute("job-cancel", json!({ "id": job })).await {
@@ -188,14 +360,14 @@ async fn watch(
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            () = changed(&mut events, job) => {}
+            () = changed(events, job) => {}
             () = control.cancelled(), if !cancel_sent && !completing => {}
         }
     }
 }
 
 /// Waits for news of the job. Lost events only cost until the next look.
-async fn changed(events: &mut tokio::sync::broadcast::Receiver<MachineEvent>, job: &str) {
+async fn changed(events: &mut Events, job: &str) {
     loop {
         match events.recv().await {
             Ok(MachineEvent::JobStatus { id, .. } | MachineEvent::JobDone { id, .. })
@@ -209,15 +381,19 @@ async fn changed(events: &mut tokio::sync::broadcast::Receiver<MachineEvent>, jo
     }
 }
 
-fn verdict(state: JobState, cancelled: bool) -> Result<()> {
-    match state.error {
-        None => Ok(()),
-        Some(_) if cancelled => Err(Error::Cancelled),
-        Some(desc) => Err(Error::Job {
-            job: state.id,
-            desc,
-        }),
+/// What an ended job says. One that failed is cleared away; one that did not stays, as the proof.
+async fn verdict(machine: &QemuMachine, state: JobState, cancelled: bool) -> Result<()> {
+    let Some(desc) = state.error else {
+        return Ok(());
+    };
+    dismiss(machine, &state.id).await?;
+    if cancelled {
+        return Err(Error::Cancelled);
     }
+    Err(Error::Job {
+        job: state.id,
+        desc,
+    })
 }
 
 async fn dismiss(machine: &QemuMachine, job: &str) -> Result<()> {
@@ -227,16 +403,24 @@ async fn dismiss(machine: &QemuMachine, job: &str) -> Result<()> {
         .map(drop)
 }
 
-/// Closes the layers that went, also those of an earlier attempt: from the top node down to the base.
-async fn close_committed(machine: &QemuMachine, spec: &CommitSpec) -> Result<()> {
+/// Closes layers that were merged, by their files, and clears their jobs away. What is still part of a disk is left alone.
+pub(super) async fn drop_merged(machine: &QemuMachine, files: &[PathBuf]) -> Result<()> {
     let graph = Graph::read(machine).await?;
-    let used = graph.used();
-    let gone: Vec<String> = graph
-        .downwards(&spec.top_node)
-        .into_iter()
-        .take_while(|name| *name != spec.base_node && !used.contains(name))
-        .collect();
-    for node in gone {
+    let loose = graph.loose();
+    let mut nodes = Vec::new();
+    for file in files {
+        let node = graph.node_of_path(machine, file).await?;
+        nodes.extend(node.filter(|node| loose.contains(node)));
+    }
+    // From above: QEMU keeps what another layer lies on.
+    nodes.sort_by_key(|node| std::cmp::Reverse(graph.downwards(node).len()));
+    for node in nodes {
+        let job = names::commit_job(&node);
+        if let Some(state) = find(machine, &job).await?
+            && state.status == "concluded"
+        {
+            dismiss(machine, &job).await?;
+        }
         machine.delete_layer(&node).await?;
     }
     Ok(())

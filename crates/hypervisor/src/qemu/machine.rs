@@ -1,6 +1,6 @@
 //! One QEMU process as a [`Machine`]. The work itself is in the neighbouring modules.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -279,6 +279,10 @@ impl Machine for QemuMachine {
 
     async fn commit(&self, spec: &CommitSpec, control: &JobControl) -> Result<CommitOutcome> {
         commit::commit(self, spec, control).await
+    }
+
+    async fn drop_merged(&self, files: &[PathBuf]) -> Result<()> {
+        commit::drop_merged(self, files).await
     }
 
     async fn reconcile(&self) -> Result<BlockState> {

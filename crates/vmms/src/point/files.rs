@@ -23,7 +23,7 @@ pub(crate) fn layer_path(vmms: &Vmms, disk: &Disk, layer: Uuid) -> Result<PathBu
     let is_device = std::fs::metadata(&disk.path).is_ok_and(|m| m.file_type().is_block_device());
     if is_device {
         let dir = vmms.dirs.state.join("layers").join(disk.uid.to_string());
-        std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+        make_dir(&dir)?;
         return Ok(dir.join(format!("kvmms-{layer}.qcow2")));
     }
     let mut name = disk
@@ -33,6 +33,18 @@ pub(crate) fn layer_path(vmms: &Vmms, disk: &Disk, layer: Uuid) -> Result<PathBu
         .to_owned();
     name.push(format!(".kvmms-{layer}.qcow2"));
     Ok(disk.path.with_file_name(name))
+}
+
+/// Whether a file is named as layers are.
+pub(super) fn is_layer_name(path: &Path) -> bool {
+    let name = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .unwrap_or_default();
+    let id = name
+        .strip_suffix(".qcow2")
+        .and_then(|n| n.rsplit_once("kvmms-"));
+    id.is_some_and(|(_, id)| id.parse::<Uuid>().is_ok())
 }
 
 /// Where the change map of a node is kept.
@@ -71,7 +83,7 @@ pub(crate) const FIRMWARE_VARS: &str = "firmware-vars.fd";
 /// Writes the machine's configuration for a point, and a copy of its firmware variables; returns where the first is.
 pub(crate) fn save_config(vmms: &Vmms, vm: &Vm, point: Uuid) -> Result<PathBuf> {
     let dir = point_dir(vmms, point);
-    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    make_dir(&dir)?;
     let path = dir.join("machine.json");
     let config = SavedConfig {
         format: CONFIG_FORMAT.to_owned(),
@@ -123,11 +135,27 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
     std::fs::File::open(path)
         .and_then(|f| f.sync_all())
         .map_err(failed)?;
-    match path.parent() {
-        Some(dir) => std::fs::File::open(dir)
-            .and_then(|f| f.sync_all())
-            .map_err(failed),
-        None => Ok(()),
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    std::fs::File::open(dir)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Fault::io("sync", dir, &e))
+}
+
+/// Makes a directory and all above it that are missing, each durable in the one that holds it.
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    make_dir(parent)?;
+    match std::fs::create_dir(dir) {
+        Ok(()) => sync_dir(parent),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Fault::io("create", dir, &e)),
     }
 }
 
@@ -160,6 +188,15 @@ pub(crate) fn stamp(path: &Path) -> Result<Option<Stamp>> {
         return Ok(None);
     }
     Stamp::of(path).map(Some).map_err(failed)
+}
+
+/// The stamp of a file that was written a moment ago. Its time of change is made durable first: what QEMU syncs is the data, and a
+/// power cut would bring an older time back, as if something else had changed the file.
+pub(super) fn stamp_written(path: &Path) -> Result<Option<Stamp>> {
+    std::fs::File::open(path)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Fault::io("sync", path, &e))?;
+    stamp(path)
 }
 
 /// The size of the disk a frozen layer shows, in bytes.

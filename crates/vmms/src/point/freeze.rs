@@ -59,15 +59,9 @@ pub(crate) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
     }
 }
 
-/// What a layer records as lying beneath it: the bare name of a neighbour, so that a directory can move as a
-/// whole, else the whole path.
-pub(crate) fn backing_name(above: &LayerRef, below: &LayerRef) -> String {
-    let neighbour = above.path.parent() == below.path.parent();
-    let name = below.path.file_name().filter(|_| neighbour);
-    name.map_or_else(
-        || below.path.display().to_string(),
-        |n| n.to_string_lossy().into_owned(),
-    )
+/// What a layer records as lying beneath it.
+pub(crate) fn backing_name(above: &LayerRef, below: &LayerRef) -> Result<String> {
+    Ok(hypervisor::relative_name(&above.path, &below.path)?)
 }
 
 /// Plans a new layer for each of the disks. Refused where a chain is as long as it may be.
@@ -162,7 +156,7 @@ pub(crate) async fn mark_files(
             .last()
             .ok_or_else(|| fault!(Internal, "a disk without layers"))?;
         let size = files::size_of(vmms, below).await?;
-        let name = backing_name(&step.file, below);
+        let name = backing_name(&step.file, below)?;
         let image = NewImage::overlay(&step.file.path, name, below.format, size);
         vmms.images.create_or_reuse_overlay(&image).await?;
         files::sync(&step.file.path)?;
@@ -441,7 +435,7 @@ pub(crate) async fn frozen(vmms: &Vmms, disk: &Disk) -> Result<Frozen> {
     let file = tree.nodes.get(&node).and_then(|n| n.file.clone());
     let file = file.ok_or_else(|| fault!(Internal, "a disk without layers"))?;
     let size = files::size_of(vmms, &file).await?;
-    let stamp = files::stamp(&file.path)?;
+    let stamp = files::stamp_written(&file.path)?;
     let has_map = tree.nodes.get(&node).is_some_and(|n| n.parent.is_some());
     let map = has_map.then(|| files::map_path(vmms, disk.uid, node));
     Ok(Frozen { map, size, stamp })

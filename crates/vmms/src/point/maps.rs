@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::files;
 use crate::layer::{LayerNode, LayerTree};
 use crate::vm::Disk;
-use crate::{Fault, Result, Vmms, fault, guid};
+use crate::{Result, Vmms, fault, guid};
 
 /// What a layer's file itself defines, with everything a change of the disk's size alone changes.
 fn of_layer(node: &LayerNode, parent_size: u64) -> Result<(ChangeMap, u64)> {
@@ -41,7 +41,7 @@ pub(crate) fn keep(vmms: &Vmms, disk: &Disk, node: Uuid) -> Result<()> {
 pub(super) fn save(vmms: &Vmms, disk: Uuid, node: Uuid, map: &ChangeMap, size: u64) -> Result<()> {
     let path = files::map_path(vmms, disk, node);
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| Fault::io("create", dir, &e))?;
+        files::make_dir(dir)?;
     }
     Ok(map.save(&path, size)?)
 }

@@ -46,8 +46,8 @@ pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
 pub(crate) use files::{
-    FIRMWARE_VARS, blocks_path, check_chain, check_formats, layer_path, load_config, map_path,
-    open_chain, open_present, remove, save_config, stamp, sync,
+    FIRMWARE_VARS, blocks_path, check_chain, check_formats, layer_path, load_config, make_dir,
+    map_path, open_chain, open_present, remove, save_config, stamp, sync,
 };
 pub(crate) use maps::{between, keep as keep_map};
 pub use memory::Memory;

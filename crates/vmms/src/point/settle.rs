@@ -3,25 +3,35 @@
 //! | announced | QEMU runs | files only |
 //! |---|---|---|
 //! | freeze | the new layer is in the drive's chain: it happened | the new file holds anything: it happened |
-//! | commit | the layer has left the chain: it happened | the layer above names the one beneath: it happened |
-//! | fold | the layer beneath is active: it happened | either answer is right: the layer on top still shows the same bytes, since the guest stood still |
+//! | commit | the layer has left the chain, and its base is flushed without error: it happened | it did not, whatever the headers say |
+//! | fold | the layer beneath is active: it happened | it did not: the layer on top shows the same bytes, since the guest stood still |
 //! | resume | the guest is told to go on | there is no guest |
 //!
-//! What did not happen is taken back, and may be begun anew.
+//! What did not happen is taken back, and may be begun anew. Files alone never prove a merge: the header of the layer above is written
+//! before the data beneath it is safe, and the tip of a branch has no layer above. But the file that was to go is there until the
+//! record says otherwise, and nothing of it is changed: put back beneath the layer above, the disk reads as before.
 
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use disk::Qcow2Layer;
-use hypervisor::{CommitSpec, JobControl, Machine, MachineStatus, PreparedLayers, names};
+use hypervisor::{
+    CommitSpec, ImageFormat, JobControl, Machine, MachineStatus, PreparedLayers, names,
+};
 use uuid::Uuid;
 
 use super::freeze::{self, Mode, mode};
 use super::{Point, files, maps};
-use crate::layer::{LayerRef, Pending};
+use crate::layer::{LayerRef, Pending, Stamp};
 use crate::snapshot::Snapshot;
 use crate::vm::{Disk, Power, Vm, spec};
 use crate::{Element, Fault, Result, Vmms, fault, guid};
+
+/// A tool that was told to end is gone by then.
+const TOOL_ENDS: Duration = Duration::from_secs(30);
 
 /// What a pending change turned out to be.
 enum Verdict {
@@ -126,13 +136,16 @@ async fn freeze_in_qemu(machine: &dyn Machine, disk: &Disk, file: &LayerRef) -> 
 }
 
 fn freeze_in_files(file: &LayerRef) -> Result<Verdict> {
-    let length = match std::fs::metadata(&file.path) {
-        Ok(meta) => meta.len(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Verdict::DidNot),
-        Err(e) => return Err(Fault::io("look at", &file.path, &e)),
-    };
-    // The tool that makes layers was stopped before it wrote the header.
-    if length == 0 {
+    let mut magic = [0_u8; 4];
+    match std::fs::File::open(&file.path).and_then(|mut f| f.read_exact(&mut magic)) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::UnexpectedEof => {
+            return Ok(Verdict::DidNot);
+        }
+        Err(e) => return Err(Fault::io("read", &file.path, &e)),
+    }
+    // The tool that makes layers writes the header last: it was stopped before, and nobody ever used the file.
+    if magic == [0; 4] {
         return Ok(Verdict::DidNot);
     }
     let empty = Qcow2Layer::open(&file.path)?.allocation()?.is_empty();
@@ -156,11 +169,12 @@ pub(super) fn commit_spec(disk: &Disk, node: Uuid) -> Result<(CommitSpec, LayerR
     let top = file(node).ok_or_else(broken)?;
     let base = tree.beneath(node).and_then(file).ok_or_else(broken)?;
     let above = tree.above(node).first().copied().and_then(file);
+    let named = |above: LayerRef| freeze::backing_name(&above, &base);
     let spec = CommitSpec {
         drive_id: spec::drive_id(disk),
         top_node: names::layer_node(top.layer),
         base_node: names::layer_node(base.layer),
-        backing_name: above.map(|above| freeze::backing_name(&above, &base)),
+        backing_name: above.map(named).transpose()?,
     };
     Ok((spec, top, base))
 }
@@ -172,36 +186,110 @@ async fn settle_commit(
     mode: &Mode,
     node: Uuid,
 ) -> Result<()> {
-    let (spec, _, base) = commit_spec(disk, node)?;
-    let verdict = match mode {
+    let (spec, top, base) = commit_spec(disk, node)?;
+    match mode {
         Mode::Running(machine) if disk.layers.is_ancestor(node, disk.layers.active) => {
-            commit_in_qemu(&**machine, &spec).await?
+            match commit_in_qemu(&**machine, &spec).await? {
+                Verdict::Happened => return committed(vmms, vm.id, disk, node).await,
+                Verdict::DidNot => {}
+            }
         }
         // Nobody has the layers of a branch that was left open.
-        Mode::Running(_) | Mode::Files => commit_in_files(disk, node, &base)?,
-    };
-    match verdict {
-        Verdict::Happened => committed(vmms, vm.id, disk, node).await,
-        Verdict::DidNot => taken_back(vmms, vm.id, disk, node, &base).await,
+        Mode::Running(_) | Mode::Files => step_back(vmms, disk, node, &top, &base).await?,
     }
+    restamp(vmms, vm.id, disk, node, &base).await?;
+    clear(vmms, vm.id, disk.uid).await
 }
 
-/// Records that a merge ended before its time: the file beneath was written by us, and reads as before beneath the layer that
-/// still lies on it.
-async fn taken_back(vmms: &Vmms, vm: Uuid, disk: &Disk, node: Uuid, base: &LayerRef) -> Result<()> {
-    let stamp = files::stamp(&base.path)?;
+/// Puts the layer that was being merged back beneath the one above it.
+async fn step_back(
+    vmms: &Vmms,
+    disk: &Disk,
+    node: Uuid,
+    top: &LayerRef,
+    base: &LayerRef,
+) -> Result<()> {
+    // A tool of the service's last life may be on its way out: nothing is looked at or written before it is gone.
+    until_free(base).await?;
+    if let Err(e) = std::fs::metadata(&top.path) {
+        let cause = Fault::io("look at", &top.path, &e);
+        return Err(if e.kind() == ErrorKind::NotFound {
+            fault!(LayerMissing, top.path.display(), disk.path.display()).caused_by(cause)
+        } else {
+            cause
+        });
+    }
+    for id in disk.layers.above(node) {
+        let file = disk.layers.nodes.get(&id).and_then(|n| n.file.as_ref());
+        let Some(file) = file else {
+            continue;
+        };
+        // A header torn by a power cut cannot be read: it is written anew from the record.
+        let names_top = Qcow2Layer::open(&file.path).is_ok_and(|layer| {
+            layer
+                .backing()
+                .is_some_and(|name| files::names_backing(&file.path, name, &top.path))
+        });
+        if !names_top {
+            tracing::info!(layer = %file.path.display(), on = %top.path.display(), "a layer is put back on the one whose merge did not end");
+            let name = freeze::backing_name(file, top)?;
+            vmms.images
+                .rebase_unsafe(&file.path, Some((&name, top.format)))
+                .await?;
+        }
+        files::sync(&file.path)?;
+    }
+    // What a tool that was killed had taken and not linked yet; bytes that are read are not touched.
+    if base.format == ImageFormat::Qcow2 {
+        vmms.images.reclaim_leaks(&base.path).await?;
+    }
+    files::sync(&base.path)
+}
+
+/// Waits until no tool has the file any more.
+async fn until_free(file: &LayerRef) -> Result<()> {
+    if hypervisor::image::free_within(&file.path, TOOL_ENDS).await? {
+        return Ok(());
+    }
+    let what = format!(
+        "{} to be closed by the program that has it open",
+        file.path.display()
+    );
+    Err(fault!(Deadline, what, format!("{} s", TOOL_ENDS.as_secs())))
+}
+
+/// Stamps anew what a merge wrote to that ended before its time: the file beneath, and the header of a frozen layer above.
+async fn restamp(vmms: &Vmms, vm: Uuid, disk: &Disk, node: Uuid, base: &LayerRef) -> Result<()> {
+    let mut stamps = Vec::new();
+    if let Some(beneath) = disk.layers.beneath(node) {
+        stamps.push((beneath, files::stamp_written(&base.path)?));
+    }
+    stamps.extend(stamps_above(disk, node)?);
     vmms.db
         .change(|draft| {
             if let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) {
-                let beneath = disk.layers.beneath(node);
-                if let Some(beneath) = beneath.and_then(|b| disk.layers.nodes.get_mut(&b)) {
-                    beneath.stamp = stamp;
+                for (id, stamp) in stamps {
+                    if let Some(node) = disk.layers.nodes.get_mut(&id) {
+                        node.stamp = stamp;
+                    }
                 }
-                disk.layers.pending = None;
             }
             Ok(())
         })
         .await
+}
+
+/// The stamps of the frozen layers that lie directly on the file of `node`.
+fn stamps_above(disk: &Disk, node: Uuid) -> Result<Vec<(Uuid, Option<Stamp>)>> {
+    let mut stamps = Vec::new();
+    for id in disk.layers.above(node) {
+        if let Some(file) = disk.layers.nodes.get(&id).and_then(|n| n.file.as_ref())
+            && id != disk.layers.active
+        {
+            stamps.push((id, files::stamp_written(&file.path)?));
+        }
+    }
+    Ok(stamps)
 }
 
 async fn commit_in_qemu(machine: &dyn Machine, spec: &CommitSpec) -> Result<Verdict> {
@@ -227,38 +315,20 @@ async fn commit_in_qemu(machine: &dyn Machine, spec: &CommitSpec) -> Result<Verd
     }
 }
 
-fn commit_in_files(disk: &Disk, node: Uuid, base: &LayerRef) -> Result<Verdict> {
-    let tree = &disk.layers;
-    for above in tree.above(node) {
-        let Some(file) = tree.nodes.get(&above).and_then(|n| n.file.as_ref()) else {
-            continue;
-        };
-        let header = Qcow2Layer::open(&file.path)?;
-        let done = header
-            .backing()
-            .is_some_and(|name| files::names_backing(&file.path, name, &base.path));
-        if !done {
-            return Ok(Verdict::DidNot);
-        }
-    }
-    Ok(Verdict::Happened)
-}
-
 /// Records that the file of `node` was merged into the one beneath, then deletes it.
 pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uuid) -> Result<()> {
+    record_merged(vmms, vm, disk, node).await?;
+    delete_merged(vmms, vm, disk.uid).await
+}
+
+/// Records that the file of `node` was merged into the one beneath. All of that is durable by now.
+pub(super) async fn record_merged(vmms: &Vmms, vm: Uuid, disk: &Disk, node: Uuid) -> Result<()> {
     let (_, _, base) = commit_spec(disk, node)?;
     let stamp = (node != disk.layers.active)
-        .then(|| files::stamp(&base.path))
+        .then(|| files::stamp_written(&base.path))
         .transpose()?;
     // The header of a frozen layer above was rewritten: it names another file now.
-    let mut above = Vec::new();
-    for id in disk.layers.above(node) {
-        if let Some(file) = disk.layers.nodes.get(&id).and_then(|n| n.file.as_ref())
-            && id != disk.layers.active
-        {
-            above.push((id, files::stamp(&file.path)?));
-        }
-    }
+    let above = stamps_above(disk, node)?;
     vmms.db
         .change(|draft| {
             let Some(disk) = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid) else {
@@ -276,25 +346,40 @@ pub(super) async fn committed(vmms: &Arc<Vmms>, vm: Uuid, disk: &Disk, node: Uui
             }
             Ok(())
         })
-        .await?;
-    delete_merged(vmms, vm, disk.uid).await
+        .await
 }
 
 /// Deletes the files that were merged into others. Which those are is on record: a file that merely looks like one of
 /// ours is never deleted.
-async fn delete_merged(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
+pub(super) async fn delete_merged(vmms: &Vmms, vm: Uuid, disk: Uuid) -> Result<()> {
     let record = vmms.db.get::<Vm>(vm)?;
     let Some(tree) = record.disk(disk).map(|d| &d.layers) else {
         return Ok(());
     };
-    for path in &tree.leftovers {
-        if !tree
-            .nodes
-            .values()
-            .any(|n| n.file.as_ref().is_some_and(|f| f.path == *path))
-        {
-            files::remove(path)?;
+    let in_use = |path: &Path| {
+        let mut files = tree.nodes.values().filter_map(|n| n.file.as_ref());
+        files.any(|f| f.path == path)
+    };
+    let gone: Vec<PathBuf> = tree
+        .leftovers
+        .iter()
+        .filter(|path| !in_use(path))
+        .cloned()
+        .collect();
+    if let Some(machine) = vmms.machine(vm) {
+        match machine.drop_merged(&gone).await {
+            // Without process there is nobody who has them open.
+            Err(error) if error.kind() == hypervisor::ErrorKind::Gone => {}
+            dropped => dropped?,
         }
+    }
+    for path in &gone {
+        files::remove(path)?;
+    }
+    let dirs: BTreeSet<&Path> = gone.iter().filter_map(|path| path.parent()).collect();
+    for dir in dirs {
+        // Or a power cut brings back files that no record names.
+        files::sync_dir(dir)?;
     }
     vmms.db
         .change(|draft| {
@@ -314,18 +399,27 @@ async fn settle_fold(
     resume: bool,
 ) -> Result<()> {
     let node = disk.layers.active;
+    let (spec, _, base) = commit_spec(disk, node)?;
     let Mode::Running(machine) = mode else {
+        until_free(&base).await?;
+        restamp(vmms, vm.id, disk, node, &base).await?;
         return clear(vmms, vm.id, disk.uid).await;
     };
-    let (spec, _, _) = commit_spec(disk, node)?;
-    let verdict = commit_in_qemu(&**machine, &spec).await?;
-    if matches!(verdict, Verdict::Happened) {
-        committed(vmms, vm.id, disk, node).await?;
+    let happened = matches!(commit_in_qemu(&**machine, &spec).await?, Verdict::Happened);
+    if happened {
+        record_merged(vmms, vm.id, disk, node).await?;
+    } else {
+        restamp(vmms, vm.id, disk, node, &base).await?;
     }
     if resume {
-        return go_on(vmms, vm, disk, mode).await;
+        go_on(vmms, vm, disk, mode).await?;
+    } else {
+        clear(vmms, vm.id, disk.uid).await?;
     }
-    clear(vmms, vm.id, disk.uid).await
+    if happened {
+        delete_merged(vmms, vm.id, disk.uid).await?;
+    }
+    Ok(())
 }
 
 /// Lets a guest go on that stood still for a fold. That it must stays on record until it does.
@@ -391,6 +485,7 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
         });
     }
     settle(vmms, vm).await?;
+    mend_names(vmms, vm).await?;
     super::distrust(vmms, vm).await?;
     for point in unfinished {
         super::create::forget(vmms, point.id).await?;
@@ -407,6 +502,61 @@ async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
                 };
                 tracing::error!(error = %error.about(about), "a change map is lost");
             }
+        }
+    }
+    Ok(())
+}
+
+/// Mends layers of a machine that does not run whose header names a file that was merged and deleted: a power cut can have taken the
+/// new header away where nobody synced it. Frozen files must be as they were stamped otherwise; those are never blessed.
+async fn mend_names(vmms: &Vmms, vm: Uuid) -> Result<()> {
+    let record = vmms.db.get::<Vm>(vm)?;
+    if !matches!(mode(vmms, &record), Ok(Mode::Files)) {
+        return Ok(());
+    }
+    for (_, disk) in record.disks() {
+        let tree = &disk.layers;
+        for (id, node) in &tree.nodes {
+            let below = tree.beneath(*id).and_then(|b| tree.nodes.get(&b));
+            let (Some(file), Some(below)) = (&node.file, below.and_then(|n| n.file.as_ref()))
+            else {
+                continue;
+            };
+            let Ok(layer) = Qcow2Layer::open(&file.path) else {
+                continue;
+            };
+            let Some(name) = layer.backing() else {
+                continue;
+            };
+            let named = file.path.parent().unwrap_or(Path::new("/")).join(name);
+            let was_ours = named.parent() == below.path.parent()
+                && files::is_layer_name(&named)
+                && matches!(std::fs::symlink_metadata(&named), Err(e) if e.kind() == ErrorKind::NotFound);
+            let untouched = node
+                .stamp
+                .is_none_or(|was| files::stamp(&file.path).is_ok_and(|now| now == Some(was)));
+            if !was_ours || !untouched {
+                continue;
+            }
+            tracing::warn!(layer = %file.path.display(), named = %named.display(), on = %below.path.display(), "a layer names one that was merged, and is put on what lies beneath it");
+            let name = freeze::backing_name(file, below)?;
+            vmms.images
+                .rebase_unsafe(&file.path, Some((&name, below.format)))
+                .await?;
+            files::sync(&file.path)?;
+            if *id == tree.active {
+                continue;
+            }
+            let stamp = files::stamp_written(&file.path)?;
+            vmms.db
+                .change(|draft| {
+                    let disk = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid);
+                    if let Some(node) = disk.and_then(|d| d.layers.nodes.get_mut(id)) {
+                        node.stamp = stamp;
+                    }
+                    Ok(())
+                })
+                .await?;
         }
     }
     Ok(())
@@ -473,10 +623,10 @@ fn remove_leftovers(vmms: &Vmms) -> Result<()> {
     Ok(())
 }
 
-fn entries(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let list = match std::fs::read_dir(dir) {
         Ok(list) => list,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Fault::io("list", dir, &e)),
     };
     list.map(|entry| {

@@ -313,7 +313,7 @@ async fn copy(
     let in_use = disk.layers.is_ancestor(node, disk.layers.active);
     let work = async {
         match how {
-            Mode::Running(machine) if in_use => machine.commit(&order, &control).await,
+            Mode::Running(machine) if in_use => machine.commit(&order, &control).await.map(drop),
             Mode::Running(_) | Mode::Files => {
                 let chain: Vec<LayerFile> = disk
                     .layers
@@ -353,12 +353,7 @@ async fn copy(
         }
     };
     match result {
-        Ok(_) => {
-            if !in_use || matches!(how, Mode::Files) {
-                files::sync(&disk_base(disk, node)?)?;
-            }
-            Ok(Copied::Whole)
-        }
+        Ok(()) => Ok(Copied::Whole),
         Err(hypervisor::Error::Cancelled) if made_way => Ok(Copied::MadeWay),
         Err(hypervisor::Error::Cancelled) => Err(fault!(Cancelled, "terminated", "a client")),
         Err(error) => {
@@ -366,10 +361,6 @@ async fn copy(
             Err(error.into())
         }
     }
-}
-
-fn disk_base(disk: &Disk, node: Uuid) -> Result<std::path::PathBuf> {
-    Ok(commit_spec(disk, node)?.2.path)
 }
 
 /// What the active layer takes on the host, in bytes.
@@ -421,7 +412,7 @@ async fn fold_running(
     };
     let folded = machine.commit(&order, &JobControl::new()).await;
     let recorded = match folded {
-        Ok(_) => committed(vmms, vm.id, disk, disk.layers.active).await,
+        Ok(_) => settle::record_merged(vmms, vm.id, disk, disk.layers.active).await,
         Err(error) => Err(error.into()),
     };
     // Only a guest whose record is in order may write again; otherwise `settle` decides and lets it go on.
@@ -438,7 +429,9 @@ async fn fold_running(
         released = machine.release(quiesced).await;
     }
     released?;
-    settle::clear(vmms, vm.id, disk.uid).await
+    settle::clear(vmms, vm.id, disk.uid).await?;
+    // Only now: taking a large file away takes its time.
+    settle::delete_merged(vmms, vm.id, disk.uid).await
 }
 
 /// Drops an instant. What changed up to it is added to the map of its child first; doing that twice changes nothing.

@@ -261,13 +261,13 @@ async fn make(
             .last()
             .ok_or_else(|| fault!(TrackingLost, disk.path.display(), guid(branch.on)))?;
         let size = disk.layers.nodes.get(&branch.on).map_or(0, |n| n.size);
-        let name = freeze::backing_name(&branch.file, below);
+        let name = freeze::backing_name(&branch.file, below)?;
         let image = NewImage::overlay(&branch.file.path, name, below.format, size);
         vmms.images.create_or_reuse_overlay(&image).await?;
         point::sync(&branch.file.path)?;
     }
     let dir = spec::state_dir(&vmms.dirs, vm.id);
-    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    point::make_dir(&dir)?;
     let vars = snapshot.config.with_file_name(point::FIRMWARE_VARS);
     if vars.exists() {
         let bytes = std::fs::read(&vars).map_err(|e| Fault::io("read", &vars, &e))?;

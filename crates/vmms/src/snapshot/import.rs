@@ -433,7 +433,7 @@ async fn write(
             let at = |done: u64| told.progress(before + done, total);
             let changes = differences(source, below, &cancel, &at)?;
             let backing = Backing {
-                file: freeze::backing_name(&part.file, &part.on_file),
+                file: freeze::backing_name(&part.file, &part.on_file)?,
                 format: part.on_file.format.as_str().to_owned(),
             };
             let mut plan = ExportPlan::differential(source, &changes, backing, &part.file.path);

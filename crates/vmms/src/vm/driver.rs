@@ -224,7 +224,7 @@ async fn launch(
     restore: Option<std::path::PathBuf>,
 ) -> Result<Arc<dyn Machine>> {
     let dir = spec::state_dir(&vmms.dirs, record.id);
-    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    crate::point::make_dir(&dir)?;
     let mut config = spec::machine_config(record, &vmms.dirs, &vmms.options)?;
     for drive in &config.drives {
         for layer in &drive.chain {

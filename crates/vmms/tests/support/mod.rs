@@ -9,6 +9,7 @@
 )]
 
 pub mod deadly;
+pub mod journal;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -32,12 +33,24 @@ pub const KIB: u64 = 1 << 10;
 
 /// The scratch directory, the store that outlives the service, and the service.
 pub struct Bench {
-    pub dir: tempfile::TempDir,
+    pub dir: Scratch,
     pub store: Arc<dyn Store>,
     pub hypervisor: Arc<dyn Hypervisor>,
     pub options: Options,
     pub vmms: Arc<Vmms>,
     pids: std::cell::RefCell<Vec<i32>>,
+}
+
+/// A directory of this test alone, or one that goes on after it.
+pub struct Scratch {
+    path: PathBuf,
+    _own: Option<tempfile::TempDir>,
+}
+
+impl Scratch {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for Bench {
@@ -81,12 +94,39 @@ impl Bench {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let vmms = start(dir.path(), &store, &hypervisor, &options).await;
         Bench {
-            dir,
+            dir: Scratch {
+                path: dir.path().to_owned(),
+                _own: Some(dir),
+            },
             store,
             hypervisor,
             options,
             vmms,
             pids: Default::default(),
+        }
+    }
+
+    /// On a directory and a store that are there already, and stay.
+    pub async fn open(path: PathBuf, store: Arc<dyn Store>) -> Self {
+        let hypervisor: Arc<dyn Hypervisor> = Arc::new(QemuHypervisor::default());
+        let options = options();
+        let vmms = start(&path, &store, &hypervisor, &options).await;
+        Bench {
+            dir: Scratch { path, _own: None },
+            store,
+            hypervisor,
+            options,
+            vmms,
+            pids: Default::default(),
+        }
+    }
+
+    /// The machine of this bench, with nothing known of its disks.
+    pub fn bed(&self) -> Bed<'_> {
+        Bed {
+            bench: self,
+            vm: self.vmms.db.all::<Vm>()[0].id,
+            disks: BTreeMap::new(),
         }
     }
 

@@ -254,7 +254,7 @@ def test_each_failed_machine_of_an_export_has_an_error_of_its_own_and_nothing_is
         export(host, point, scratch / "export")
     job, errors = failed.value.job, failed.value.errors
     assert job.num("JobState") == EXCEPTION and job.num("ErrorCode")
-    assert errors[0].text("MessageID") == "KVMMS-0110"
+    assert errors[0].text("MessageID") == "KVMMS-0197" and errors[0].text("Message").startswith("2 of 3 machines failed")
     members = [e for e in errors if e.text("MessageID") == "KVMMS-0104"]
     assert {Ref.parse(e.text("ErrorSource")) for e in members} == {machines[0].ref, machines[2].ref}
     for e in errors[1:]:

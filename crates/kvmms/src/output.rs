@@ -182,14 +182,14 @@ impl Output {
     pub(crate) fn done(&self, line: &str, row: &Row) -> Result<()> {
         match self.is_json() {
             true => self.json(&row.json()),
-            false => self.raw(format!("{line}\n").as_bytes()),
+            false => self.raw(format!("{}\n", visible(line)).as_bytes()),
         }
     }
 
     /// Prints a remark for people.
     pub(crate) fn remark(&self, line: &str) {
         if !self.is_json() {
-            let _ = writeln!(io::stderr(), "{line}");
+            let _ = writeln!(io::stderr(), "{}", visible(line));
         }
     }
 
@@ -200,7 +200,7 @@ impl Output {
                 let links: Vec<_> = links.iter().map(Link::json).collect();
                 format!("{:#}\n", json!({"warnings": links}))
             }
-            false => links_text(links).replace("because: ", "warning: "),
+            false => visible(&links_text(links).replace("because: ", "warning: ")),
         };
         let _ = io::stderr().write_all(text.as_bytes());
     }
@@ -209,11 +209,16 @@ impl Output {
     pub(crate) fn error(&self, report: &Report) {
         let text = match self.is_json() {
             true => format!("{:#}\n", report.json()),
-            false => report.text(),
+            false => visible(&report.text()),
         };
         // There is nowhere left to tell that this failed.
         let _ = io::stderr().write_all(text.as_bytes());
     }
+}
+
+/// Text as people may see it: what would steer the terminal or turn the direction of the text is written out.
+fn visible(text: &str) -> String {
+    cim::written_out(text, &['\n', '\t'])
 }
 
 /// A table without lines; `whole` keeps long cells on one line.
@@ -232,7 +237,7 @@ fn table(rows: &[Row], whole: bool) -> String {
     table.set_header(titles.map(|t| t.to_uppercase()));
     for row in rows {
         let shown = row.fields.iter().filter(|f| f.title.is_some());
-        table.add_row(shown.map(|f| f.text.as_str()));
+        table.add_row(shown.map(|f| visible(&f.text)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -251,13 +256,14 @@ fn details(row: &Row) -> String {
     for field in shown() {
         let Some(title) = &field.title else { continue };
         let title = format!("{title}:");
-        if field.text.contains('\n') {
+        let text = visible(&field.text);
+        if text.contains('\n') {
             out.push_str(&format!("{title}\n"));
-            for line in field.text.lines() {
+            for line in text.lines() {
                 out.push_str(&format!("  {line}\n"));
             }
         } else {
-            out.push_str(&format!("{title:width$} {}\n", field.text));
+            out.push_str(&format!("{title:width$} {text}\n"));
         }
     }
     out
@@ -287,6 +293,15 @@ mod tests {
             table(&machines(), true),
             "NAME           MEMORY   ON\nweb            512 MiB  yes\na-longer-name           no"
         );
+    }
+
+    #[test]
+    fn what_would_steer_the_terminal_is_written_out() {
+        let name = "\u{1b}]0;x\u{7}web\u{202e}";
+        let rows = [Row::new().text("name", "Name", name)];
+        let shown = "\\u{1b}]0;x\\u{7}web\\u{202e}";
+        assert_eq!(table(&rows, true), format!("NAME\n{shown}"));
+        assert_eq!(details(&rows[0]), format!("Name: {shown}\n"));
     }
 
     #[test]

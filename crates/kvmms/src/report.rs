@@ -248,10 +248,20 @@ impl Report {
     }
 }
 
+/// The failure of one machine of a collection, in the service's catalogue.
+const MEMBER_FAILED: &str = "KVMMS-0104";
+
 /// A chain of causes, each a step further in.
 pub(crate) fn links_text(chain: &[Link]) -> String {
     let mut out = String::new();
-    for (depth, link) in chain.iter().enumerate() {
+    let mut depth = 0;
+    for (place, link) in chain.iter().enumerate() {
+        // The machines of a collection fail side by side, none because of another.
+        depth = match link.id.as_deref() {
+            _ if place == 0 => 0,
+            Some(MEMBER_FAILED) => 1,
+            _ => depth + 1,
+        };
         let margin = "  ".repeat(depth + 1);
         let line = link.line().replace('\n', &format!("\n{margin}  "));
         out.push_str(&format!("{margin}because: {line}\n"));
@@ -328,6 +338,25 @@ mod tests {
              \x20 - Use another directory.\n\
              job: AB\n\
              more: kvmms error explain KVMMS-0042\n"
+        );
+    }
+
+    #[test]
+    fn machines_of_a_collection_fail_side_by_side() {
+        let link = |message: &str, id: &str| Link {
+            message: message.into(),
+            id: Some(id.into()),
+            ..Link::default()
+        };
+        let chain = [
+            link("2 of 3", "KVMMS-0103"),
+            link("a", "KVMMS-0104"),
+            link("full", "KVMMS-0068"),
+            link("b", "KVMMS-0104"),
+        ];
+        assert_eq!(
+            links_text(&chain),
+            "  because: 2 of 3 [KVMMS-0103]\n    because: a [KVMMS-0104]\n      because: full [KVMMS-0068]\n    because: b [KVMMS-0104]\n"
         );
     }
 

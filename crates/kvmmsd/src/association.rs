@@ -377,7 +377,8 @@ fn start(
             ));
         }
     }
-    service.find(namespace, path)
+    let found = service.find(namespace, path);
+    found.map_err(|fault| errors::operation_error(service, &fault))
 }
 
 /// What is associated with an object.
@@ -498,7 +499,7 @@ pub(crate) fn get(
     path: &Path,
 ) -> Result<Instance, Error> {
     let end = path.keys.iter().find_map(|(_, value)| value.as_path());
-    let end = end.ok_or_else(|| errors::not_found(path))?;
+    let end = end.ok_or_else(|| errors::not_found(service, path))?;
     let walk = Walk {
         result_class: Some(path.class.clone()),
         ..Walk::default()
@@ -515,5 +516,5 @@ pub(crate) fn get(
     found
         .into_iter()
         .find(same)
-        .ok_or_else(|| errors::not_found(path))
+        .ok_or_else(|| errors::not_found(service, path))
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::service::Refusals;
+
 /// The configuration, as in `/etc/kvmms/kvmms.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +20,12 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<String>,
     /// Whether plain HTTP may listen on other addresses than loopback.
     pub(crate) plain_http_off_loopback: bool,
+    /// Names and addresses of this host, besides its host name and the address of the listener, that requests may be sent to (their
+    /// `Host` header): what a proxy or a name server makes of it. Others are refused, since pages of browsers could send them.
+    pub(crate) host_names: Vec<String>,
+    /// How a method tells that it refuses: `code` (its return code, with the reasons in one more out parameter) or `fault` (a WS-Management
+    /// fault or CIM-XML error with the reasons in its detail, for clients that show nothing else).
+    pub(crate) refusals: String,
     /// The certificate for TLS (PEM); empty: a self-signed one is made at the first start.
     pub(crate) tls_certificate: PathBuf,
     /// Its key (PEM).
@@ -63,6 +71,8 @@ impl Default for Config {
             .map(str::to_owned)
             .to_vec(),
             plain_http_off_loopback: false,
+            host_names: Vec::new(),
+            refusals: "code".to_owned(),
             tls_certificate: PathBuf::new(),
             tls_key: PathBuf::new(),
             hold_seconds: options.hold_time.as_secs(),
@@ -145,6 +155,15 @@ impl Config {
         };
         options.tampering = policy;
         Ok(options)
+    }
+
+    /// How refusals are told.
+    pub(crate) fn refusals(&self) -> Result<Refusals> {
+        match self.refusals.as_str() {
+            "code" => Ok(Refusals::Code),
+            "fault" => Ok(Refusals::Fault),
+            other => bail!("refusals is code or fault, not {other:?}"),
+        }
     }
 
     /// The users file.

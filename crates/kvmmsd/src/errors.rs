@@ -2,7 +2,7 @@
 
 use cim::{Instance, Path};
 use msvm::{ParameterError, code};
-use vmms::{Area, Fault, Kind, Severity};
+use vmms::{Area, Element, Fault, Kind, Message, Severity, fault};
 use wbem::Status;
 
 use crate::Service;
@@ -73,6 +73,26 @@ pub(crate) fn return_code(fault: &Fault) -> u32 {
     told(fault.kind()).code
 }
 
+/// The most specific code of a failure: its own, or what lies beneath it says more than "failed". Members of a collection that
+/// failed for different reasons have no code in common.
+pub(crate) fn specific_code(fault: &Fault) -> u32 {
+    let own = return_code(fault);
+    if own != code::FAILED || fault.kind() == Kind::Cancelled {
+        return own;
+    }
+    let mut beneath = fault.causes.iter().map(specific_code);
+    let members = fault
+        .causes
+        .iter()
+        .filter(|c| c.message == Message::MemberFailed)
+        .count();
+    let first = beneath.next().unwrap_or(own);
+    if members > 1 && beneath.any(|other| other != first) {
+        return own;
+    }
+    first
+}
+
 /// A failed operation with its chain of causes.
 pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
     let entry = fault.message.entry();
@@ -84,32 +104,36 @@ pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
             fault.message.id(),
             entry.remedy.join(" ")
         ),
-        chain: chain(service, fault),
+        chain: chain(service, fault, &Element::Host),
     }
 }
 
-/// The `Msvm_Error` instances of a failure: the summary first, then what lies beneath.
-pub(crate) fn chain(service: &Service, fault: &Fault) -> Vec<Instance> {
+/// A method call that is refused, as a failed operation about an object.
+pub(crate) fn refused(service: &Service, fault: &Fault, about: &Element) -> wbem::Error {
+    wbem::Error {
+        chain: chain(service, fault, about),
+        ..operation_error(service, fault)
+    }
+}
+
+/// The `Msvm_Error` instances of a failure: the summary first, then what lies beneath, each about an object. `about` is the one
+/// the call was for, or the job's.
+pub(crate) fn chain(service: &Service, fault: &Fault, about: &Element) -> Vec<Instance> {
     let mut out = Vec::new();
-    add_chain(service, fault, None, &mut out);
+    add_chain(service, fault, about, &mut out);
     out
 }
 
 /// What has no object of its own is about the object of the failure above it.
-fn add_chain(
-    service: &Service,
-    fault: &Fault,
-    above: Option<&vmms::Element>,
-    out: &mut Vec<Instance>,
-) {
-    let about = fault.element.as_ref().or(above);
-    out.push(instance(fault, about.map(|e| service.element_path(e))));
+fn add_chain(service: &Service, fault: &Fault, above: &Element, out: &mut Vec<Instance>) {
+    let about = fault.element.as_ref().unwrap_or(above);
+    out.push(instance(fault, &service.element_path(about)));
     for cause in &fault.causes {
         add_chain(service, cause, about, out);
     }
 }
 
-fn instance(fault: &Fault, about: Option<Path>) -> Instance {
+fn instance(fault: &Fault, about: &Path) -> Instance {
     let entry = fault.message.entry();
     let status = told(entry.kind).status;
     let mut error = Instance::new(msvm::class::MSVM_ERROR);
@@ -143,11 +167,8 @@ fn instance(fault: &Fault, about: Option<Path>) -> Instance {
                 .map(|r| (*r).to_owned())
                 .collect::<Vec<_>>(),
         )
-        .set("ErrorSourceFormat", if about.is_some() { 2u16 } else { 0 })
-        .set(
-            "ErrorSource",
-            about.map_or_else(String::new, |p| p.to_string()),
-        )
+        .set("ErrorSourceFormat", 2u16)
+        .set("ErrorSource", about.to_string())
         .set("CIMStatusCode", status as u32)
         .set("CIMStatusCodeDescription", format!("{status:?}"));
     complete(error)
@@ -189,7 +210,7 @@ pub(crate) fn complete(mut instance: Instance) -> Instance {
     instance
 }
 
-/// That a REF names nothing.
-pub(crate) fn not_found(what: impl std::fmt::Display) -> wbem::Error {
-    wbem::Error::new(Status::NotFound, format!("there is no object {what}"))
+/// That a path names nothing.
+pub(crate) fn not_found(service: &Service, path: &Path) -> wbem::Error {
+    operation_error(service, &fault!(ObjectNotFound, path))
 }

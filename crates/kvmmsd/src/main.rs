@@ -14,12 +14,14 @@
 mod association;
 mod config;
 mod errors;
+mod logged;
 mod object;
 mod provider;
+mod refusal;
 mod served;
 mod service;
 
-use std::io::{IsTerminal as _, Read, Write};
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -193,8 +195,8 @@ async fn serve(config: Config) -> Result<()> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_writer(logged::Lines::default)
         .init();
     private_dir(&config.state_dir)?;
     private_dir(&config.run_dir)?;
@@ -213,9 +215,12 @@ async fn serve(config: Config) -> Result<()> {
     let users = UsersFile::new(config.users());
     let accounts =
         Accounts::open(users, AccountsOptions::default()).context("cannot read the users")?;
-    let service = Arc::new(Service::new(Arc::clone(&vmms)));
+    let service = Arc::new(Service::new(Arc::clone(&vmms), config.refusals()?));
+    let mut host_names = config.host_names.clone();
+    host_names.extend([vmms.host.clone(), whole_host_name()]);
     let options = Options {
         plain_off_loopback: config.plain_http_off_loopback,
+        host_names,
         ..Options::default()
     };
     let mut server = Server::new(service, Arc::new(accounts), options);
@@ -272,11 +277,13 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send> {
     })
 }
 
+fn whole_host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
 fn host_name() -> String {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let name = whole_host_name();
     let short = name.split('.').next().unwrap_or_default().to_owned();
     if short.is_empty() {
         "localhost".to_owned()

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use cim::{Instance, Path, Value};
+use cim::{Instance, Path, Schema as _, Value};
+use msvm::Namespace;
 use uuid::Uuid;
 use vmms::group::{Group, GroupPoint, GroupSnapshot};
 use vmms::job::{Job, JobClass};
 use vmms::point::Point;
 use vmms::snapshot::Snapshot;
 use vmms::vm::{DeviceKind, Vm};
-use vmms::{Element, guid};
+use vmms::{Element, Fault, fault, guid};
 
 use crate::Service;
 use crate::provider;
@@ -152,11 +153,85 @@ impl Object {
                 .iter()
                 .find(|(key, _)| name.is(key) || name.as_str().is_empty());
             match (own, value.to_text()) {
-                (Some((_, own)), Some(text)) => same_text(own, &text),
+                (Some((_, own)), Some(text)) => self.same_key(own, &text),
                 // Keys that pages name besides the real ones are let pass.
                 (None, _) => !name.is("InstanceID"),
                 _ => false,
             }
+        })
+    }
+
+    /// That every key of a path is one of this object, and that the key which tells it from others is among them.
+    pub(crate) fn fits(
+        &self,
+        service: &Service,
+        namespace: &'static Namespace,
+        path: &Path,
+    ) -> Result<(), Fault> {
+        let alone = matches!(self.what, What::Service | What::Fixed(_));
+        let mut named = alone;
+        for (name, value) in &path.keys {
+            let text = value.to_text().unwrap_or_default();
+            let only = name.as_str().is_empty() && self.keys.len() == 1;
+            let own = self.keys.iter().position(|(key, _)| only || name.is(key));
+            let own = own.and_then(|at| Some((at, self.keys.get(at)?)));
+            if let Some((at, (key, own))) = own {
+                if !self.same_key(own, &text) {
+                    return Err(fault!(KeyMismatch, self.class, key, text, own));
+                }
+                named |= at + 1 == self.keys.len();
+                continue;
+            }
+            // What pages name as a key besides the real ones is a property: it says the same as the object.
+            let class = namespace.class(self.class);
+            if class.is_none_or(|c| c.property(name.as_str()).is_none()) {
+                return Err(fault!(UnknownName, self.class, "key", name));
+            }
+            let shown = service.instance(namespace, self);
+            let shown = shown.get(name.as_str()).to_text().unwrap_or_default();
+            if !same_text(&shown, &text) && !same_guid(&shown, &text) {
+                return Err(fault!(KeyMismatch, self.class, name, text, shown));
+            }
+            // A collection's point is named by either of its two identifiers.
+            named |= name.is("InstanceID") || name.is("CollectionID");
+        }
+        match self.keys.last() {
+            Some((key, _)) if !named => Err(fault!(KeyMissing, self.class, key)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a key's text means this object: as it is written here, as a bare GUID, and for a point in the form of older hosts,
+    /// which names its machine too.
+    fn same_key(&self, own: &str, text: &str) -> bool {
+        if same_text(own, text) || same_guid(own, text) || matches!(self.what, What::Fixed(_)) {
+            return true;
+        }
+        let What::Point(point) = &self.what else {
+            return false;
+        };
+        let text = bare(text).replace("\\\\", "\\");
+        text.split_once('\\').is_some_and(|(vm, id)| {
+            guid_alone(vm) == Some(point.vm) && guid_alone(id) == Some(point.id)
+        })
+    }
+
+    /// The element of the domain behind it.
+    pub(crate) fn element(&self) -> Option<Element> {
+        Some(match &self.what {
+            What::Host | What::Service => Element::Host,
+            What::Vm(vm) | What::Settings(vm) => Element::Vm(vm.id),
+            What::Resource(vm, part) | What::Device(vm, part) => Element::Resource {
+                vm: vm.id,
+                id: part.id().to_owned(),
+            },
+            What::Point(point) => Element::Point(point.id),
+            What::Group(group) => Element::Group(group.id),
+            What::GroupPoint(point) => Element::GroupPoint(point.id),
+            What::Snapshot(snapshot) => Element::Snapshot(snapshot.id),
+            What::GroupSnapshot(snapshot) => Element::GroupSnapshot(snapshot.id),
+            What::Job(job) => Element::Job(job.id),
+            What::Fixed(_) => return None,
         })
     }
 
@@ -177,6 +252,27 @@ fn same_text(own: &str, text: &str) -> bool {
     let text = text.trim_matches('"');
     own.eq_ignore_ascii_case(text)
         || (text.contains("\\\\") && own.eq_ignore_ascii_case(&text.replace("\\\\", "\\")))
+}
+
+/// An identifier without the prefix of its maker.
+fn bare(text: &str) -> &str {
+    let text = text.trim_matches('"');
+    let prefix = "Microsoft:";
+    match text.get(..prefix.len()) {
+        Some(start) if start.eq_ignore_ascii_case(prefix) => {
+            text.get(prefix.len()..).unwrap_or_default()
+        }
+        _ => text,
+    }
+}
+
+/// The GUID that an identifier is and nothing else.
+fn guid_alone(text: &str) -> Option<Uuid> {
+    Uuid::parse_str(bare(text).trim_matches(['{', '}'])).ok()
+}
+
+fn same_guid(own: &str, text: &str) -> bool {
+    guid_alone(own).is_some_and(|id| guid_alone(text) == Some(id))
 }
 
 /// `Microsoft:<machine>\<id>`, the InstanceID of a resource's settings.

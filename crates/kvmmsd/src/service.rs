@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cim::wql::{Environment, Query, Select, Traverse};
-use cim::{Class, Instance, Name, Path, Schema, Value};
+use cim::{Class, Instance, Method, Name, Path, Schema, Value};
 use msvm::Namespace;
-use vmms::Vmms;
 use vmms::vm::Asked;
+use vmms::{Fault, Vmms, fault};
 use wbem::{
     Caller, Error, Handler, Operation, OutParameter, Request, Response, Role, Status, Walk,
 };
@@ -17,7 +17,18 @@ use crate::association;
 use crate::errors::{self, CallError};
 use crate::object::Object;
 use crate::provider::{self, Call, Outcome, Provider};
+use crate::refusal;
 use crate::served;
+
+/// How a method tells that it refuses, where no job does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Refusals {
+    /// By its return code; the reasons are one more out parameter.
+    #[default]
+    Code,
+    /// As a failed operation, with the reasons in the detail of the fault.
+    Fault,
+}
 
 /// Everything a provider needs.
 pub(crate) struct Service {
@@ -25,13 +36,15 @@ pub(crate) struct Service {
     pub(crate) vmms: Arc<Vmms>,
     /// The host's name in paths.
     pub(crate) host: String,
+    /// How refusals are told.
+    refusals: Refusals,
     /// By namespace (lower case) and class (lower case).
     providers: HashMap<(&'static str, String), Arc<dyn Provider>>,
 }
 
 impl Service {
     /// The service with all its providers.
-    pub(crate) fn new(vmms: Arc<Vmms>) -> Self {
+    pub(crate) fn new(vmms: Arc<Vmms>, refusals: Refusals) -> Self {
         let mut providers: HashMap<_, Arc<dyn Provider>> = HashMap::new();
         for provider in provider::all() {
             for class in provider.classes() {
@@ -45,6 +58,7 @@ impl Service {
         Service {
             vmms,
             host,
+            refusals,
             providers,
         }
     }
@@ -67,22 +81,26 @@ impl Service {
             .collect()
     }
 
-    /// The one object a path names. Keys may be partial where that is unambiguous.
-    pub(crate) fn find(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Error> {
-        let class = self.class(namespace, path.class.as_str())?;
-        let mut found = Vec::new();
-        for class in namespace.concrete(class.name.as_str()) {
-            if let Some(provider) = self.provider(namespace.name(), class.name.as_str()) {
-                found.extend(provider.find(self, class.name.as_str(), path));
+    /// The one object a path names. Every key that is given fits it, and the one that tells it from others of its class is given.
+    pub(crate) fn find(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Fault> {
+        let (mut found, mut misfit) = (Vec::new(), None);
+        for class in namespace.concrete(path.class.as_str()) {
+            let Some(provider) = self.provider(namespace.name(), class.name.as_str()) else {
+                continue;
+            };
+            for object in provider.find(self, class.name.as_str(), path) {
+                match object.fits(self, namespace, path) {
+                    Ok(()) => found.push(object),
+                    Err(fault) => misfit = Some(fault),
+                }
             }
         }
         match (found.pop(), found.is_empty()) {
             (Some(object), true) => Ok(object),
-            (None, _) => Err(errors::not_found(path)),
-            (Some(_), false) => Err(Error::new(
-                Status::InvalidParameter,
-                format!("{path} names {} objects; give all keys", found.len() + 1),
-            )),
+            (None, _) => Err(misfit
+                .or_else(|| unknown_key(namespace, path))
+                .unwrap_or_else(|| fault!(ObjectNotFound, path))),
+            (Some(_), false) => Err(fault!(AmbiguousPath, path, found.len() + 1)),
         }
     }
 
@@ -130,18 +148,20 @@ impl Service {
 
     /// The one object a path names, also one that has to be asked for first.
     async fn get(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Error> {
-        let found = self.find(namespace, path);
-        if !matches!(&found, Err(error) if error.status == Status::NotFound) {
-            return found;
+        let fault = match self.find(namespace, path) {
+            Ok(object) => return Ok(object),
+            Err(fault) => fault,
+        };
+        if fault.kind() == vmms::Kind::NotFound {
+            let mut fetched = self
+                .fetch(namespace, path.class.as_str(), Some(path))
+                .await?;
+            fetched.retain(|o| o.is_named_by(path));
+            if let (Some(object), true) = (fetched.pop(), fetched.is_empty()) {
+                return Ok(object);
+            }
         }
-        let mut fetched = self
-            .fetch(namespace, path.class.as_str(), Some(path))
-            .await?;
-        fetched.retain(|o| o.is_named_by(path));
-        match (fetched.pop(), fetched.is_empty()) {
-            (Some(object), true) => Ok(object),
-            _ => found,
-        }
+        Err(errors::operation_error(self, &fault))
     }
 
     async fn select(
@@ -257,7 +277,9 @@ impl Service {
             );
             return Err(errors::operation_error(self, &fault));
         }
-        let target = self.find(namespace, path)?;
+        let target = self
+            .find(namespace, path)
+            .map_err(|fault| errors::operation_error(self, &fault))?;
         let provider = self
             .provider(namespace.name(), target.class)
             .ok_or_else(|| {
@@ -276,11 +298,26 @@ impl Service {
             parameters,
             asked: &asked,
         };
-        let outcome = match provider.invoke(self, call).await {
+        let called = match unknown_parameter(class, declared, parameters) {
+            Some(fault) => Err(CallError::Fault(fault)),
+            None => provider.invoke(self, call).await,
+        };
+        let about = target.element().unwrap_or(vmms::Element::Host);
+        let outcome = match called {
             Ok(outcome) => outcome,
             Err(CallError::Protocol(error)) => return Err(error),
             Err(CallError::Fault(fault)) if fault.kind() == vmms::Kind::NotFound => {
                 return Err(errors::operation_error(self, &fault));
+            }
+            // What parameters alone do not tell was found out by looking: that was work, and its end is a job's.
+            Err(CallError::Fault(fault)) if has_job(declared) && fault.is_about_content() => {
+                let refused = refusal::job(class.name.as_str(), declared.name.as_str(), &fault);
+                let affected = vec![(about.clone(), vmms::Effect::Other)];
+                let submission = asked.submission(affected);
+                match self.vmms.submit(refused, submission).await {
+                    Ok(job) => Outcome::started(self, job),
+                    Err(fault) => return Err(errors::operation_error(self, &fault)),
+                }
             }
             Err(CallError::Fault(fault)) => {
                 tracing::info!(method = %declared.name, user = caller.user, error = %fault, "refused");
@@ -317,11 +354,11 @@ impl Service {
         }
         if let Some(fault) = &outcome.fault {
             self.remember_refusal(caller, fault);
-            // A return code has no place for a reason. Whoever sends a request key knows kvmms, and gets the
-            // chain as one more out parameter; other clients never see it.
-            if asked.request_key.is_some() {
-                outs.push(self.refusal(fault));
+            if self.refusals == Refusals::Fault {
+                return Err(errors::refused(self, fault, &about));
             }
+            // A return code has no place for a reason: the chain comes as one more out parameter.
+            outs.push(self.refusal(fault, &about));
         }
         Ok(Response::Invoked {
             return_value: Value::Uint32(outcome.return_value),
@@ -330,8 +367,8 @@ impl Service {
     }
 
     /// Why a method was refused, as the texts GetErrorEx gives.
-    fn refusal(&self, fault: &vmms::Fault) -> OutParameter {
-        let chain = errors::chain(self, fault);
+    fn refusal(&self, fault: &Fault, about: &vmms::Element) -> OutParameter {
+        let chain = errors::chain(self, fault, about);
         let texts = chain
             .iter()
             .map(|e| Value::String(cim::embedded::write(e)))
@@ -346,9 +383,39 @@ impl Service {
     }
 
     /// A return code says little: the refusal behind it goes to the log with its id, where `kvmms` and people find it.
-    fn remember_refusal(&self, caller: &Caller, fault: &vmms::Fault) {
+    fn remember_refusal(&self, caller: &Caller, fault: &Fault) {
         tracing::warn!(user = caller.user, id = fault.message.id(), reason = %fault, "a method call was refused");
     }
+}
+
+/// The key of a path that none of the classes it may mean has.
+fn unknown_key(namespace: &'static Namespace, path: &Path) -> Option<Fault> {
+    let class = namespace.class(path.class.as_str())?;
+    let known = |name: &Name| {
+        name.as_str().is_empty()
+            || namespace
+                .family(class.name.as_str())
+                .any(|c| c.property(name.as_str()).is_some())
+    };
+    let (unknown, _) = path.keys.iter().find(|(name, _)| !known(name))?;
+    Some(fault!(UnknownName, class.name, "key", unknown))
+}
+
+/// Whether a method may answer with a job.
+fn has_job(method: &Method) -> bool {
+    method
+        .parameters
+        .iter()
+        .any(|p| p.is_out() && p.name.is("Job"))
+}
+
+/// A parameter the method does not have. Out parameters that are sent along say nothing.
+fn unknown_parameter(class: &Class, method: &Method, given: &[(Name, Value)]) -> Option<Fault> {
+    let known = |name: &Name| method.parameters.iter().any(|p| p.name == *name);
+    let (unknown, _) = given.iter().find(|(name, _)| !known(name))?;
+    let shown: String = unknown.as_str().chars().take(80).collect();
+    let method = format!("{}.{}", class.name, method.name);
+    Some(fault!(UnknownName, method, "parameter", shown))
 }
 
 #[async_trait]

@@ -52,7 +52,7 @@ pub use method_enum::UnknownMethod;
 pub use namespace::{
     CompletionError, Namespace, cimv2, interop, namespace, namespaces, virtualization,
 };
-pub use parameter::{FromParameter, IntoParameter, ParameterError, required};
+pub use parameter::{FromParameter, IntoParameter, ParameterError, embedded_instance, required};
 
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/schema.rs"));

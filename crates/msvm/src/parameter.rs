@@ -1,7 +1,7 @@
 //! Method parameters between CIM values and Rust.
 
 use cim::embedded::{self, Context, EmbeddedError};
-use cim::{Datetime, Instance, Name, Path, Type, TypeMismatch, Value};
+use cim::{Datetime, Instance, Name, Path, Schema as _, Type, TypeMismatch, Value};
 
 use crate::{code, virtualization};
 
@@ -33,6 +33,16 @@ pub enum ParameterError {
         #[source]
         source: TypeMismatch,
     },
+    /// The class of an embedded instance has no such property.
+    #[error("{class} in parameter {parameter} has no property {property}")]
+    Property {
+        /// The parameter.
+        parameter: &'static str,
+        /// The class.
+        class: String,
+        /// What was sent.
+        property: String,
+    },
     /// The text is no instance.
     #[error("parameter {parameter} holds no instance that can be read")]
     Embedded {
@@ -50,6 +60,7 @@ impl ParameterError {
         match self {
             ParameterError::Unknown { .. }
             | ParameterError::Missing { .. }
+            | ParameterError::Property { .. }
             | ParameterError::Type { .. } => code::INVALID_PARAMETER,
             ParameterError::Embedded { .. } => code::INCORRECT_DATA_TYPE,
         }
@@ -138,17 +149,47 @@ impl FromParameter for Instance {
     fn from_value(value: Value, declared: Declared) -> Result<Option<Self>, ParameterError> {
         match value {
             Value::Null => Ok(None),
-            Value::Object(instance) => Ok(Some(*instance)),
+            Value::Object(instance) => checked(*instance, declared.parameter).map(Some),
             // Clients send an empty text for "none" where the parameter is optional.
             Value::String(text) if text.trim().is_empty() => Ok(None),
-            Value::String(text) => embedded::read(&text, &Context::with(virtualization()))
-                .map(Some)
-                .map_err(|source| ParameterError::Embedded {
-                    parameter: declared.parameter,
-                    source,
-                }),
+            Value::String(text) => embedded_instance(&text, declared.parameter).map(Some),
             other => Err(mismatch(&other, declared)),
         }
+    }
+}
+
+/// The instance in a text. A property that its class does not have is an error: left aside, it would change what is done.
+pub fn embedded_instance(text: &str, parameter: &'static str) -> Result<Instance, ParameterError> {
+    let read = embedded::read(text, &Context::with(virtualization()));
+    let instance = read.map_err(|source| ParameterError::Embedded { parameter, source })?;
+    checked(instance, parameter)
+}
+
+/// Settings of resources come under the name of a sibling class: libvirt sends disks as Msvm_ResourceAllocationSettingData.
+const RESOURCES: &str = "CIM_ResourceAllocationSettingData";
+
+fn checked(instance: Instance, parameter: &'static str) -> Result<Instance, ParameterError> {
+    let schema = virtualization();
+    // A class that is not known is refused where the parameter's own class is.
+    let Some(class) = schema.class(instance.class.as_str()) else {
+        return Ok(instance);
+    };
+    let known = |name: &Name| {
+        // WMI writes its system properties into the texts it makes.
+        name.as_str().starts_with("__")
+            || class.property(name.as_str()).is_some()
+            || (schema.is_a(class.name.as_str(), RESOURCES)
+                && schema
+                    .family(RESOURCES)
+                    .any(|sibling| sibling.property(name.as_str()).is_some()))
+    };
+    match instance.properties.iter().find(|p| !known(&p.name)) {
+        Some(unknown) => Err(ParameterError::Property {
+            parameter,
+            class: class.name.to_string(),
+            property: unknown.name.as_str().chars().take(80).collect(),
+        }),
+        None => Ok(instance),
     }
 }
 impl IntoParameter for Instance {

@@ -16,7 +16,7 @@ use crate::point::tidy::blocking;
 use crate::point::{self, disk_id_text};
 use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid, pick};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid, names, pick};
 
 /// Starts a job that makes a new machine of the export in `directory`; returns the machine's and the job's identifiers. The disks
 /// of the point are written as plain images of their own into `disks`. `name` `None` keeps the exported one. The machine
@@ -83,6 +83,9 @@ async fn start(
 ) -> Result<(Uuid, Uuid)> {
     if !disks.is_absolute() {
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
+    }
+    if let Some(name) = &name {
+        names::check("the new name", name)?;
     }
     let task = Task::Import {
         directory: directory.clone(),

@@ -25,6 +25,7 @@ pub mod import;
 pub mod import_group;
 pub mod job;
 pub mod layer;
+pub mod names;
 mod pick;
 pub mod point;
 mod service;

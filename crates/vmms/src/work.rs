@@ -12,6 +12,7 @@ use crate::{
 /// Does the work of a job.
 pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Result<()> {
     match task {
+        Task::Refuse { fault, .. } => Err((**fault).clone()),
         Task::ChangeState { vm, to } => vm::run_state_change(vmms, ctx, *vm, *to).await,
         Task::DestroyVm { vm } => vm::run_destroy(vmms, ctx, *vm).await,
         Task::CreatePoint {
@@ -164,6 +165,7 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
 /// Takes back what a job that failed, was stopped or was interrupted has begun.
 pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Result<()> {
     match task {
+        Task::Refuse { .. } => Ok(()),
         Task::ChangeState { vm, .. } => vm::undo_state_change(vmms, *vm).await,
         // Deleting goes on where it stopped when it is asked for again.
         Task::DestroyVm { .. } => Ok(()),

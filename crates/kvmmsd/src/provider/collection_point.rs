@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cim::embedded::Context;
 use cim::{Datetime, Instance, Path, Value};
 use msvm::{class, params};
 use uuid::Uuid;
@@ -13,7 +12,8 @@ use vmms::{fault, guid};
 
 use super::collection::{self, group_reference};
 use super::{
-    Call, CallResult, Outcome, Provider, expect_class, given, given_text, internal, unserved,
+    Call, CallResult, Outcome, Provider, expect_class, given, given_text, in_settings, internal,
+    unserved,
 };
 use crate::Service;
 use crate::errors::CallError;
@@ -275,11 +275,8 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             let path = Path::parse(text).unwrap_or_else(|_| {
                 Path::class(class::MSVM_REFERENCE_POINT_COLLECTION).key("CollectionID", text)
             });
-            base = Some(point_reference(
-                service,
-                "BaseReferencePointCollection",
-                Some(&path),
-            )?);
+            let named = point_reference(service, "BaseReferencePointCollection", Some(&path));
+            base = Some(in_settings("BaseReferencePointCollection", text, named)?);
         }
         for value in settings.get("VirtualMachinesToDisksToExport").items() {
             if let Some(machine) = machine_disks(service, value)? {
@@ -304,8 +301,7 @@ fn machine_disks(service: &Service, value: &Value) -> Result<Option<MachineDisks
             if text.trim().is_empty() {
                 return Ok(None);
             }
-            cim::embedded::read(text, &Context::with(msvm::virtualization()))
-                .map_err(|error| fault!(WrongType, PARAMETER, error))?
+            msvm::embedded_instance(text, PARAMETER)?
         }
     };
     expect_class(PARAMETER, &instance, class::MSVM_VIRTUAL_MACHINE_TO_DISKS)?;
@@ -323,7 +319,8 @@ fn machine_disks(service: &Service, value: &Value) -> Result<Option<MachineDisks
                     "a GUID is needed"
                 )
             })?;
-            service.vm_reference("VirtualMachineId", Some(&path))?
+            let named = service.vm_reference("VirtualMachineId", Some(&path));
+            in_settings("VirtualMachineId", text, named)?
         }
     };
     let disks = instance.get("DisksToExport");

@@ -13,8 +13,8 @@ use vmms::{fault, guid};
 use super::collection::{self, group_reference};
 use super::collection_point::{level, point_reference};
 use super::{
-    Call, CallResult, Outcome, Provider, expect_class, given, given_bool, given_text, internal,
-    snapshot, unserved,
+    Call, CallResult, Outcome, Provider, expect_class, given, given_bool, given_text, in_settings,
+    internal, snapshot, unserved,
 };
 use crate::Service;
 use crate::errors::CallError;
@@ -246,7 +246,8 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             }
         };
         if let Some(text) = given_text(settings, "DifferentialBackupBase") {
-            base = Some(base_reference(service, text)?);
+            let named = base_reference(service, text);
+            base = Some(in_settings("DifferentialBackupBase", text, named)?);
         }
     }
     let vmms = &service.vmms;

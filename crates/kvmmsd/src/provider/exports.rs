@@ -7,7 +7,8 @@ use vmms::export::{LiveState, SystemExport};
 use vmms::fault;
 
 use super::{
-    Call, CallResult, Outcome, expect_class, given, given_bool, given_text, point, snapshot,
+    Call, CallResult, Outcome, expect_class, given, given_bool, given_text, in_settings, point,
+    snapshot,
 };
 use crate::Service;
 use crate::errors::CallError;
@@ -65,15 +66,17 @@ fn order(
         let text = given_text(settings, "SnapshotVirtualSystem");
         let text =
             text.ok_or_else(|| CallError::from(fault!(MissingValue, "SnapshotVirtualSystem")))?;
-        snapshot = Some(snapshot::reference(
-            service,
-            "SnapshotVirtualSystem",
-            Some(&settings_path(text)),
-        )?);
+        let named =
+            snapshot::reference(service, "SnapshotVirtualSystem", Some(&settings_path(text)));
+        snapshot = Some(in_settings("SnapshotVirtualSystem", text, named)?);
     }
     // A base means something only for a backup.
     let base = match given_text(settings, "DifferentialBackupBase") {
-        Some(text) if copy == 3 => Some(base(service, text)?),
+        Some(text) if copy == 3 => Some(in_settings(
+            "DifferentialBackupBase",
+            text,
+            base(service, text),
+        )?),
         _ => None,
     };
     let excluded: Vec<String> = settings

@@ -69,7 +69,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             let given = p::ConvertVirtualHardDiskIn::read(call.parameters)?;
             let source = host_path(&msvm::required("SourcePath", given.source_path)?)?;
             let text = msvm::required("VirtualDiskSettingData", given.virtual_disk_setting_data)?;
-            let instance = read_setting(&text)?;
+            let instance = msvm::embedded_instance(&text, "VirtualDiskSettingData")?;
             let job =
                 vmms::image::convert(vmms, &source, image_spec(&instance)?, call.asked).await?;
             Ok(Outcome::started(service, job))
@@ -131,12 +131,6 @@ async fn changes(service: &Service, call: &Call<'_>) -> CallResult {
         ..p::GetVirtualDiskChangesOut::code(code::COMPLETED)
     };
     Ok(Outcome::of(out.return_value, out.into_values()))
-}
-
-fn read_setting(text: &str) -> Result<Instance, CallError> {
-    let context = cim::embedded::Context::with(msvm::virtualization());
-    cim::embedded::read(text, &context)
-        .map_err(|e| fault!(WrongType, "VirtualDiskSettingData", e).into())
 }
 
 fn image_spec(instance: &Instance) -> Result<ImageSpec, CallError> {

@@ -7,7 +7,7 @@ use cim::{Datetime, Instance, Path};
 use msvm::{class, code, params};
 use uuid::Uuid;
 use vmms::job::{Job, JobClass, JobRequest, JobState};
-use vmms::{Fault, fault, guid};
+use vmms::{Element, Fault, Message, fault, guid};
 
 use super::{Call, CallResult, Outcome, Provider};
 use crate::Service;
@@ -85,10 +85,11 @@ impl Provider for Jobs {
         let What::Job(job) = &call.target.what else {
             return Err(super::unserved(call.target.class, call.method));
         };
+        // While it runs a job has none, as its class says; a completed one has those that OperationalStatus tells of.
+        let faults = job.faults.iter().filter(|_| job.state.is_final());
         let errors = || -> Vec<Instance> {
-            job.faults
-                .iter()
-                .flat_map(|f| errors::chain(service, f))
+            faults
+                .flat_map(|f| errors::chain(service, f, &subject(job)))
                 .collect()
         };
         // The six classes declare the same methods; the first one's names stand for all.
@@ -135,14 +136,29 @@ async fn request(service: &Service, job: Uuid, wanted: Option<u16>) -> CallResul
     Ok(Outcome::done())
 }
 
+/// What the errors of a job are about that name no object themselves: what it was to work on, or the job.
+fn subject(job: &Job) -> Element {
+    let affected = job.affected.iter().map(|(element, _)| element);
+    let found = affected.filter(|e| !matches!(e, Element::Host | Element::Image(_)));
+    found.cloned().next().unwrap_or(Element::Job(job.id))
+}
+
 fn text(faults: &[Fault]) -> Option<String> {
-    let first = faults.first()?;
-    let mut out = first.text();
-    for cause in first.chain().into_iter().skip(1) {
-        out.push_str(": ");
-        out.push_str(&cause.text());
+    faults.first().map(told)
+}
+
+/// A failure and why; what failed side by side stands in a line each.
+fn told(fault: &Fault) -> String {
+    match fault.causes.as_slice() {
+        [] => fault.text(),
+        [cause] if cause.message != Message::MemberFailed => {
+            format!("{}: {}", fault.text(), told(cause))
+        }
+        causes => {
+            let lines = causes.iter().map(|cause| format!("\n{}", told(cause)));
+            std::iter::once(fault.text()).chain(lines).collect()
+        }
     }
-    Some(out)
 }
 
 fn instance(job: &Job) -> Instance {
@@ -150,10 +166,13 @@ fn instance(job: &Job) -> Instance {
     let (status, status_text): (u16, &str) = match job.state {
         JobState::Exception => (6, "Error"),
         JobState::Terminated | JobState::Killed => (10, "Stopped"),
+        // Done, and there is something to know: GetError and GetErrorEx tell it.
+        JobState::Completed if !job.faults.is_empty() => (3, "Degraded"),
         _ => (2, "OK"),
     };
     let error_code = if failed {
-        job.faults.first().map_or(code::FAILED, errors::return_code)
+        let first = job.faults.first();
+        first.map_or(code::FAILED, errors::specific_code)
     } else {
         0
     };

@@ -216,11 +216,18 @@ pub(crate) fn parameter_fault(error: &ParameterError) -> Fault {
             )
         }
         ParameterError::Unknown { parameter } => {
+            fault!(UnknownName, "the method", "parameter", parameter)
+        }
+        ParameterError::Property {
+            parameter,
+            class,
+            property,
+        } => {
             fault!(
-                InvalidValue,
-                "the parameter list",
-                parameter,
-                "the method has no such parameter"
+                UnknownName,
+                format!("{class} (parameter {parameter})"),
+                "property",
+                property
             )
         }
         ParameterError::Type { parameter, .. } => {
@@ -239,15 +246,11 @@ impl Service {
     ) -> Result<Object, CallError> {
         let namespace = msvm::virtualization();
         if !cim::Schema::is_a(namespace, path.class.as_str(), class) {
-            return Err(fault!(
-                WrongType,
-                parameter,
-                format!("{} is not a {class}", path.class)
-            )
-            .into());
+            let why = format!("{} is not a {class}", path.class);
+            return Err(fault!(InvalidValue, parameter, path, why).into());
         }
         if path.keys.is_empty() {
-            return Err(fault!(WrongType, parameter, "a reference needs keys").into());
+            return Err(fault!(InvalidValue, parameter, path, "a reference needs keys").into());
         }
         Ok(self.find(namespace, path)?)
     }
@@ -268,6 +271,22 @@ impl Service {
         object
             .vm()
             .ok_or_else(|| fault!(WrongType, parameter, "the host is not a virtual machine").into())
+    }
+}
+
+/// What a text in settings names. Settings are a parameter: what they name in vain is an invalid one, not an object that is gone.
+pub(crate) fn in_settings<T>(
+    setting: &str,
+    text: &str,
+    named: Result<T, CallError>,
+) -> Result<T, CallError> {
+    match named {
+        Err(CallError::Fault(fault)) if fault.kind() == vmms::Kind::NotFound => {
+            Err(fault!(DanglingReference, setting, text)
+                .caused_by(fault)
+                .into())
+        }
+        other => other,
     }
 }
 

@@ -8,7 +8,8 @@ use vmms::point::{Consistency, Point, PointType};
 use vmms::{fault, guid};
 
 use super::{
-    Call, CallResult, Outcome, Provider, expect_class, given, given_text, internal, unserved,
+    Call, CallResult, Outcome, Provider, expect_class, given, given_text, in_settings, internal,
+    unserved,
 };
 use crate::Service;
 use crate::errors::CallError;
@@ -203,7 +204,8 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             let path = Path::parse(text).unwrap_or_else(|_| {
                 Path::class(class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT).key("InstanceID", text)
             });
-            base = Some(point_reference(service, "BaseReferencePoint", Some(&path))?);
+            let named = point_reference(service, "BaseReferencePoint", Some(&path));
+            base = Some(in_settings("BaseReferencePoint", text, named)?);
         }
         disks = settings
             .get("DisksToExport")

@@ -67,7 +67,7 @@ impl Bench {
         }
         Bench {
             dir,
-            service: Service::new(vmms),
+            service: Service::new(vmms, crate::service::Refusals::default()),
             full,
             bare,
         }

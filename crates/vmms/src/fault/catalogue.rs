@@ -374,6 +374,24 @@ catalogue! {
         "The directory cannot be reached or written to any more.",
         ["Read the causes below.", "Once it can be reached again, `kvmms host check` lists what was left there."];
     // 190..: requests and references
+    190 UnknownName InvalidParameter Medium Software "{0} has no {1} {2}",
+        "A name is misspelt, or belongs to another class or method. What nobody would read is never passed over.",
+        ["Correct the name, or leave it out; `kvmms cim class` shows the names of a class and its methods."];
+    191 KeyMissing InvalidParameter Medium Software "a reference to {0} needs its key {1}",
+        "Without this key the reference could name any object of the class.", ["Give all keys of the object, as it was enumerated."];
+    192 KeyMismatch NotFound Medium Software "there is no {0} with {1} {2}: it is {3}",
+        "The keys of the reference do not belong together, so it names no object.", ["Give the keys of the object as it was enumerated."];
+    193 ObjectNotFound NotFound Medium Software "there is no object {0}",
+        "The object was deleted, or its path is misspelt.", ["Enumerate the class and take the path from there."];
+    194 DanglingReference InvalidParameter Medium Software "{0} names nothing that is there: {1}",
+        "The object that a setting names was deleted, or its path is misspelt.", ["Give the path of an object that exists, or leave the setting out."];
+    195 AmbiguousPath InvalidParameter Medium Software "{0} names {1} objects",
+        "Some keys are missing.", ["Give all keys of the object."];
+    196 UnprintableName InvalidParameter Medium Software "{0} cannot be {1}: it holds {2} at character {3}",
+        "Characters that steer terminals, or turn the direction of text, make one name look like another.",
+        ["Leave the character out."];
+    197 GroupExportFailed Failed High Software "{0} of {1} machines failed: {2} of a collection could not be exported to {3}",
+        "Each machine that failed is listed below with its own cause; nothing was left in the directory.", ["Remove the causes below and export again."];
     // 200..: what guests and their hosts do
     // 215..: what a person could lose
     // 230..: state that lost its end

@@ -64,6 +64,33 @@ impl Fault {
         self.message.entry().kind
     }
 
+    /// Whether only looking at files, directories, processes or guests could tell: parameters and records did not.
+    pub fn is_about_content(&self) -> bool {
+        use Message as M;
+        let entry = self.message.entry();
+        match self.message {
+            // Records say which machine has an image, and that the store is broken is no end of a job: it could not be stored.
+            M::ImageInUse | M::Store => false,
+            M::NameTaken => self.arguments.first().is_some_and(|a| a.contains("file")),
+            M::ShrinkRefused
+            | M::TrackingLost
+            | M::ExportExists
+            | M::ImportFailed
+            | M::PointNotExported
+            | M::PointUnclear
+            | M::CollectionIncomplete
+            | M::DigestMismatch
+            | M::LayerMissing
+            | M::ImageTampered
+            | M::QemuGone
+            | M::Deadline
+            | M::Qmp
+            | M::Driver
+            | M::AgentRefused => true,
+            _ => entry.area == Area::Resource || self.causes.iter().any(Fault::is_about_content),
+        }
+    }
+
     /// Whether this failure or a cause of it is `message`.
     pub fn has(&self, message: Message) -> bool {
         self.message == message || self.causes.iter().any(|c| c.has(message))

@@ -13,7 +13,7 @@ use crate::job::{Job, JobContext, MemberTask, Output, Task};
 use crate::point::create::{self, Begun, Marked, New};
 use crate::point::{Consistency, Point, PointType, quiet, settle};
 use crate::vm::{Asked, Vm};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid, names};
 
 /// A collection point to take.
 pub(crate) struct NewGroupPoint<'a> {
@@ -59,6 +59,7 @@ pub async fn create_point(
         "" => create::default_name(vmms, &record.name),
         name => name.to_owned(),
     };
+    names::check("ElementName", &name)?;
     let mut affected = vec![
         (Element::Group(group), Effect::Other),
         (Element::GroupPoint(point), Effect::Create),

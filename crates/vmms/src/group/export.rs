@@ -160,16 +160,15 @@ pub(crate) enum Whole {
 }
 
 impl Whole {
-    fn failed(self, directory: &Path) -> Fault {
-        match self {
-            Whole::Point(id) => {
-                fault!(ExportFailed, guid(id), directory.display()).about(Element::GroupPoint(id))
-            }
-            Whole::Snapshot(id, _) => {
-                fault!(GroupSnapshotExportFailed, guid(id), directory.display())
-                    .about(Element::GroupSnapshot(id))
-            }
-        }
+    /// That so many machines failed of so many.
+    fn failed(self, failed: usize, of: usize, directory: &Path) -> Fault {
+        let (what, about) = match self {
+            Whole::Point(id) => ("reference point", Element::GroupPoint(id)),
+            Whole::Snapshot(id, _) => ("snapshot", Element::GroupSnapshot(id)),
+        };
+        let (Whole::Point(id) | Whole::Snapshot(id, _)) = self;
+        let what = format!("{what} {}", guid(id));
+        fault!(GroupExportFailed, failed, of, what, directory.display()).about(about)
     }
 }
 
@@ -182,7 +181,7 @@ pub(crate) async fn run(
     members: &[MemberExport],
 ) -> Result<()> {
     let failed = |failures: Vec<(Uuid, Fault)>| {
-        let whole = whole.failed(directory);
+        let whole = whole.failed(failures.len(), members.len(), directory);
         failures.into_iter().fold(whole, |whole, (vm, cause)| {
             whole.caused_by(member_failed(vmms, vm, cause))
         })

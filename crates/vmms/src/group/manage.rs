@@ -7,18 +7,10 @@ use uuid::Uuid;
 use super::{Group, GroupKind, GroupPoint, GroupSnapshot};
 use crate::db::{Draft, Row};
 use crate::vm::Vm;
-use crate::{Element, Result, Vmms, fault, guid};
+use crate::{Element, Result, Vmms, fault, guid, names};
 
 pub(crate) fn check_name(name: &str) -> Result<()> {
-    if name.trim().is_empty() || name.chars().count() > 256 || name.chars().any(char::is_control) {
-        return Err(fault!(
-            InvalidValue,
-            "Name",
-            format!("{name:?}"),
-            "a name has 1 to 256 printable characters"
-        ));
-    }
-    Ok(())
+    names::check("Name", name)
 }
 
 /// Defines a collection.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{JobClass, Service};
+use crate::Fault;
 use crate::boot::BootOrder;
 use crate::check::FindingKind;
 use crate::export::SystemExport;
@@ -17,6 +18,17 @@ use crate::snapshot::{SnapshotImport, SnapshotKind};
 /// The work of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Task {
+    /// Tells why something that was asked for cannot be done: what was looked at when it was asked for did not allow it.
+    Refuse {
+        /// The class the job has.
+        class: JobClass,
+        /// The service it belongs to.
+        service: Service,
+        /// Its JobType.
+        job_type: u16,
+        /// Why.
+        fault: Box<Fault>,
+    },
     /// Brings a machine into another state.
     ChangeState {
         /// The machine.
@@ -525,6 +537,7 @@ impl Task {
             | Task::BootExports(_)
             | Task::CleanHost { .. }
             | Task::ImportGroup { .. }
+            | Task::Refuse { .. }
             | Task::Verify { .. } => None,
         }
     }
@@ -551,6 +564,21 @@ impl Task {
             title,
         };
         match self {
+            Task::Refuse {
+                class,
+                service,
+                job_type,
+                ..
+            } => Traits {
+                class: *class,
+                ..concrete(
+                    *service,
+                    *job_type,
+                    "Checking what was asked for",
+                    false,
+                    Resume,
+                )
+            },
             Task::ChangeState { to, .. } => {
                 let (job_type, title) = match to {
                     StateChange::Start => (12, "Starting the virtual machine"),

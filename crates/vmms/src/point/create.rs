@@ -14,7 +14,7 @@ use crate::group::{Group, GroupPoint};
 use crate::job::{Job, JobContext, Output, Task};
 use crate::layer::Frozen;
 use crate::vm::{Asked, Disk, Vm};
-use crate::{Effect, Element, Fault, Result, Vmms, fault};
+use crate::{Effect, Element, Fault, Result, Vmms, fault, names};
 
 /// Starts a job that takes a reference point; returns the point's and the job's identifiers. `consistency` `None` means:
 /// application consistent where that can be had, else crash consistent, and the point tells which and why.
@@ -37,6 +37,7 @@ pub async fn create_point(
     } else {
         name.to_owned()
     };
+    names::check("ElementName", &name)?;
     let task = Task::CreatePoint {
         vm,
         point,

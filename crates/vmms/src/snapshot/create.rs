@@ -11,7 +11,7 @@ use crate::job::{Job, JobContext, Output, Task};
 use crate::point::create::{New, admit, begin, now_text, remove_files};
 use crate::point::{self, Consistency, Point, PointType, freeze, settle};
 use crate::vm::{Asked, Power, Vm};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, names};
 
 /// Starts a job that takes a snapshot; returns the snapshot's and the job's identifiers. `consistency` `None` means:
 /// application consistent where that can be had, else crash consistent; a full snapshot has the memory and needs neither.
@@ -37,6 +37,7 @@ pub async fn create(
         "" => format!("{} - ({})", record.name, now_text()),
         name => name.to_owned(),
     };
+    names::check("ElementName", &name)?;
     let task = Task::CreateSnapshot {
         vm,
         snapshot,

@@ -40,7 +40,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::job::Job;
-use crate::{Element, Result, Vmms, fault, guid};
+use crate::{Element, Result, Vmms, fault, guid, names};
 
 /// The finished snapshots of a machine, the oldest first.
 pub fn of_vm(vmms: &Vmms, vm: Uuid) -> Vec<Arc<Snapshot>> {
@@ -74,15 +74,9 @@ pub async fn rename(
     name: Option<&str>,
     notes: Option<Vec<String>>,
 ) -> Result<()> {
-    let bad = |n: &&str| {
-        n.trim().is_empty() || n.chars().count() > 256 || n.chars().any(char::is_control)
-    };
-    if let Some(name) = name.filter(bad) {
-        let why = "a name has 1 to 256 printable characters";
-        return Err(
-            fault!(InvalidValue, "ElementName", format!("{name:?}"), why)
-                .about(Element::Snapshot(snapshot)),
-        );
+    if let Some(name) = name {
+        let named = names::check("ElementName", name);
+        named.map_err(|fault| fault.about(Element::Snapshot(snapshot)))?;
     }
     vmms.db
         .change(|draft| {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Asked, Device, DeviceKind, Memory, Power, Processor, Settings, Vm, spec};
 use crate::job::{Job, JobContext, JobRequest, Task};
 use crate::point::Point;
-use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Fault, Result, Vmms, fault, guid, names};
 
 /// A machine to define.
 #[derive(Clone, Debug)]
@@ -121,15 +121,12 @@ pub fn validate(vm: &Vm) -> Result<()> {
     let invalid = |what: &str, value: String, why: &str| {
         Err(fault!(InvalidValue, what, value, why).about(Element::Vm(vm.id)))
     };
-    if vm.name.trim().is_empty()
-        || vm.name.chars().count() > 256
-        || vm.name.chars().any(char::is_control)
-    {
-        return invalid(
-            "ElementName",
-            format!("{:?}", vm.name),
-            "a name has 1 to 256 printable characters",
-        );
+    let named = |what: &str, name: &str| {
+        names::check(what, name).map_err(|fault| fault.about(Element::Vm(vm.id)))
+    };
+    named("ElementName", &vm.name)?;
+    for device in &vm.devices {
+        named("ElementName of a resource", &device.name)?;
     }
     if !matches!(vm.generation, 1 | 2) {
         return invalid(
@@ -184,6 +181,7 @@ pub async fn define(
 /// Stores a finished machine.
 pub async fn install(vmms: &Arc<Vmms>, vm: Vm) -> Result<Uuid> {
     let id = vm.id;
+    names::check("ElementName", &vm.name)?;
     vmms.db
         .change(|draft| {
             if draft.get_mut::<Vm>(id).is_ok() {

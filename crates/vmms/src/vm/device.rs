@@ -10,7 +10,7 @@ use super::define::check_images;
 use super::{Device, DeviceKind, Disk, Power, Vm, spec};
 use crate::layer::LayerTree;
 use crate::point::Point;
-use crate::{Element, Fault, Result, Vmms, fault, guid};
+use crate::{Element, Fault, Result, Vmms, fault, guid, names};
 
 /// A resource to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +100,9 @@ pub async fn add(
     new: NewDevice,
     name: Option<String>,
 ) -> Result<String> {
+    if let Some(name) = &name {
+        names::check("ElementName", name)?;
+    }
     let opened = match &new {
         NewDevice::Disk { path, .. } => Some(open_image(vmms, path).await?),
         NewDevice::Dvd { path, .. } => {
@@ -480,6 +483,7 @@ pub async fn modify(
         .device_mut(device)
         .ok_or_else(|| fault!(DeviceNotFound, guid(id), device).about(Element::Vm(id)))?;
     edit(target)?;
+    names::check("ElementName", &target.name)?;
     if let DeviceKind::Nic { mac, .. } = &mut target.kind {
         *mac = checked_mac(mac)?;
     }

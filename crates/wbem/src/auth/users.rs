@@ -169,7 +169,7 @@ impl UsersFile {
     /// Adds a user, or gives an existing one a new password and role. Takes some tens of milliseconds
     /// of CPU (Argon2id) and blocks: not for an async task.
     pub fn add(&self, name: &str, role: Role, password: &str) -> Result<(), UsersError> {
-        let fine = |c: char| !c.is_control() && !c.is_whitespace() && c != ':' && c != '\\';
+        let fine = |c: char| !cim::steers(c) && !c.is_whitespace() && c != ':' && c != '\\';
         if name.is_empty() || name.chars().count() > 64 || !name.chars().all(fine) {
             return Err(UsersError::Name {
                 name: name.chars().take(80).collect(),
@@ -294,7 +294,7 @@ mod tests {
     fn names_and_passwords_that_cannot_work_are_refused() {
         let dir = tempfile::tempdir().expect("dir");
         let file = UsersFile::new(dir.path().join("users"));
-        for name in ["", "a:b", "a b", "a\\b", "a\nb"] {
+        for name in ["", "a:b", "a b", "a\\b", "a\nb", "a\u{202e}b", "a\u{1b}b"] {
             let added = file.add(name, Role::Admin, "long enough");
             assert!(matches!(added, Err(UsersError::Name { .. })), "{name:?}");
         }

@@ -89,15 +89,27 @@ fn handle(
         match (accepted, tls) {
             (Accepted::Unix(stream), _) => {
                 let caller = own_uid.and_then(|uid| peer(&stream, uid));
-                keep(stream, Peer { caller, protocols }, shared, stopping).await;
+                let peer = Peer {
+                    caller,
+                    protocols,
+                    local: None,
+                };
+                keep(stream, peer, shared, stopping).await;
             }
             (Accepted::Tcp(stream, from), tls) => {
                 // Answers are written whole; waiting for more to send only delays them.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%from, %error, "TCP_NODELAY");
                 }
-                let caller = None;
-                let peer = Peer { caller, protocols };
+                // A connection that is gone already has no address; neither will it be answered.
+                let Ok(local) = stream.local_addr() else {
+                    return;
+                };
+                let peer = Peer {
+                    caller: None,
+                    protocols,
+                    local: Some(local),
+                };
                 let Some(tls) = tls else {
                     return keep(stream, peer, shared, stopping).await;
                 };

@@ -11,6 +11,7 @@
 
 mod connection;
 mod listen;
+mod origin;
 mod route;
 mod stall;
 
@@ -46,6 +47,8 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// Whether plain HTTP may listen on other addresses than loopback.
     pub plain_off_loopback: bool,
+    /// Names and addresses of this host, besides the address a connection came to, that a request may be sent to (its `Host`).
+    pub host_names: Vec<String>,
     /// Bounds on open enumerations, of each protocol.
     pub contexts: ContextLimits,
 }
@@ -60,6 +63,7 @@ impl Default for Options {
             write_timeout: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(10),
             plain_off_loopback: false,
+            host_names: Vec::new(),
             contexts: ContextLimits::default(),
         }
     }

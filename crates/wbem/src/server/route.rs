@@ -1,6 +1,7 @@
 //! One HTTP request: who calls, what is asked for, which protocol answers.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -8,8 +9,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, StatusCode};
 
-use super::Shared;
 use super::listen::Protocols;
+use super::{Shared, origin};
 use crate::Caller;
 use crate::auth::{CHALLENGE, Credentials};
 use crate::wire::{Ask, Reply};
@@ -22,6 +23,8 @@ pub(super) struct Peer {
     /// Known from the connection itself (local sockets).
     pub(super) caller: Option<Caller>,
     pub(super) protocols: Protocols,
+    /// The address it connected to; local sockets have none.
+    pub(super) local: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -53,6 +56,10 @@ fn to_http(reply: Reply) -> hyper::Response<Full<Bytes>> {
 
 async fn answer(request: hyper::Request<Incoming>, peer: &Peer, shared: &Shared) -> Reply {
     let (head, body) = request.into_parts();
+    if let Err(foreign) = origin::check(&head, peer.local, &shared.options.host_names) {
+        tracing::warn!(why = foreign.why, "a request was not looked at");
+        return Reply::text(foreign.status.as_u16(), &foreign.why);
+    }
     let route = match head.uri.path().trim_end_matches('/') {
         path if path.eq_ignore_ascii_case("/wsman") && peer.protocols.wsman => Route::Wsman,
         "/cimom" | "" if peer.protocols.cimxml => Route::CimXml,

@@ -220,12 +220,21 @@ impl Fault {
             w.open("f:ProviderFault")
                 .attr("provider", "kvmms")
                 .attr("path", "kvmmsd")
-                .text(&self.0.reason)
+                .text(&self.told())
                 .close();
         } else {
             w.text(&self.0.reason);
         }
         w.close().close();
+    }
+
+    /// The reason, and what lies beneath it a line each: many clients show this text and nothing else of the detail.
+    fn told(&self) -> String {
+        let beneath = self.0.chain.iter().skip(1);
+        let lines = beneath.filter_map(|e| e.get_str("Message").map(|m| format!("\n{m}")));
+        std::iter::once(self.0.reason.clone())
+            .chain(lines)
+            .collect()
     }
 
     fn write_wmi_error(&self, w: &mut Writer, status: Status) {

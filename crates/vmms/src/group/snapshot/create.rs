@@ -21,7 +21,7 @@ use crate::point::{Consistency, Point, PointType, freeze, quiet, settle};
 use crate::snapshot::create::{forget_files, go_on, keep_memory, take_out};
 use crate::snapshot::{Snapshot, SnapshotKind, current};
 use crate::vm::{Asked, Power, Vm};
-use crate::{Effect, Element, Kind, Result, Vmms, fault};
+use crate::{Effect, Element, Kind, Result, Vmms, fault, names};
 
 /// A snapshot of a collection to take.
 pub(crate) struct NewGroupSnapshot<'a> {
@@ -72,6 +72,7 @@ pub async fn create_snapshot(
         "" => format!("{} - ({})", record.name, create::now_text()),
         name => name.to_owned(),
     };
+    names::check("ElementName", &name)?;
     let mut affected = vec![
         (Element::Group(group), Effect::Other),
         (Element::GroupSnapshot(snapshot), Effect::Create),

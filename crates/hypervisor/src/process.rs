@@ -309,6 +309,9 @@ pub fn log_tail(path: &Path) -> String {
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
         let mut bytes = Vec::new();
+        if length > LOG_TAIL {
+            bytes.extend(b"[earlier output is left out] ");
+        }
         file.take(LOG_TAIL).read_to_end(&mut bytes)?;
         Ok(bytes)
     };

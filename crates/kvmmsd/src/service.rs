@@ -264,7 +264,7 @@ impl Service {
                 format!("class {} has no method {method}", class.name),
             )
         })?;
-        let needed = provider::role_for(declared.name.as_str());
+        let needed = provider::role_for(declared);
         if caller.role < needed {
             let fault = vmms::fault!(AccessDenied, caller.user, format!("call {}", declared.name));
             return Err(errors::operation_error(self, &fault));

@@ -363,3 +363,38 @@ fn inherited_qualifiers_stop_where_they_are_restricted() {
         .expect("class");
     assert!(has_qualifier(&affected.qualifiers, "Association") && !affected.is_abstract());
 }
+
+#[test]
+fn what_pages_say_of_a_property_beside_its_values_stands_at_it() {
+    let texts = |class: &str, property: &str, name: &str| {
+        let class = virtualization().class(class).expect("the class");
+        let declared = class.property(property).expect("the property");
+        match cim::qualifier(&declared.qualifiers, name) {
+            Some(cim::Literal::List(items)) => items
+                .iter()
+                .filter_map(cim::Literal::as_text)
+                .map(str::to_owned)
+                .collect(),
+            Some(literal) => literal.as_text().map(str::to_owned).into_iter().collect(),
+            None => Vec::new(),
+        }
+    };
+    // A job's page repeats it; the class above declares it.
+    for class in ["CIM_Job", "Msvm_ConcreteJob"] {
+        let named = texts(class, "ErrorDescription", "ModelCorrespondence");
+        assert_eq!(named, ["CIM_Job.ErrorCode"], "{class}");
+    }
+    assert_eq!(
+        texts(
+            "CIM_ManagedSystemElement",
+            "OperationalStatus",
+            "ModelCorrespondence"
+        ),
+        ["CIM_ManagedSystemElement.StatusDescriptions"]
+    );
+    assert_eq!(
+        texts("Msvm_ConcreteJob", "StatusDescriptions", "ArrayType"),
+        ["Indexed"]
+    );
+    assert!(!texts("CIM_StorageExtent", "NumberOfBlocks", "MappingStrings").is_empty());
+}

@@ -163,6 +163,7 @@ impl Vmms {
     pub async fn tick(self: &Arc<Self>) {
         self.retire_old_jobs(SystemTime::now()).await;
         point::sweep(self).await;
+        point::forget_memories(self).await;
     }
 
     /// What is known of a machine's process; made when first asked for.

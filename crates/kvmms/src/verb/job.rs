@@ -65,10 +65,20 @@ async fn list(session: &Session, all: bool) -> Result<()> {
         session.client.enumerate("CIM_ConcreteJob").await?
     };
     jobs.sort_by_key(|j| instant(j, "TimeSubmitted"));
-    let rows: Vec<_> = jobs.iter().map(row).collect();
+    let cut = |job: &Instance| boolean(job, "OlderLeftOut") == Some(true);
+    let shown = |job: &Instance| match cut(job) {
+        true => row(job).hidden("older_left_out", json!(true)),
+        false => row(job),
+    };
+    let rows: Vec<_> = jobs.iter().map(shown).collect();
     session
         .output
-        .list(&rows, "No jobs. Past ones: kvmms job list --all")
+        .list(&rows, "No jobs. Past ones: kvmms job list --all")?;
+    if jobs.iter().any(cut) {
+        let remark = "Only the newest are listed; older ones are kept: kvmms job show ID.";
+        session.output.remark(remark);
+    }
+    Ok(())
 }
 
 /// A job, or its record once the job has gone.

@@ -83,6 +83,10 @@ impl Known {
         for memory in snapshots.iter().filter_map(|s| s.memory.as_deref()) {
             known.add(memory);
         }
+        let points = known.points.clone();
+        for memory in points.iter().filter_map(|p| p.memory.as_deref()) {
+            known.add(memory);
+        }
         known
     }
 

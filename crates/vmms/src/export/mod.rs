@@ -255,9 +255,12 @@ async fn export(
     };
     if !part.is_whole() {
         let progress = ctx.clone();
-        let manifest = part
+        let mut manifest = part
             .write(vmms, ctx, move |done, total| progress.progress(done, total))
             .await?;
+        if let Some(memory) = &part.point.memory {
+            manifest.files.push(add_memory(ctx, &part, memory).await?);
+        }
         // The manifest makes it an export: what comes before is nothing, what comes after is done.
         ctx.no_return().await?;
         part.seal(manifest).await?;
@@ -495,7 +498,10 @@ async fn begin(
     vmms.db
         .change(|draft| {
             let taken = taken(draft, job);
-            let notes = plan(point, directory, disks, &taken)?;
+            let mut notes = plan(point, directory, disks, &taken)?;
+            if point.memory.is_some() {
+                notes.may_have_memory(point.vm);
+            }
             draft.get_mut::<Job>(job)?.notes =
                 serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
             Ok(notes)

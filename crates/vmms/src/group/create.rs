@@ -122,7 +122,11 @@ pub(crate) async fn run(
             consistency: new.consistency,
             name: new.name,
         };
-        match create::begin(vmms, task.vm, &order).await {
+        let begun = match create::begin(vmms, task.vm, &order).await {
+            Ok(mut begun) => begun.keep_saved_memory().await.map(|()| begun),
+            Err(failure) => Err(failure),
+        };
+        match begun {
             Ok(mut begun) => {
                 begun.point.group_point = Some(new.point);
                 members.push(Member {

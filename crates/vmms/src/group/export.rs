@@ -261,7 +261,7 @@ fn admit(vmms: &Vmms, instant: &Point, base: Option<&Point>) -> Result<()> {
     }
 }
 
-/// What the export of a snapshot has besides that of a point: its memory, and why it is whole.
+/// What an export has besides disks and configuration: the memory, and why that of a snapshot is whole.
 async fn complete(
     vmms: &Vmms,
     ctx: &JobContext,
@@ -270,6 +270,11 @@ async fn complete(
     mut manifest: Manifest,
 ) -> Result<Manifest> {
     let Whole::Snapshot(_, merged) = whole else {
+        if let Some(memory) = &part.point.memory {
+            manifest
+                .files
+                .push(export::add_memory(ctx, part, memory).await?);
+        }
         return Ok(manifest);
     };
     let snapshot = vmms.db.get::<Snapshot>(part.point.id)?;

@@ -66,6 +66,9 @@ pub struct DiskAudit {
     pub missed_bytes: u64,
     /// Where they are: offset and length; the first of them where there are very many.
     pub missed: Vec<(u64, u64)>,
+    /// How many ranges there are, also those that `missed` leaves out.
+    #[serde(default)]
+    pub missed_ranges: u64,
 }
 
 impl Audit {
@@ -399,6 +402,7 @@ fn compare(
             .take(KEPT_RANGES)
             .map(|r| (r.start, r.end - r.start))
             .collect(),
+        missed_ranges: missed.iter().count() as u64,
     })
 }
 
@@ -427,7 +431,8 @@ fn ranges(disk: &DiskAudit) -> String {
         .take(TOLD_RANGES)
         .map(|(at, len)| format!("{at}-{}", at.saturating_add(*len)))
         .collect();
-    let more = disk.missed.len().saturating_sub(TOLD_RANGES);
+    let all = disk.missed_ranges.max(disk.missed.len() as u64);
+    let more = all.saturating_sub(told.len() as u64);
     match more {
         0 => told.join(", "),
         _ => format!("{} and {more} more ranges", told.join(", ")),

@@ -211,6 +211,7 @@ pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<B
         group_point: None,
         audit: None,
         config,
+        memory: None,
         decisions,
         exports: Vec::new(),
         export_decisions: Vec::new(),
@@ -289,7 +290,8 @@ impl Marked {
 
 async fn take(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &New<'_>) -> Result<()> {
     ctx.checkpoint().await?;
-    let begun = begin(vmms, vm, new).await?;
+    let mut begun = begin(vmms, vm, new).await?;
+    begun.keep_saved_memory().await?;
     vmms.db.change(|draft| begun.announce(draft)).await?;
     // Milliseconds from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
     ctx.no_return().await?;

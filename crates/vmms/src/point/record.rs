@@ -60,6 +60,9 @@ pub struct Point {
     pub group_point: Option<Uuid>,
     /// The machine's configuration at that instant, for exports.
     pub config: PathBuf,
+    /// The memory of a machine that was saved at that instant, for exports, while the point holds its content.
+    #[serde(default)]
+    pub memory: Option<PathBuf>,
     /// What the user was not asked about: each with its reason.
     #[serde(default)]
     pub decisions: Vec<Decision>,

@@ -122,6 +122,7 @@ impl Snapshot {
             disks: self.disks.clone(),
             group_point: self.group_snapshot,
             config: self.config.clone(),
+            memory: None,
             decisions: self.decisions.clone(),
             exports: self.exports.clone(),
             export_decisions: self.export_decisions.clone(),

@@ -42,15 +42,18 @@ impl Provider for History {
                 return Ok(Vec::new());
             };
             return match service.vmms.db.past_job(id).await {
-                Ok(job) => Ok(vec![record(service, job)]),
+                Ok(job) => Ok(vec![record(service, job, false)]),
                 Err(fault) if fault.kind() == Kind::NotFound => Ok(Vec::new()),
                 Err(fault) => Err(fault),
             };
         }
-        Ok(newest(service, MOST)
-            .await?
-            .into_iter()
-            .map(|job| record(service, job))
+        let mut all = newest(service, MOST + 1).await?;
+        let cut = all.len() > MOST;
+        all.truncate(MOST);
+        let last = all.len().saturating_sub(1);
+        let records = all.into_iter().enumerate();
+        Ok(records
+            .map(|(place, job)| record(service, job, cut && place == last))
             .collect())
     }
 
@@ -70,13 +73,15 @@ async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
     Ok(all)
 }
 
-fn record(service: &Service, stored: Job) -> Object {
+fn record(service: &Service, stored: Job, older_left_out: bool) -> Object {
     // Of a job that runs, memory knows more than the store.
     let visible = service.vmms.job(stored.id);
     let is_visible = visible.is_ok();
     let job = visible.unwrap_or(stored);
     let id = guid(job.id);
-    let instance = Arc::new(instance(service, &job, is_visible));
+    let mut instance = instance(service, &job, is_visible);
+    instance.set("OlderLeftOut", older_left_out);
+    let instance = Arc::new(instance);
     Object::with_id(class::KVMMS_JOB_RECORD, id, What::Fixed(instance))
 }
 
@@ -131,7 +136,7 @@ fn instance(service: &Service, job: &Job, is_visible: bool) -> Instance {
         .set("BootEvidence", evidence(job))
         .set(
             "ErrorCode",
-            first.filter(|_| failed).map_or(0, errors::return_code),
+            first.filter(|_| failed).map_or(0, errors::specific_code),
         )
         .set("ErrorID", first.map(|f| f.message.id()))
         .set("ErrorText", lines(&job.faults));

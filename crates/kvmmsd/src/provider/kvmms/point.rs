@@ -115,10 +115,11 @@ fn audited(i: &mut Instance, point: &Point, audit: &Audit) {
     let numbers = |of: fn(&DiskAudit) -> u64| audit.disks.iter().map(of).collect::<Vec<_>>();
     let ranges = audit.disks.iter().flat_map(|disk| {
         let ends = |(at, len): &(u64, u64)| (*at, at.saturating_add(*len));
-        disk.missed
-            .iter()
-            .map(ends)
-            .map(move |(from, to)| format!("{}: {from}-{to}", id(disk)))
+        let told = disk.missed.iter().map(ends);
+        let more = disk.missed_ranges.saturating_sub(disk.missed.len() as u64);
+        let more = (more > 0).then(|| format!("{}: and {more} more ranges", id(disk)));
+        told.map(move |(from, to)| format!("{}: {from}-{to}", id(disk)))
+            .chain(more)
     });
     i.set("AuditTime", Datetime::from(audit.at))
         .set("AuditPassed", audit.passed())

@@ -33,6 +33,8 @@ def test_a_busy_host_is_clean_and_an_orphaned_layer_is_found_and_cleaned(own_hos
 
     orphan = data.with_name(f"{data.name}.kvmms-{uuid.uuid4()}.qcow2")
     images.qemu_img("create", "-q", "-f", "qcow2", "-b", data.name, "-F", "qcow2", orphan, "64M")
+    state = json.loads((own_host.service.state / "identity").read_text())["id"]
+    images.write_owner(orphan, f"state={state} machine={uuid.uuid4()} disk={uuid.uuid4()} layer={uuid.uuid4()}")
     lookalike = data.with_name(f"{data.name}.kvmms-{uuid.uuid4()}.qcow2")
     lookalike.write_text("a letter")
     found = {f.text("Subject"): f for f in findings(own_host)}

@@ -1,5 +1,6 @@
 """Disk images, looked at with qemu-img only: the judge must not be our own code."""
 import json
+import struct
 import os
 import shutil
 import subprocess
@@ -110,3 +111,19 @@ def freeze_copy(path, target):
     flatten(copy, target)
     copy.unlink()
     return Path(target)
+
+
+def write_owner(path, line):
+    """Writes a line that says whose a layer is into its header, as kvmms does."""
+    with open(path, "r+b") as f:
+        head = bytearray(f.read(65536))
+        name_at, name_len = struct.unpack(">QI", head[8:20])
+        name = bytes(head[name_at:name_at + name_len])
+        at = struct.unpack(">I", head[100:104])[0]
+        while (kind := struct.unpack(">II", head[at:at + 8]))[0]:
+            at += 8 + (kind[1] + 7) // 8 * 8
+        text = line.encode()
+        new = head[:at] + struct.pack(">II", 0x6b766d73, len(text)) + text + bytes(-len(text) % 8) + bytes(8)
+        new[8:16] = struct.pack(">Q", len(new))
+        f.seek(0)
+        f.write(new + name)

@@ -27,6 +27,9 @@ pub struct NewOverlay {
     /// What the file records as its backing file (relative name); `None` takes the name of the layer beneath,
     /// relative to the new file's directory where both lie in the same one.
     pub backing_name: Option<String>,
+    /// A line for the new file's header that says whose it is.
+    #[serde(default)]
+    pub owner: Option<String>,
 }
 
 /// Layers that are ready to be put on top.

@@ -27,6 +27,11 @@ pub(crate) fn texts(i: &Instance, property: &str) -> Vec<String> {
     items.filter_map(Value::to_text).collect()
 }
 
+/// The texts of an out parameter; none where it is null.
+pub(crate) fn lines(value: &Value) -> Vec<String> {
+    value.items().iter().filter_map(Value::to_text).collect()
+}
+
 /// A number of any type, or the digits of one.
 pub(crate) fn as_number(value: &Value) -> Option<u64> {
     match value {

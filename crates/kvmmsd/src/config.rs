@@ -53,6 +53,12 @@ pub(crate) struct Config {
     pub(crate) acceleration: String,
     /// What a differential export does where something else wrote to a disk's files: `fail`, `full` or `repair`.
     pub(crate) tampering_policy: String,
+    /// Days for which what `host check --clean` takes away lies in quarantine before it is deleted.
+    pub(crate) quarantine_days: u64,
+    /// Hours after which the next copy of the state store is made, if anything has changed.
+    pub(crate) store_copy_hours: u64,
+    /// How many copies of the state store are kept; of older ones, one of each day for as many days.
+    pub(crate) store_copies: usize,
 }
 
 impl Default for Config {
@@ -86,9 +92,15 @@ impl Default for Config {
             stop_milliseconds: u64::try_from(options.stop_deadline.as_millis()).unwrap_or(u64::MAX),
             acceleration: "auto".to_owned(),
             tampering_policy: options.tampering.word().to_owned(),
+            quarantine_days: options.quarantine.as_secs() / DAY,
+            store_copy_hours: 6,
+            store_copies: 6,
         }
     }
 }
+
+/// Seconds.
+const DAY: u64 = 24 * 3600;
 
 /// Root keeps state in /var/lib and sockets in /run; anybody else in the XDG directories.
 fn default_dirs() -> (PathBuf, PathBuf) {
@@ -132,6 +144,7 @@ impl Config {
             thaw_watchdog: self.thaw_watchdog.then(|| "/proc/self/exe".into()),
             shutdown_deadline: Duration::from_secs(self.shutdown_seconds),
             stop_deadline: Duration::from_millis(self.stop_milliseconds),
+            quarantine: Duration::from_secs(self.quarantine_days.saturating_mul(DAY)),
             ..vmms::Options::default()
         };
         if self.export_threads > 0 {
@@ -139,6 +152,9 @@ impl Config {
         }
         if !(2..=200).contains(&self.max_layers) {
             bail!("max_layers goes from 2 to 200");
+        }
+        if !(1..=3650).contains(&self.quarantine_days) {
+            bail!("quarantine_days goes from 1 to 3650");
         }
         options.acceleration = match self.acceleration.as_str() {
             "auto" => vmms::Acceleration::Auto,
@@ -164,6 +180,20 @@ impl Config {
             "fault" => Ok(Refusals::Fault),
             other => bail!("refusals is code or fault, not {other:?}"),
         }
+    }
+
+    /// Copies of the state store.
+    pub(crate) fn copies(&self) -> Result<vmms::recover::Copies> {
+        if !(1..=8760).contains(&self.store_copy_hours) || !(1..=1000).contains(&self.store_copies)
+        {
+            bail!("store_copy_hours goes from 1 to 8760, store_copies from 1 to 1000");
+        }
+        Ok(vmms::recover::Copies {
+            directory: vmms::recover::copies_dir(&self.state_dir),
+            every: Duration::from_secs(self.store_copy_hours * 3600),
+            keep: self.store_copies,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
     }
 
     /// The users file.

@@ -95,6 +95,7 @@ pub(crate) fn specific_code(fault: &Fault) -> u32 {
 
 /// A failed operation with its chain of causes.
 pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
+    let fault = &vmms::told::named(&service.vmms, fault);
     let entry = fault.message.entry();
     wbem::Error {
         status: told(entry.kind).status,
@@ -120,7 +121,8 @@ pub(crate) fn refused(service: &Service, fault: &Fault, about: &Element) -> wbem
 /// the call was for, or the job's.
 pub(crate) fn chain(service: &Service, fault: &Fault, about: &Element) -> Vec<Instance> {
     let mut out = Vec::new();
-    add_chain(service, fault, about, &mut out);
+    let fault = vmms::told::named(&service.vmms, fault);
+    add_chain(service, &fault, about, &mut out);
     out
 }
 

@@ -61,6 +61,8 @@ struct Arguments {
 enum Command {
     /// Print the effective configuration.
     Config,
+    /// Rebuild a state store that cannot be used, from its last copy and from what the layers tell.
+    Recover,
     /// Manage the users of Basic authentication.
     #[command(subcommand)]
     User(UserCommand),
@@ -136,6 +138,7 @@ fn run(arguments: Arguments) -> Result<()> {
             std::io::stdout().write_all(text.as_bytes())?;
             Ok(())
         }
+        Some(Command::Recover) => recover(&config),
         Some(Command::User(command)) => user(&config, command),
         Some(Command::ThawWatchdog(watch)) => stand_watch(watch),
         None => serve(config),
@@ -151,6 +154,46 @@ fn stand_watch(watch: Watch) -> Result<()> {
     runtime
         .block_on(vmms::stand_watch(watch.directory, watch.mark, within))
         .context("the guest could not be thawed")
+}
+
+/// The state store below the state directory.
+const STORE: &str = "kvmms.db";
+
+/// A failure at start as people read it: with its number, its causes and what to do.
+fn told(what: &str, fault: &vmms::Fault) -> anyhow::Error {
+    let mut text = format!("{what}: {} [{}]", fault.text(), fault.message.id());
+    for cause in fault.chain().iter().skip(1) {
+        text.push_str(&format!(
+            "\n  because: {} [{}]",
+            cause.text(),
+            cause.message.id()
+        ));
+    }
+    text.push_str("\nwhat to do:");
+    for remedy in fault.message.entry().remedy {
+        text.push_str(&format!("\n  - {remedy}"));
+    }
+    anyhow::anyhow!(text)
+}
+
+#[tokio::main]
+async fn recover(config: &Config) -> Result<()> {
+    let dirs = vmms::Dirs {
+        state: config.state_dir.clone(),
+        run: config.run_dir.clone(),
+    };
+    let report = vmms::recover::recover(
+        &config.state_dir.join(STORE),
+        dirs,
+        config.options()?,
+        host_name(),
+    )
+    .await
+    .map_err(|fault| told("the state store was not recovered", &fault))?;
+    for line in report {
+        println!("{line}");
+    }
+    Ok(())
 }
 
 fn user(config: &Config, command: UserCommand) -> Result<()> {
@@ -200,9 +243,9 @@ async fn serve(config: Config) -> Result<()> {
         .init();
     private_dir(&config.state_dir)?;
     private_dir(&config.run_dir)?;
-    let store = vmms::open_store(&config.state_dir.join("kvmms.db"))
+    let store = vmms::open_store(&config.state_dir.join(STORE), Some(config.copies()?))
         .await
-        .context("cannot open the state store")?;
+        .map_err(|fault| told("cannot open the state store", &fault))?;
     let host = host_name();
     let dirs = vmms::Dirs {
         state: config.state_dir.clone(),
@@ -210,7 +253,7 @@ async fn serve(config: Config) -> Result<()> {
     };
     let vmms = vmms::start_qemu(store, dirs, config.options()?, host)
         .await
-        .context("cannot start the service")?;
+        .map_err(|fault| told("cannot start the service", &fault))?;
 
     let users = UsersFile::new(config.users());
     let accounts =

@@ -121,6 +121,30 @@ pub enum StoreError {
         /// What the check found.
         details: String,
     },
+    /// The file ends before what was acknowledged: its log was removed, it was cut, damaged or replaced by an older one.
+    #[error(
+        "the store {} ends at revision {found}; {known} were acknowledged",
+        path.display()
+    )]
+    Behind {
+        /// The file.
+        path: PathBuf,
+        /// The newest revision in it; 0 where there is none.
+        found: u64,
+        /// The newest revision that was acknowledged.
+        known: u64,
+    },
+    /// The file is a whole store, but another one than was here.
+    #[error(
+        "the store {} is not the one that was here, of which {known} revisions were acknowledged",
+        path.display()
+    )]
+    Exchanged {
+        /// The file.
+        path: PathBuf,
+        /// The newest revision that was acknowledged of the other.
+        known: u64,
+    },
     /// Another program holds the engine's lock for too long.
     #[error("the store is locked by another program ({what})")]
     Busy {
@@ -226,7 +250,10 @@ impl StoreError {
             StoreError::Busy { .. } => ErrorKind::Busy,
             StoreError::DiskFull { .. } => ErrorKind::DiskFull,
             StoreError::InUse { .. } => ErrorKind::InUse,
-            StoreError::Foreign { .. } | StoreError::Corrupt { .. } => ErrorKind::Corrupt,
+            StoreError::Foreign { .. }
+            | StoreError::Corrupt { .. }
+            | StoreError::Behind { .. }
+            | StoreError::Exchanged { .. } => ErrorKind::Corrupt,
             StoreError::Indeterminate { .. } => ErrorKind::Indeterminate,
             StoreError::Engine { .. }
             | StoreError::ReadOnly { .. }

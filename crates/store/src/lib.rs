@@ -55,7 +55,7 @@ pub use record::{Page, Record, Revision};
 pub use records::{
     FirstVersion, Records, Stored, TypedChange, TypedEvent, TypedPage, TypedWatch, Versioned,
 };
-pub use sqlite::{Check, SqliteOptions, SqliteStore};
+pub use sqlite::{Check, Copies, Copy, Recovered, SqliteOptions, SqliteStore, copies_in, recover};
 pub use txn::{Condition, Op, Txn};
 pub use watch::{Change, Event, Watch};
 

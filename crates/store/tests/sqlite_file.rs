@@ -123,7 +123,7 @@ async fn a_closed_store_is_one_file_readable_with_a_standard_tool() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["store.db", "store.db.lock"]);
+    assert_eq!(names, ["store.db", "store.db.lock", "store.db.revision"]);
     let plain = Connection::open(home.path()).unwrap();
     let value: String = plain
         .query_row("SELECT value FROM records WHERE key = 'vm/1'", [], |r| {

@@ -82,6 +82,8 @@ pub struct Options {
     pub acceleration: hypervisor::Acceleration,
     /// What a differential export does where changes are not known.
     pub tampering: TamperingPolicy,
+    /// How long what cleaning took away lies in quarantine before it is deleted.
+    pub quarantine: Duration,
 }
 
 impl Default for Options {
@@ -98,6 +100,7 @@ impl Default for Options {
             shutdown_deadline: Duration::from_secs(180),
             acceleration: hypervisor::Acceleration::Auto,
             tampering: TamperingPolicy::default(),
+            quarantine: Duration::from_secs(14 * 24 * 3600),
         }
     }
 }
@@ -116,6 +119,8 @@ pub struct Vmms {
     pub options: Options,
     /// The host's name.
     pub host: String,
+    /// The identifier of the state directory, which layers name as their owner.
+    pub identity: Uuid,
     /// When the service started.
     pub started: SystemTime,
     pub(crate) engine: Engine,
@@ -134,21 +139,7 @@ impl Vmms {
         options: Options,
         host: String,
     ) -> Result<Arc<Self>> {
-        for dir in [&dirs.state, &dirs.run] {
-            point::make_dir(dir)?;
-        }
-        let vmms = Arc::new(Vmms {
-            db: Db::open(store).await?,
-            hypervisor,
-            images,
-            dirs,
-            options,
-            host,
-            started: SystemTime::now(),
-            engine: Engine::default(),
-            points: point::Memory::default(),
-            runtimes: Mutex::default(),
-        });
+        let vmms = Self::idle(store, hypervisor, images, dirs, options, host).await?;
         vm::reattach(&vmms).await;
         group::release_all(&vmms).await;
         point::freeze::thaw_left(&vmms);
@@ -159,11 +150,46 @@ impl Vmms {
         Ok(vmms)
     }
 
+    /// The records and files without anything going on: no machine is reattached, no job picked up.
+    pub(crate) async fn idle(
+        store: Arc<dyn Store>,
+        hypervisor: Arc<dyn Hypervisor>,
+        images: ImageTool,
+        dirs: Dirs,
+        options: Options,
+        host: String,
+    ) -> Result<Arc<Self>> {
+        for dir in [&dirs.state, &dirs.run] {
+            point::make_dir(dir)?;
+        }
+        Ok(Arc::new(Vmms {
+            db: Db::open(store).await?,
+            hypervisor,
+            images,
+            identity: crate::owner::state_id(&dirs.state)?,
+            dirs,
+            options,
+            host,
+            started: SystemTime::now(),
+            engine: Engine::default(),
+            points: point::Memory::default(),
+            runtimes: Mutex::default(),
+        }))
+    }
+
     /// Work that comes round: called every few seconds by the service's main loop.
     pub async fn tick(self: &Arc<Self>) {
         self.retire_old_jobs(SystemTime::now()).await;
         point::sweep(self).await;
         point::forget_memories(self).await;
+        let vmms = Arc::clone(self);
+        let expired = point::tidy::blocking(move || {
+            crate::check::expire(&vmms, SystemTime::now());
+            Ok(())
+        });
+        if let Err(error) = expired.await {
+            tracing::warn!(%error, "the quarantine was not looked through");
+        }
     }
 
     /// What is known of a machine's process; made when first asked for.

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use hypervisor::fake::FakeHypervisor;
 use hypervisor::{ImageTool, QemuHypervisor};
-use store::{MemoryStore, SqliteOptions, SqliteStore, Store};
+use store::{Copies, MemoryStore, SqliteOptions, SqliteStore, Store};
 
 use crate::{Dirs, Fault, Options, Result, Vmms, fault};
 
-/// Opens the embedded store at `path`, or makes it.
-pub async fn open_store(path: &Path) -> Result<Arc<dyn Store>> {
+/// Opens the embedded store at `path`, or makes it; copies of it are made as told.
+pub async fn open_store(path: &Path, copies: Option<Copies>) -> Result<Arc<dyn Store>> {
     let path = path.to_owned();
-    let opened =
-        tokio::task::spawn_blocking(move || SqliteStore::open(path, SqliteOptions::default()))
-            .await;
+    let options = SqliteOptions {
+        copies,
+        ..SqliteOptions::default()
+    };
+    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(path, options)).await;
     let store = opened
         .map_err(|e| fault!(Internal, e))?
         .map_err(Fault::from)?;

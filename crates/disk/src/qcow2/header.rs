@@ -6,6 +6,8 @@ pub(crate) const MAGIC: u32 = 0x5146_49fb;
 pub(crate) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
+/// Header extension of ours: a line that says whose a layer is.
+const EXT_OWNER: u32 = 0x6b76_6d73;
 
 const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
@@ -104,6 +106,8 @@ pub struct Header {
     pub data_file: Option<String>,
     /// The external data file is a valid raw image by itself.
     pub data_file_raw: bool,
+    /// The line that says whose it is, where it has one.
+    pub owner: Option<String>,
     /// Reference counts may be stale (the image was not closed); the mapping is not affected.
     pub dirty: bool,
     /// L2 entries carry subcluster bitmaps.
@@ -232,6 +236,7 @@ impl Header {
             backing_format: extensions.backing_format,
             data_file: has_data_file.then(|| extensions.data_file.unwrap_or_default()),
             data_file_raw: has_data_file && autoclear & AUTOCLEAR_RAW_DATA != 0,
+            owner: extensions.owner,
             dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
             extended_l2,
             compression,
@@ -255,6 +260,7 @@ impl Header {
 struct Extensions {
     backing_format: Option<String>,
     data_file: Option<String>,
+    owner: Option<String>,
     feature_names: Vec<(u8, String)>,
 }
 
@@ -283,6 +289,7 @@ impl Extensions {
             match kind {
                 EXT_BACKING_FORMAT => out.backing_format = Some(required(bytes, at, len)?),
                 EXT_DATA_FILE => out.data_file = Some(required(bytes, at, len)?),
+                EXT_OWNER => out.owner = Some(required(bytes, at, len)?),
                 EXT_FEATURE_NAMES => out.read_feature_names(bytes, at, len)?,
                 _ => {}
             }

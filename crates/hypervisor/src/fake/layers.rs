@@ -104,7 +104,10 @@ async fn add(machine: &FakeMachine, overlay: &NewOverlay, beneath: &NodeState) -
                 .virtual_size;
         }
         let name = crate::layers::backing_name(overlay, below)?;
-        let image = NewImage::overlay(&overlay.overlay_path, name, format, size);
+        let image = NewImage {
+            owner: overlay.owner.clone(),
+            ..NewImage::overlay(&overlay.overlay_path, name, format, size)
+        };
         images.create_or_reuse_overlay(&image).await?;
     }
     let layer = LayerFile::new(

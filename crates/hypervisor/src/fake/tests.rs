@@ -40,6 +40,7 @@ fn overlay(dir: &std::path::Path, node: &str) -> NewOverlay {
         overlay_node: node.into(),
         size: None,
         backing_name: None,
+        owner: None,
     }
 }
 

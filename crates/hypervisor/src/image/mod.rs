@@ -8,6 +8,7 @@ mod confined;
 mod fold;
 mod locks;
 mod run;
+mod tag;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use self::locks::{free_within, in_use};
+pub use self::tag::write_owner;
 pub use self::types::{CheckReport, ConvertOptions, ImageInfo, NewImage};
 
 use self::run::{Args, Limits, Output, Running};
@@ -79,7 +81,10 @@ impl ImageTool {
         } else {
             Limits::quick()
         };
-        let result = self.run(args, limits).await.map(drop);
+        let mut result = self.run(args, limits).await.map(drop);
+        if let (Ok(()), Some(owner)) = (&result, &image.owner) {
+            result = write_owner(&image.path, owner);
+        }
         if result.is_err() {
             // Best effort: the error that matters is the first one.
             let _ = std::fs::remove_file(&image.path);

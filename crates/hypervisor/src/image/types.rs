@@ -22,6 +22,9 @@ pub struct NewImage {
     pub backing: Option<(String, ImageFormat)>,
     /// qcow2 only: allocation in parts of a cluster, so that the change map is fine.
     pub extended_l2: bool,
+    /// qcow2 only: a line in its own header that says whose it is.
+    #[serde(default)]
+    pub owner: Option<String>,
 }
 
 impl NewImage {
@@ -35,6 +38,7 @@ impl NewImage {
             fixed: false,
             backing: None,
             extended_l2: false,
+            owner: None,
         }
     }
 

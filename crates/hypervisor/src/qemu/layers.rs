@@ -142,7 +142,10 @@ async fn create_file(
     })?;
     let name = backing_name(overlay, below)?;
     let size = overlay.size.unwrap_or(active.size);
-    let image = NewImage::overlay(&overlay.overlay_path, name, format, size);
+    let image = NewImage {
+        owner: overlay.owner.clone(),
+        ..NewImage::overlay(&overlay.overlay_path, name, format, size)
+    };
     machine.images().create_or_reuse_overlay(&image).await?;
     // The file and its name must survive a power cut before anything is written into it.
     sync_with_dir(&overlay.overlay_path)?;

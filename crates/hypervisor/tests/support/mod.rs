@@ -132,6 +132,7 @@ impl Bench {
             overlay_node: name.into(),
             size: None,
             backing_name: None,
+            owner: None,
         }
     }
 

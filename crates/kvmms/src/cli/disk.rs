@@ -30,6 +30,15 @@ A disk on SCSI can be attached while the machine runs; one on IDE when it is off
 Examples:
   kvmms disk attach web /images/data.qcow2")]
     Attach(AttachArgs),
+    /// Take over layers that lie on an image and that the service does not know, as a disk of a machine
+    #[command(after_help = "\
+The layers are checked first: whole, in nobody's hands, each on the one before. Layers of another service are taken
+only with --of-others; end that service first.
+
+Examples:
+  kvmms disk adopt-layers web /images/web.qcow2
+  kvmms disk adopt-layers web /images/web.qcow2 --top /images/web.qcow2.kvmms-0e0f.qcow2")]
+    AdoptLayers(AdoptArgs),
     /// Detach a disk from a machine; its file stays
     Detach {
         /// The machine
@@ -101,6 +110,26 @@ pub(crate) enum Bus {
     Ide,
     /// SCSI
     Scsi,
+}
+
+/// Arguments of `disk adopt-layers`.
+#[derive(Debug, Args)]
+pub(crate) struct AdoptArgs {
+    /// The machine, switched off
+    #[arg(value_name = "VM")]
+    pub(crate) vm: String,
+    /// The image; a drive is made for it where the machine does not have it
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+    /// The uppermost layer to take, where several lines of layers lie on the image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) top: Option<PathBuf>,
+    /// Take layers that belong to another state directory
+    #[arg(long)]
+    pub(crate) of_others: bool,
+    /// What it is attached to
+    #[arg(long, value_enum, default_value_t = Bus::Scsi)]
+    pub(crate) bus: Bus,
 }
 
 /// Arguments of `disk attach`.

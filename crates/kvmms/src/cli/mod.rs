@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::cim::CimVerb;
-pub(crate) use disk::{AttachArgs, Bus, CreateDiskArgs, DiskFormat, DiskVerb};
+pub(crate) use disk::{AdoptArgs, AttachArgs, Bus, CreateDiskArgs, DiskFormat, DiskVerb};
 pub(crate) use group::GroupVerb;
 pub(crate) use job::JobVerb;
 pub(crate) use point::{

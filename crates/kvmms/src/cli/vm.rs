@@ -84,14 +84,26 @@ Examples:
         vm: String,
     },
     /// Delete a machine with its points; the disks' files stay
-    #[command(visible_alias = "rm")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "\
+A machine of which files are missing is deleted with --force only: its other disks stay whole, what is left of the broken
+ones stays as it is.
+
+Examples:
+  kvmms vm delete web --dry-run
+  kvmms vm delete web --force"
+    )]
     Delete {
         /// The machine
         #[arg(value_name = "VM")]
         vm: String,
-        /// Switch it off first
+        /// Switch it off first; give up disks of which files are missing, after saying what is lost
         #[arg(long)]
         force: bool,
+        /// Say what --force would lose, and change nothing
+        #[arg(long, conflicts_with = "force")]
+        dry_run: bool,
     },
     /// Attach to the first serial port, or print what it has said (on the service's host only)
     #[command(after_help = "\

@@ -2,17 +2,17 @@
 
 use std::path::Path as FilePath;
 
-use cim::Instance;
+use cim::{Instance, Value};
 use msvm::class;
 use serde_json::json;
 
 use super::storage::{self, Bus, Storage};
-use crate::cli::{AttachArgs, CreateDiskArgs, DiskFormat, DiskVerb};
+use crate::cli::{AdoptArgs, AttachArgs, CreateDiskArgs, DiskFormat, DiskVerb};
 use crate::error::Result;
 use crate::find::{self, Naming};
-use crate::inspect::{boolean, embedded, number, some_text, text, texts};
+use crate::inspect::{boolean, embedded, lines, number, some_text, text, texts};
 use crate::output::Row;
-use crate::session::{Followed, Session, images, parameters, quoted};
+use crate::session::{Followed, Session, images, parameters, quoted, service};
 use crate::size::Size;
 use crate::vendor;
 
@@ -22,6 +22,7 @@ pub(super) async fn run(session: &Session, verb: DiskVerb) -> Result<()> {
         DiskVerb::List { vm } => list(session, vm.as_deref()).await,
         DiskVerb::Create(arguments) => create(session, arguments).await,
         DiskVerb::Attach(arguments) => attach(session, arguments).await,
+        DiskVerb::AdoptLayers(arguments) => adopt(session, arguments).await,
         DiskVerb::Detach { vm, disk } => detach(session, &vm, &disk).await,
         DiskVerb::Resize { path, size } => resize(session, &path, size).await,
         DiskVerb::Show { path } => show(session, &path).await,
@@ -119,6 +120,63 @@ async fn attach(session: &Session, arguments: AttachArgs) -> Result<()> {
     let disk = storage.disk(id, Naming::Whole)?;
     let line = format!("{file} is attached to {} at {}", machine.name, disk.place);
     session.output.done(&line, &disk.row(&machine))
+}
+
+async fn adopt(session: &Session, a: AdoptArgs) -> Result<()> {
+    session.needs_kvmms("disk adopt-layers")?;
+    let machine = find::machine(session, &a.vm, Naming::Whole).await?;
+    let file = session.host_path(&a.path)?;
+    let top = a.top.as_deref().map(|t| session.host_path(t)).transpose()?;
+    let bus = match a.bus {
+        crate::cli::Bus::Ide => Bus::Ide,
+        crate::cli::Bus::Scsi => Bus::Scsi,
+    };
+    let there = Storage::of(session, &machine).await?;
+    let made = match there.disks.iter().any(|d| d.file == file) {
+        true => None,
+        false => Some(storage::drive(session, &machine, &[bus]).await?),
+    };
+    let drive = made.as_ref().and_then(|p| p.get_str("InstanceID"));
+    let text = |text: Option<&str>| text.map_or(Value::Null, Value::from);
+    let called = session
+        .call(
+            &service(vendor::HOST_SERVICE),
+            "AdoptLayers",
+            &parameters([
+                ("AffectedSystem", machine.path().into()),
+                ("Path", file.as_str().into()),
+                ("Drive", text(drive)),
+                ("Top", text(top.as_deref())),
+                ("OfOthers", a.of_others.into()),
+            ]),
+        )
+        .await;
+    let called = match (called, made) {
+        (Err(error), Some(drive)) => {
+            // An empty drive is nothing anybody asked for. If it stays, the first error still says why.
+            let _ = storage::remove(session, &[drive]).await;
+            return Err(error);
+        }
+        (called, _) => called?,
+    };
+    let (layers, remarks) = (
+        lines(called.invoked.get("Layers")),
+        lines(called.invoked.get("Remarks")),
+    );
+    let mut line = format!(
+        "{file} and {} layers on it belong to {} now",
+        layers.len(),
+        machine.name
+    );
+    for told in layers.iter().chain(&remarks) {
+        line.push_str(&format!("\n  {told}"));
+    }
+    let row = Row::new()
+        .text("machine", "Machine", &machine.name)
+        .text("path", "Path", &file)
+        .lines("layers", "Layers", layers)
+        .lines("remarks", "Remarks", remarks);
+    session.output.done(&line, &row)
 }
 
 async fn detach(session: &Session, vm: &str, wanted: &str) -> Result<()> {

@@ -312,14 +312,8 @@ pub(super) fn connection(nic: &Path, switch: &Path) -> Instance {
     .with("HostResource", vec![full(switch)])
 }
 
-/// Adds a drive with an image in it; adds a SCSI controller where one is needed.
-pub(super) async fn attach(
-    session: &Session,
-    machine: &Machine,
-    file: &str,
-    buses: &[Bus],
-    read_only: bool,
-) -> Result<Path> {
+/// Adds a drive; adds a SCSI controller where one is needed.
+pub(super) async fn drive(session: &Session, machine: &Machine, buses: &[Bus]) -> Result<Path> {
     let mut storage = Storage::of(session, machine).await?;
     if storage.free(buses).is_none() && buses.contains(&Bus::Scsi) {
         let controller = resource(
@@ -343,7 +337,18 @@ pub(super) async fn attach(
     )
     .with("Parent", full(&controller.path))
     .with("AddressOnParent", slot.to_string());
-    let drive = add(session, machine, drive).await?;
+    add(session, machine, drive).await
+}
+
+/// Adds a drive with an image in it; adds a SCSI controller where one is needed.
+pub(super) async fn attach(
+    session: &Session,
+    machine: &Machine,
+    file: &str,
+    buses: &[Bus],
+    read_only: bool,
+) -> Result<Path> {
+    let drive = drive(session, machine, buses).await?;
     let mut disk = resource(
         class::MSVM_STORAGE_ALLOCATION_SETTING_DATA,
         31,

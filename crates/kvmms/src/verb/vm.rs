@@ -11,11 +11,11 @@ use crate::cli::{SetVmArgs, VmVerb};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::find::{self, Machine, Naming};
-use crate::inspect::{duration, instant, moment, number, some_text, text, texts};
+use crate::inspect::{duration, instant, lines, moment, number, some_text, text, texts};
 use crate::output::Row;
-use crate::session::{Followed, Session, management, parameters};
+use crate::session::{Followed, Session, management, parameters, service};
 use crate::size::{Size, span};
-use crate::watch;
+use crate::{vendor, watch};
 
 /// RequestedState of a machine.
 mod state {
@@ -43,7 +43,10 @@ pub(super) async fn run(session: &Session, verb: VmVerb) -> Result<()> {
         VmVerb::Save { vm } => change(session, &vm, state::SAVED, "saved").await,
         VmVerb::Reboot { vm } => change(session, &vm, state::REBOOT, "asked to reboot").await,
         VmVerb::Reset { vm } => change(session, &vm, state::RESET, "reset").await,
-        VmVerb::Delete { vm, force } => delete(session, &vm, force).await,
+        VmVerb::Delete {
+            vm, dry_run: true, ..
+        } => dry_delete(session, &vm).await,
+        VmVerb::Delete { vm, force, .. } => delete(session, &vm, force).await,
         VmVerb::Console {
             vm,
             log,
@@ -287,7 +290,17 @@ async fn delete(session: &Session, vm: &str, force: bool) -> Result<()> {
         let called = request_state(session, &machine, state::OFF).await?;
         session.finish(&called).await?;
     }
-    let called = destroy(session, &machine.path()).await;
+    let losses = match force && session.is_kvmms() {
+        true => losses(session, &machine).await?,
+        false => Vec::new(),
+    };
+    for line in &losses {
+        session.output.remark(&format!("lost: {line}"));
+    }
+    let called = match losses.is_empty() {
+        true => destroy(session, &machine.path()).await,
+        false => with_losses(session, &machine, false).await,
+    };
     let called = match called {
         Err(Error::Refused {
             method,
@@ -316,6 +329,47 @@ async fn delete(session: &Session, vm: &str, force: bool) -> Result<()> {
         .text("id", "Id", &machine.id)
         .yes("deleted", "Deleted", Some(true));
     let line = format!("{} is deleted; its disks' files stay", machine.name);
+    session.output.done(&line, &row)
+}
+
+async fn with_losses(
+    session: &Session,
+    machine: &Machine,
+    dry: bool,
+) -> Result<crate::session::Called> {
+    session
+        .call(
+            &service(vendor::HOST_SERVICE),
+            "DestroySystemWithLosses",
+            &parameters([
+                ("AffectedSystem", machine.path().into()),
+                ("DryRun", dry.into()),
+            ]),
+        )
+        .await
+}
+
+/// What the end of a machine loses because files are missing.
+async fn losses(session: &Session, machine: &Machine) -> Result<Vec<String>> {
+    let called = with_losses(session, machine, true).await?;
+    Ok(lines(called.invoked.get("Losses")))
+}
+
+async fn dry_delete(session: &Session, vm: &str) -> Result<()> {
+    session.needs_kvmms("vm delete --dry-run")?;
+    let machine = find::machine(session, vm, Naming::Whole).await?;
+    let lost = losses(session, &machine).await?;
+    let row = Row::new()
+        .text("name", "Name", &machine.name)
+        .text("id", "Id", &machine.id)
+        .lines("losses", "Lost", lost.clone());
+    let line = match lost.is_empty() {
+        true => format!(
+            "no file of {} is missing; its disks would stay whole",
+            machine.name
+        ),
+        false => lost.join("\n"),
+    };
     session.output.done(&line, &row)
 }
 

@@ -9,10 +9,14 @@
 //! Leases are kept too. The time a store was closed does not count: at opening,
 //! each lease starts its time again.
 
+mod copies;
 mod fault;
+mod mark;
 mod open;
 mod reader;
 mod writer;
+
+pub use copies::{Copies, Copy, Recovered, copies_in, recover};
 
 use crate::journal::Journal;
 use crate::lease::{Leases, check_ttl};
@@ -68,6 +72,8 @@ pub struct SqliteOptions {
     pub check: Check,
     /// The file grows no further than this: [`StoreError::DiskFull`].
     pub max_bytes: Option<u64>,
+    /// Copies of the file; `None`: none are made.
+    pub copies: Option<Copies>,
 }
 
 impl Default for SqliteOptions {
@@ -79,6 +85,7 @@ impl Default for SqliteOptions {
             busy_timeout: Duration::from_secs(5),
             check: Check::Auto,
             max_bytes: None,
+            copies: None,
         }
     }
 }
@@ -93,6 +100,7 @@ pub struct SqliteStore {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
     checker: Option<(InterruptHandle, JoinHandle<()>)>,
+    copier: Option<copies::Copier>,
     // Last: other processes stay out until everything above is closed.
     _lock: FileLock,
 }
@@ -158,6 +166,7 @@ impl SqliteStore {
     ///
     /// Errors: [`StoreError::InUse`] when another process (or this one) has it
     /// open, [`StoreError::Foreign`] for a file that is not a store,
+    /// [`StoreError::Behind`] for one that lost what was acknowledged,
     /// [`StoreError::Corrupt`] for a damaged one.
     pub fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self, StoreError> {
         let path = path.as_ref().to_owned();
@@ -178,6 +187,7 @@ impl SqliteStore {
         });
         let writer = Writer {
             connection: opened.writer,
+            mark: opened.mark,
             shared: Arc::clone(&shared),
             history,
         };
@@ -216,12 +226,14 @@ impl SqliteStore {
             jobs: Some(jobs),
             writer: Some(thread),
             checker: None,
+            copier: None,
             _lock: lock,
         };
         for (id, ttl) in opened.leases {
             leases.add(id, ttl)?;
         }
         store.leases = Some(leases);
+        store.copier = copies::Copier::start(&path, &options)?;
         if opened.check_later {
             store.checker = Some(check_later(&path, &options, Arc::downgrade(&store.shared))?);
         }
@@ -259,6 +271,7 @@ impl Drop for SqliteStore {
             interrupt.interrupt();
             join(thread, "check");
         }
+        self.copier = None;
         // Their thread may wait for the writer, so they go while it still works.
         self.leases = None;
         self.shared.readers.close();

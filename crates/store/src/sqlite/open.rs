@@ -1,7 +1,8 @@
 //! Opening a store's file: one process only, the right file, undamaged.
 
 use super::fault::{fault, io_fault};
-use super::{Check, SqliteOptions};
+use super::mark::{self, Mark};
+use super::{Check, SqliteOptions, copies};
 use crate::{LeaseId, Revision, StoreError};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -100,6 +101,8 @@ pub(super) struct Opened {
     pub(super) revision: Revision,
     pub(super) oldest: Revision,
     pub(super) leases: Vec<(LeaseId, Duration)>,
+    /// Where the newest revision is noted.
+    pub(super) mark: Mark,
     /// The file is large: check it while the store is already in use.
     pub(super) check_later: bool,
 }
@@ -107,6 +110,17 @@ pub(super) struct Opened {
 /// Opens or creates the file. The caller holds its [`FileLock`].
 pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, StoreError> {
     let sorted = |what| move |error| fault(path, what, error);
+    let noted = mark::read(path)?;
+    let size = match noted {
+        // One that was there is not made anew.
+        Some(noted) => std::fs::metadata(path)
+            .map_or(0, |m| m.len())
+            .max(u64::from(noted.revision == 0)),
+        None => 1,
+    };
+    if let (0, Some(noted)) = (size, noted) {
+        return Err(behind(path, 0, noted.revision));
+    }
     let size = create(path)?;
     let writer = Connection::open_with_flags(
         path,
@@ -115,6 +129,11 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, Store
     .map_err(sorted("open the file"))?;
     prepare(&writer, options).map_err(sorted("set up a connection"))?;
     let fresh = recognise(path, &writer)?;
+    if let (true, Some(noted)) = (fresh, noted)
+        && noted.revision > 0
+    {
+        return Err(behind(path, 0, noted.revision));
+    }
     let check_later = check(path, &writer, options.check, size)?;
 
     let mode: String = writer
@@ -151,7 +170,39 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, Store
             .map_err(sorted("create the tables"))?;
     }
     sync_directory(path)?;
-    load(path, writer, check_later)
+    let identity = identity(path, &writer)?;
+    if let Some(noted) = noted.filter(|n| n.identity != identity && n.revision > 0) {
+        return Err(StoreError::Exchanged {
+            path: path.to_owned(),
+            known: noted.revision,
+        });
+    }
+    let opened = load(path, writer, check_later, identity, noted)?;
+    copies::before_use(path, options)?;
+    Ok(opened)
+}
+
+fn behind(path: &Path, found: u64, known: u64) -> StoreError {
+    StoreError::Behind {
+        path: path.to_owned(),
+        found,
+        known,
+    }
+}
+
+/// Which store this is: a number of its own that goes along with copies.
+fn identity(path: &Path, writer: &Connection) -> Result<u64, StoreError> {
+    let sorted = |error| fault(path, "read the store's identity", error);
+    writer
+        .execute(
+            "INSERT OR IGNORE INTO meta VALUES ('identity', random() & 9223372036854775807)",
+            [],
+        )
+        .map_err(sorted)?;
+    let number = "SELECT number FROM meta WHERE name = 'identity'";
+    writer
+        .query_row(number, [], |row| row.get(0))
+        .map_err(sorted)
 }
 
 /// Makes the file, readable for its owner only, if there is none; says its size.
@@ -191,7 +242,7 @@ pub(super) fn prepare(
 }
 
 /// Whether the file is empty (true) or a store of ours (false); anything else is refused.
-fn recognise(path: &Path, connection: &Connection) -> Result<bool, StoreError> {
+pub(super) fn recognise(path: &Path, connection: &Connection) -> Result<bool, StoreError> {
     let sorted = |error| fault(path, "read the file's header", error);
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let application = number("application_id").map_err(sorted)?;
@@ -249,6 +300,21 @@ pub(super) fn run_check(
             findings.push(line);
         }
     }
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'records'";
+    let there: i64 = connection
+        .query_row(tables, [], |row| row.get(0))
+        .map_err(sorted)?;
+    if findings.is_empty() && there > 0 {
+        // What SQLite does not look into: each value is text in JSON.
+        let mut broken = connection
+            .prepare("SELECT key FROM records WHERE NOT json_valid(value) LIMIT 5")
+            .map_err(sorted)?;
+        let mut rows = broken.query([]).map_err(sorted)?;
+        while let Some(row) = rows.next().map_err(sorted)? {
+            let key: String = row.get(0).map_err(sorted)?;
+            findings.push(format!("the content of record {key:?} is damaged"));
+        }
+    }
     if findings.is_empty() {
         Ok(())
     } else {
@@ -270,7 +336,13 @@ fn sync_directory(path: &Path) -> Result<(), StoreError> {
         .map_err(|error| io_fault("make the file's name durable", error))
 }
 
-fn load(path: &Path, writer: Connection, check_later: bool) -> Result<Opened, StoreError> {
+fn load(
+    path: &Path,
+    writer: Connection,
+    check_later: bool,
+    identity: u64,
+    noted: Option<mark::Noted>,
+) -> Result<Opened, StoreError> {
     let sorted = |error| fault(path, "read the newest revision", error);
     let number = |sql: &str| writer.query_row(sql, [], |row| row.get::<_, u64>(0));
     let revision = number("SELECT number FROM meta WHERE name = 'revision'").map_err(sorted)?;
@@ -284,6 +356,10 @@ fn load(path: &Path, writer: Connection, check_later: bool) -> Result<Opened, St
             ),
         });
     }
+    if let Some(noted) = noted.filter(|n| n.revision > revision) {
+        return Err(behind(path, revision, noted.revision));
+    }
+    let mark = Mark::open(path, identity, Revision::new(revision))?;
     let mut leases = Vec::new();
     {
         let mut statement = writer
@@ -301,6 +377,7 @@ fn load(path: &Path, writer: Connection, check_later: bool) -> Result<Opened, St
         revision: Revision::new(revision),
         oldest: Revision::new(oldest),
         leases,
+        mark,
         check_later,
     })
 }

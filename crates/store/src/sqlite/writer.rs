@@ -2,6 +2,7 @@
 //! SQLite transaction, so that many callers share one wait for the disk.
 
 use super::fault::{fault, leaves_doubt};
+use super::mark::Mark;
 use super::{Shared, sql};
 use crate::error::Cause;
 use crate::txn::CheckedTxn;
@@ -41,6 +42,8 @@ type Changes = Vec<(Change, usize)>;
 /// The writing side of a store.
 pub(super) struct Writer {
     pub(super) connection: Connection,
+    /// Where the newest revision is noted, outside of the file.
+    pub(super) mark: Mark,
     pub(super) shared: Arc<Shared>,
     /// How many past revisions a watch can go back.
     pub(super) history: u64,
@@ -164,6 +167,12 @@ impl Writer {
             }
         })?;
         if revision > before {
+            // What was committed is true, whether or not it can be noted; but nothing more is taken that could vanish unseen.
+            if let Err(error) = self.mark.note(revision) {
+                tracing::error!(%error, "the store takes no more changes");
+                self.shared
+                    .break_off(format!("the newest revision could not be noted: {error}"));
+            }
             self.shared.publish(published, revision, oldest);
         }
         Ok(results)

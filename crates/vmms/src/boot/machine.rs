@@ -53,6 +53,7 @@ pub(super) async fn restore(
         vmms.images.create(&overlay).await?;
     }
     let mut config = spec::machine_config(&record, &vmms.dirs, &vmms.options)?;
+    crate::owner::mark_run_dir(&vmms.identity, &spec::run_dir(&vmms.dirs, record.id))?;
     config.no_network = true;
     for drive in &mut config.drives {
         let part = parts

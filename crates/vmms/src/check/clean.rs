@@ -9,6 +9,7 @@ use hypervisor::process::Process;
 use uuid::Uuid;
 
 use super::known::Opened;
+use super::quarantine;
 use super::{Finding, FindingKind, Target, check_host};
 use crate::job::{JobContext, Task};
 use crate::point::{self, Point};
@@ -75,11 +76,15 @@ async fn clean(vmms: &Arc<Vmms>, found: &Finding) -> Result<bool> {
     }
     match &found.target {
         Target::Nothing => return Ok(false),
-        Target::Files(files, dirs) => delete(files, dirs)?,
+        Target::Files(files, dirs) if found.kind == FindingKind::Socket => delete(files, dirs)?,
+        Target::Files(files, dirs) => set_aside(vmms, found, files, dirs)?,
         Target::Hold(point) => point::end_hold(vmms, *point, None).await?,
         Target::Unfinished(vm) => point::create::forget_unfinished(vmms, *vm, |_| true).await?,
         Target::Point(id) => {
             if vmms.db.get::<Point>(*id).is_ok() {
+                let dir = point::point_dir(vmms, *id);
+                let files = super::entries(&dir);
+                set_aside(vmms, found, &files, &[dir])?;
                 point::create::forget(vmms, *id).await?;
             }
         }
@@ -87,6 +92,17 @@ async fn clean(vmms: &Arc<Vmms>, found: &Finding) -> Result<bool> {
         Target::Process(dir) => end(dir).await?,
     }
     Ok(true)
+}
+
+/// Moves files that no process has open into quarantine.
+fn set_aside(vmms: &Vmms, found: &Finding, files: &[PathBuf], dirs: &[PathBuf]) -> Result<()> {
+    let opened = Opened::now();
+    let free: Vec<PathBuf> = files
+        .iter()
+        .filter(|f| opened.by(f).is_none())
+        .cloned()
+        .collect();
+    quarantine::put(vmms, found, &free, dirs)
 }
 
 fn delete(files: &[PathBuf], dirs: &[PathBuf]) -> Result<()> {

@@ -198,6 +198,11 @@ impl Opened {
     }
 }
 
+/// A process that has this file open, as far as we may look.
+pub(crate) fn open_by(path: &Path) -> Option<u32> {
+    Opened::now().by(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

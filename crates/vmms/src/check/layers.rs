@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::known::{Known, Opened, beneath, inode};
 use super::{Finding, FindingKind, entries, is_dir, is_plain, name_of};
 use crate::Vmms;
+use crate::owner::Owner;
 
 /// What is before the identifier in a layer's name.
 const MARK: &str = "kvmms-";
@@ -35,7 +36,7 @@ pub(super) fn list(vmms: &Vmms) -> Vec<Listed> {
 }
 
 /// The image a layer's name belongs to (empty for one that has a directory of its own), and the layer's identifier.
-fn parts(path: &Path) -> Option<(&str, Uuid)> {
+pub(super) fn parts(path: &Path) -> Option<(&str, Uuid)> {
     let name = name_of(path).strip_suffix(".qcow2")?;
     let at = name.rfind(MARK)?;
     let (image, id) = (name.get(..at)?, name.get(at + MARK.len()..)?);
@@ -46,7 +47,12 @@ fn parts(path: &Path) -> Option<(&str, Uuid)> {
     }
 }
 
-pub(super) fn judge(listed: &[Listed], known: &Known, opened: &Opened) -> Vec<Finding> {
+pub(super) fn judge(
+    vmms: &Vmms,
+    listed: &[Listed],
+    known: &Known,
+    opened: &Opened,
+) -> Vec<Finding> {
     let mut out = Vec::new();
     for dir in listed {
         let mut candidates = Vec::new();
@@ -64,7 +70,7 @@ pub(super) fn judge(listed: &[Listed], known: &Known, opened: &Opened) -> Vec<Fi
         let users = users(&dir.files);
         let orphans: BTreeSet<&Path> = candidates.iter().map(|(p, _, _)| p.as_path()).collect();
         for (path, image, id) in &candidates {
-            out.push(layer(path, image, *id, known, opened, &|path| {
+            out.push(layer(vmms, path, image, *id, known, opened, &|path| {
                 let above = inode(path).and_then(|i| users.get(&i))?;
                 // A chain of orphans goes from above: what only orphans lie on is one as well, but not yet.
                 Some((above.clone(), orphans.contains(above.as_path())))
@@ -75,6 +81,7 @@ pub(super) fn judge(listed: &[Listed], known: &Known, opened: &Opened) -> Vec<Fi
 }
 
 fn layer(
+    vmms: &Vmms,
     path: &Path,
     image: &str,
     id: Uuid,
@@ -88,6 +95,26 @@ fn layer(
     if !is_ours(path, image) {
         return found("it has the name of a layer, but not the content of one: it is not ours")
             .left_to("Look what it is; kvmms never touches it.");
+    }
+    let owner = Qcow2Layer::open(path).ok().and_then(|l| Owner::of(&l));
+    match owner {
+        Some(owner) if owner.state == vmms.identity => {}
+        Some(owner) => {
+            let why = format!(
+                "no record here names it; it belongs to machine {} of another state directory ({})",
+                crate::guid(owner.vm),
+                owner.state
+            );
+            return found(&why).left_to(
+                "Ask the service of that directory. Where that is gone: kvmms disk adopt-layers, or delete it by hand.",
+            );
+        }
+        None => {
+            return found("no record here names it, and it does not say whose it is: another service may run on it")
+                .left_to(
+                    "Where no other service has it: kvmms disk adopt-layers, or delete it by hand.",
+                );
+        }
     }
     if known.layers.contains(&id) {
         return found("it is a copy of a layer that a machine uses")

@@ -3,7 +3,7 @@
 //!
 //! # Model
 //! A [`Finding`] says what lies where, why it is thought orphaned, and whether cleaning it is safe. It is safe only where the name
-//! *and* the content prove that we made it, no record and no image header that we know of refers to it, and no process has it open.
+//! *and* the content prove that we made it, a layer names this state directory as its owner, no record and no image header that we know of refers to it, and no process has it open.
 //! Everything else is told and left alone.
 //!
 //! # Certainty
@@ -11,16 +11,20 @@
 //! second time: what a busy service creates or removes in between is no finding. Cleaning looks a third time, at each thing right
 //! before it goes.
 
+pub(crate) mod beside;
 mod clean;
 mod exports;
 mod known;
 mod layers;
+mod quarantine;
 mod records;
 mod run_dirs;
 mod state;
 
 pub use clean::clean_host;
 pub(crate) use clean::run as run_clean;
+pub(crate) use known::open_by;
+pub(crate) use quarantine::expire;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -85,6 +89,8 @@ kinds! {
     Temporary = "temporary";
     /// Sockets and notes of a process that is gone.
     Socket = "socket";
+    /// What cleaning took away and a person can still take back.
+    Quarantine = "quarantine";
 }
 
 impl fmt::Display for FindingKind {
@@ -189,9 +195,14 @@ impl Finding {
             );
             return found.left_to(action);
         }
+        // Sockets and notes of a process that is gone are nothing anybody could want back.
+        let does = match found.kind {
+            FindingKind::Socket => "Deletes",
+            _ => "Moves into quarantine beside:",
+        };
         let action = match files.as_slice() {
-            [one] => format!("Deletes {}.", one.display()),
-            several => format!("Deletes {} files.", several.len()),
+            [one] => format!("{does} {}.", one.display()),
+            several => format!("{does} {} files.", several.len()),
         };
         found.cleaned_by(Target::Files(files, dirs), action)
     }
@@ -207,6 +218,7 @@ fn allocated(path: &Path) -> u64 {
 fn entries(dir: &Path) -> Vec<PathBuf> {
     let list = std::fs::read_dir(dir).into_iter().flatten();
     let mut out: Vec<PathBuf> = list.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    out.retain(|p| name_of(p) != quarantine::DIRECTORY);
     out.sort();
     out
 }
@@ -263,7 +275,8 @@ async fn look(vmms: &Arc<Vmms>) -> Result<Vec<Finding>> {
         let known = Known::of(&shared);
         let opened = Opened::now();
         let mut out = records::look(&shared, &known);
-        out.extend(layers::judge(&listed.1, &known, &opened));
+        out.extend(quarantine::list(&shared));
+        out.extend(layers::judge(&shared, &listed.1, &known, &opened));
         out.extend(state::judge(listed.0, &known, &opened));
         out.extend(exports::judge(listed.2, &known, &opened));
         Ok(out)

@@ -47,6 +47,12 @@ fn one(vmms: &Vmms, dir: &Path, known: &Known, opened: &Opened) -> Result<Option
     };
     let subject = format!("process {} of {}", process.pid(), dir.display());
     let Some(vm) = vm else {
+        if !crate::owner::is_run_dir_of(&vmms.identity, dir) {
+            let why = "no machine here has its run directory, and it was not started by this service: another one may run it";
+            let found = Finding::new(FindingKind::Process, subject, why);
+            let action = "Ask the other service, or end the process by hand if there is none.";
+            return Ok(Some(found.left_to(action)));
+        }
         let why = "it is a QEMU of ours, and no machine has its run directory";
         let found = Finding::new(FindingKind::Process, subject, why);
         let action = "Ends the process at once; its guest loses what it has not written.";
@@ -78,6 +84,7 @@ fn left(dir: &Path, known: bool, opened: &Opened) -> Option<Finding> {
         files.log(),
         files.frozen(),
         files.thaw_log(),
+        crate::owner::mark_in(dir),
     ];
     let old_log = |f: &Path| name_of(f).starts_with("qemu.log");
     let ours: Vec<PathBuf> = entries(dir)

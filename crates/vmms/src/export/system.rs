@@ -117,7 +117,7 @@ pub async fn export_system(
             affected.push((Element::Snapshot(id), Effect::Other));
         }
         None => {
-            point::create::admit(&record, vmms.options.max_layers)?;
+            point::create::admit(vmms, &record)?;
             order.snapshot = Some(Uuid::new_v4());
             order.own = true;
             if let Some(base) = order.base {

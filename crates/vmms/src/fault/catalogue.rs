@@ -208,9 +208,9 @@ catalogue! {
     70 ImageTampered Failed Fatal Resource "{0} was changed by something other than kvmms since {1}",
         "The file was written, replaced or restored behind the service's back.", ["Find out what wrote to it.", "Take a new point and export it in full."];
     71 LayerMissing Failed Fatal Resource "layer {0} of disk {1} is missing",
-        "A file beside the disk image was deleted or moved.", ["Put the file back, or restore the disk from an export."];
+        "A file beside the disk image was deleted or moved.", ["Put the file back, or restore the disk from an export.", "Or delete the machine with `kvmms vm delete --force`, which says before what is lost."];
     72 ChainTooLong InvalidState Medium Software "disk {0} has {1} layers, {2} are allowed",
-        "Too many points keep their data.", ["Remove the data of points that are no longer needed with `kvmms point remove-data`."];
+        "Too many points keep their content, or too many snapshots are there.", ["Remove the content of points that are no longer needed with `kvmms point remove-data`, or delete snapshots with `kvmms snapshot delete`."];
     // 80..: reference points
     80 PointFailed Failed High Software "reference point {0} of machine {1} could not be created",
         "Read the causes below; the machine runs on as before.", ["Remove the cause and call again."];
@@ -238,8 +238,8 @@ catalogue! {
         "The service ended while the point was being created.", ["Delete it and take a new one."];
     92 TrackingLost Failed High Software "the changes of disk {0} since point {1} are not known any more",
         "A change map or a layer is damaged or missing.", ["Take a new point and export it in full."];
-    93 CommitFailed Failed High Resource "the data of reference point {0} could not be merged into the layer beneath",
-        "Writing into the layer beneath failed; nothing is lost, the chain stays as it was.", ["Read the causes below.", "Make room, then call RemoveAssociatedData again."];
+    93 CommitFailed Failed High Resource "{0} could not be merged into the layer beneath",
+        "Writing into the layer beneath failed; nothing is lost, the chain stays as it was.", ["Read the causes below and remove them: merging is tried again by itself."];
     94 DigestMismatch Failed Fatal Resource "{0} differs from its manifest at byte {1}",
         "The file was changed or damaged after the export.", ["Export the point again, or use another copy."];
     95 SnapshotFailed Failed High Software "snapshot {0} of machine {1} could not be created",
@@ -394,7 +394,23 @@ catalogue! {
         "Each machine that failed is listed below with its own cause; nothing was left in the directory.", ["Remove the causes below and export again."];
     // 200..: what guests and their hosts do
     // 215..: what a person could lose
+    215 NewerLayers InvalidState High Resource "{0} is not the whole disk: newer layers lie on it that no machine of this service has: {1}",
+        "The image was in use by another service or a machine that is gone; what was written after its points were taken is in the layers.",
+        ["Take the layers over together with the image: `kvmms disk adopt-layers`.", "Or end the service that has them, or move them elsewhere if they are not wanted: then the image is what it was at the oldest point."];
+    216 LayersNotAdoptable InvalidState High Resource "the layers on {0} cannot be taken over: {1}",
+        "Only a line of whole layers that nobody else has can become a disk.", ["Remove the cause and call again; nothing was changed."];
+    217 QuarantineUnusable Failed Medium Security "{0} is no directory that only the service can write in",
+        "Something of the name of the quarantine is there and is not ours.", ["Look what it is and move it away, then clean again."];
     // 230..: state that lost its end
+    230 StoreBehind Failed Fatal Resource "the state store {0} ends at revision {1}, and {2} were acknowledged",
+        "Its log was removed, it was cut or damaged, or it was replaced by an older copy. Nothing was changed.",
+        ["Put the file and its -wal file back as they were, if you have them.", "Or let `kvmmsd recover` rebuild it from its last copy and from the layers; it keeps what is there now and says what is lost."];
+    231 StoreDamaged Failed Fatal Resource "the state store {0} cannot be used: {1}",
+        "The file is damaged, or it is no store of kvmms. Nothing was changed.",
+        ["Check the disk it lies on.", "Let `kvmmsd recover` rebuild it from its last copy and from the layers; it keeps what is there now and says what is lost."];
+    232 StoreExchanged Failed Fatal Resource "the state store {0} is not the one that was here, of which {1} revisions were acknowledged",
+        "Another store was put in its place. Nothing was changed.",
+        ["Put the right file back, together with its -wal and .revision files.", "Or let `kvmmsd recover` rebuild it."];
     // 240..: images and imports that are not trusted
     // 260..: confinement
     // 275..: limits of the wire

@@ -128,6 +128,22 @@ impl From<hypervisor::Error> for Fault {
 
 impl From<store::StoreError> for Fault {
     fn from(error: store::StoreError) -> Self {
+        let shown = |path: &std::path::Path| path.display().to_string();
+        match &error {
+            store::StoreError::Behind { path, found, known } => {
+                return crate::fault!(StoreBehind, shown(path), found, known);
+            }
+            store::StoreError::Exchanged { path, known } => {
+                return crate::fault!(StoreExchanged, shown(path), known);
+            }
+            store::StoreError::Corrupt { path, details } => {
+                return crate::fault!(StoreDamaged, shown(path), details);
+            }
+            store::StoreError::Foreign { path, why } => {
+                return crate::fault!(StoreDamaged, shown(path), why);
+            }
+            _ => {}
+        }
         let full = io_of(&error).is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull);
         let mut fault = Fault::new(Message::Store, [error.to_string()]);
         fault.causes.extend(

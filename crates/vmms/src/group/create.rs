@@ -51,7 +51,7 @@ pub async fn create_point(
         return Err(fault!(GroupEmpty, record.name).about(Element::Group(group)));
     }
     for vm in &record.members {
-        create::admit(&*vmms.db.get::<Vm>(*vm)?, vmms.options.max_layers)?;
+        create::admit(vmms, &*vmms.db.get::<Vm>(*vm)?)?;
     }
     let members = new_tasks(&record);
     let point = Uuid::new_v4();

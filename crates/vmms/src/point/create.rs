@@ -29,7 +29,7 @@ pub async fn create_point(
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let record = vmms.db.get::<Vm>(vm)?;
-    admit(&record, vmms.options.max_layers)?;
+    admit(vmms, &record)?;
     let point = Uuid::new_v4();
     let name = name.trim();
     let name = if name.is_empty() {
@@ -95,7 +95,7 @@ pub(crate) fn default_name(vmms: &Vmms, of: &str) -> String {
 }
 
 /// Whether a point of the machine can be taken.
-pub(crate) fn admit(vm: &Vm, max_layers: usize) -> Result<()> {
+pub(crate) fn admit(vmms: &Vmms, vm: &Vm) -> Result<()> {
     let about = |fault: Fault| Err(fault.about(Element::Vm(vm.id)));
     if vm.planned {
         return about(fault!(
@@ -111,12 +111,22 @@ pub(crate) fn admit(vm: &Vm, max_layers: usize) -> Result<()> {
         return about(fault!(NoDisks, vm.name));
     }
     for (_, disk) in disks {
-        let depth = disk.layers.active_chain().len();
-        if depth >= max_layers {
-            return about(fault!(ChainTooLong, disk.path.display(), depth, max_layers));
-        }
+        has_room(vmms, vm, disk).or_else(about)?;
     }
     Ok(())
+}
+
+/// Whether a further layer may go on a disk. One that nobody needs any more, beneath the one that is written to, does not count: it can
+/// only be merged once that is frozen, which a new layer does.
+pub(crate) fn has_room(vmms: &Vmms, vm: &Vm, disk: &Disk) -> Result<()> {
+    let tree = &disk.layers;
+    let depth = tree.active_chain().len();
+    let limit = vmms.options.max_layers;
+    let goes = depth == limit && super::tidy::goes_next(vmms, vm, tree);
+    match depth < limit || goes {
+        true => Ok(()),
+        false => Err(fault!(ChainTooLong, disk.path.display(), depth, limit)),
+    }
 }
 
 /// Takes the point.
@@ -176,7 +186,7 @@ pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<B
     for (device, disk) in record.disks().filter(|(_, d)| !d.read_only) {
         files::check_chain(device, &disk.layers, disk.layers.active)?;
     }
-    admit(&record, vmms.options.max_layers)?;
+    admit(vmms, &record)?;
     let steps = freeze::plan(vmms, &record, |disk| !disk.read_only)?;
     let config = files::save_config(vmms, &record, new.point)?;
     let sequence = next_sequence(vmms, vm);

@@ -54,7 +54,7 @@ pub(crate) fn map_path(vmms: &Vmms, disk: Uuid, node: Uuid) -> PathBuf {
 }
 
 /// Where the files of a point are kept.
-pub(super) fn point_dir(vmms: &Vmms, point: Uuid) -> PathBuf {
+pub(crate) fn point_dir(vmms: &Vmms, point: Uuid) -> PathBuf {
     vmms.dirs.state.join("points").join(point.to_string())
 }
 
@@ -228,6 +228,15 @@ pub(super) fn names_backing(above: &Path, name: &str, below: &Path) -> bool {
     named == below || same(&named, below).unwrap_or(false)
 }
 
+/// A disk as people know it: by its image; by its identifier where that cannot be told.
+fn image_of(device: &str, tree: &LayerTree) -> String {
+    let line = tree.line(tree.active).into_iter().rev();
+    let mut files = line.filter_map(|id| tree.nodes.get(&id)?.file.as_ref());
+    // What others share lies beneath the image.
+    let image = files.find(|f| !f.shared);
+    image.map_or_else(|| device.to_owned(), |f| f.path.display().to_string())
+}
+
 /// Checks that the files beneath `node` are there, are what the tree says, and were written by nobody else.
 /// The active node's own file is only checked for being there.
 pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<()> {
@@ -242,7 +251,7 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
             let missing = e.kind() == std::io::ErrorKind::NotFound;
             let cause = Fault::io("look at", &file.path, &e);
             if missing {
-                fault!(LayerMissing, shown, device).caused_by(cause)
+                fault!(LayerMissing, shown, image_of(device, tree)).caused_by(cause)
             } else {
                 cause
             }
@@ -262,7 +271,8 @@ pub(crate) fn check_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<
             if !fits {
                 let beneath = header.backing().unwrap_or("nothing").to_owned();
                 let lies = format!("{shown} lies on {beneath}, not on {}", below.path.display());
-                return Err(fault!(TrackingLost, device, guid(node)).caused_by(fault!(Block, lies)));
+                let disk = image_of(device, tree);
+                return Err(fault!(TrackingLost, disk, guid(node)).caused_by(fault!(Block, lies)));
             }
         } else if file.format == ImageFormat::Qcow2 {
             let header = Qcow2Layer::open(&file.path)?;
@@ -308,7 +318,7 @@ pub(crate) fn open_chain(device: &str, tree: &LayerTree, node: Uuid) -> Result<C
     check_chain(device, tree, node)?;
     let files = tree
         .chain(node)
-        .ok_or_else(|| fault!(TrackingLost, device, guid(node)))?;
+        .ok_or_else(|| fault!(TrackingLost, image_of(device, tree), guid(node)))?;
     let specs = files.iter().map(layer_spec).collect::<Result<Vec<_>>>()?;
     let chain = Chain::open(&specs)?;
     let expected = tree.nodes.get(&node).map_or(0, |n| n.size);

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Consistency, Decision, files, maps};
 use crate::db::Draft;
 use crate::layer::{Frozen, LayerRef, Pending};
+use crate::owner::Owner;
 use crate::vm::{Disk, Power, Vm, spec};
 use crate::{Element, Fault, Result, Vmms, fault, guid};
 
@@ -40,11 +41,16 @@ pub(crate) struct Step {
     pub(crate) disk: Disk,
     pub(crate) node: Uuid,
     pub(crate) file: LayerRef,
+    /// Whose the layer is, for its header.
+    pub(crate) owner: Owner,
 }
 
 impl Step {
     fn overlay(&self) -> NewOverlay {
-        overlay(&self.disk, &self.file)
+        NewOverlay {
+            owner: Some(self.owner.to_string()),
+            ..overlay(&self.disk, &self.file)
+        }
     }
 }
 
@@ -56,6 +62,7 @@ pub(crate) fn overlay(disk: &Disk, file: &LayerRef) -> NewOverlay {
         overlay_node: names::layer_node(file.layer),
         size: None,
         backing_name: None,
+        owner: None,
     }
 }
 
@@ -68,20 +75,11 @@ pub(crate) fn backing_name(above: &LayerRef, below: &LayerRef) -> Result<String>
 pub(crate) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for (device, disk) in vm.disks().filter(|(_, disk)| disks(disk)) {
-        let depth = disk.layers.active_chain().len();
-        if depth >= vmms.options.max_layers {
-            let about = Element::Resource {
-                vm: vm.id,
-                id: device.to_owned(),
-            };
-            return Err(fault!(
-                ChainTooLong,
-                disk.path.display(),
-                depth,
-                vmms.options.max_layers
-            )
-            .about(about));
-        }
+        let about = Element::Resource {
+            vm: vm.id,
+            id: device.to_owned(),
+        };
+        super::create::has_room(vmms, vm, disk).map_err(|fault| fault.about(about))?;
         let layer = Uuid::new_v4();
         let file = LayerRef {
             layer,
@@ -90,6 +88,7 @@ pub(crate) fn plan(vmms: &Vmms, vm: &Vm, disks: impl Fn(&Disk) -> bool) -> Resul
             shared: false,
         };
         steps.push(Step {
+            owner: Owner::new(vmms, vm.id, disk.uid, layer),
             disk: disk.clone(),
             node: Uuid::new_v4(),
             file,
@@ -157,7 +156,10 @@ pub(crate) async fn mark_files(
             .ok_or_else(|| fault!(Internal, "a disk without layers"))?;
         let size = files::size_of(vmms, below).await?;
         let name = backing_name(&step.file, below)?;
-        let image = NewImage::overlay(&step.file.path, name, below.format, size);
+        let image = NewImage {
+            owner: Some(step.owner.to_string()),
+            ..NewImage::overlay(&step.file.path, name, below.format, size)
+        };
         vmms.images.create_or_reuse_overlay(&image).await?;
         files::sync(&step.file.path)?;
     }

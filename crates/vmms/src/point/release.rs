@@ -11,11 +11,13 @@ use crate::job::{JobContext, Task};
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Result, Vmms, fault, guid};
 
-/// Starts a job that drops the data of a log-based point. Refused for points without data (an RCT point has none to
-/// be asked for) and while an export reads it.
+/// Starts a job that drops the data of a log-based point. Refused for points without data (an RCT point has content as long as it
+/// is held) and while an export reads it.
 pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
     let record = vmms.db.get::<Point>(point)?;
-    if record.kind != PointType::Log || !record.has_data {
+    let held = record.kind == PointType::Rct && record.hold.is_some();
+    let kept = record.kind == PointType::Log && record.has_data;
+    if !held && !kept {
         return Err(fault!(NoAssociatedData, guid(point)).about(Element::Point(point)));
     }
     refuse_busy(vmms, point)?;
@@ -30,13 +32,15 @@ pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result
 /// Drops the data, then merges the layers.
 pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, point: Uuid) -> Result<()> {
     let record = vmms.db.get::<Point>(point)?;
-    if record.has_data {
+    if record.has_data || record.hold.is_some() {
         refuse_busy(vmms, point)?;
         // Once merging begins the instant cannot be had back.
         ctx.no_return().await?;
         vmms.db
             .change(|draft| {
-                draft.get_mut::<Point>(point)?.has_data = false;
+                let record = draft.get_mut::<Point>(point)?;
+                record.has_data = false;
+                record.hold = None;
                 Ok(())
             })
             .await?;

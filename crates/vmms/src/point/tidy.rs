@@ -92,6 +92,43 @@ impl Claims {
     }
 }
 
+/// Whether the layer beneath the one that is written to is needed by nobody: it is merged as soon as there is another on top.
+pub(super) fn goes_next(vmms: &Vmms, vm: &Vm, tree: &LayerTree) -> bool {
+    let claims = Claims::of(
+        vm.id,
+        &vmms.db.all::<Point>(),
+        &vmms.db.all::<Snapshot>(),
+        &vmms.db.all::<Job>(),
+    );
+    let shared = |id: Uuid| {
+        let file = tree.nodes.get(&id).and_then(|n| n.file.as_ref());
+        file.is_none_or(|f| f.shared)
+    };
+    tree.beneath(tree.active)
+        .is_some_and(|id| !claims.needed(id) && !shared(id) && tree.above(id).len() == 1)
+}
+
+/// What a merge is about, for people: the point whose content goes, or the layer of a disk.
+fn merged_name(vmms: &Vmms, vm: &Vm, disk: &Disk, node: Uuid) -> String {
+    let of = format!("disk {} of machine {}", disk.path.display(), vm.name);
+    let point = vmms.db.all::<Point>().into_iter().find(|p| {
+        let named = p.disks.iter().any(|d| d.uid == disk.uid && d.node == node);
+        p.vm == vm.id && named
+    });
+    if let Some(point) = point {
+        return format!(
+            "the layer of reference point {} ({}) of {of}",
+            point.name,
+            guid(point.id)
+        );
+    }
+    let file = disk.layers.nodes.get(&node).and_then(|n| n.file.as_ref());
+    match file {
+        Some(file) => format!("layer {} of {of}", file.path.display()),
+        None => format!("a layer of {of}"),
+    }
+}
+
 /// The points a job that has not ended reads.
 pub(super) fn reads(job: &Job) -> Vec<Uuid> {
     if job.state.is_final() {
@@ -233,26 +270,17 @@ pub(crate) async fn tidy(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result
         let found = record
             .disk(disk)
             .ok_or_else(|| fault!(DiskNotFound, guid(vm), disk))?;
+        let node = match &chore {
+            Chore::Commit(node) => *node,
+            _ => found.layers.active,
+        };
         let failed = |cause: crate::Fault| {
             if cause.kind() == crate::Kind::Cancelled {
                 return cause;
             }
-            let point = vmms
-                .db
-                .all::<Point>()
-                .iter()
-                .find(|p| p.vm == vm)
-                .map(|p| p.id);
-            fault!(
-                CommitFailed,
-                point.map_or_else(|| record.name.clone(), guid)
-            )
-            .about(Element::Vm(vm))
-            .caused_by(cause)
-        };
-        let node = match &chore {
-            Chore::Commit(node) => *node,
-            _ => found.layers.active,
+            fault!(CommitFailed, merged_name(vmms, &record, found, node))
+                .about(Element::Vm(vm))
+                .caused_by(cause)
         };
         match (chore, mode(vmms, &record)?) {
             (Chore::Drop(_), _) => settle(vmms, vm).await?,

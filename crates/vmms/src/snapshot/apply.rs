@@ -14,6 +14,7 @@ use super::{Snapshot, SnapshotKind, refuse_busy};
 use crate::db::Draft;
 use crate::job::{JobContext, Task};
 use crate::layer::{LayerRef, Pending};
+use crate::owner::Owner;
 use crate::point::{self, Point, freeze, settle};
 use crate::vm::{Asked, Power, Vm, VmState, spec};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
@@ -262,7 +263,11 @@ async fn make(
             .ok_or_else(|| fault!(TrackingLost, disk.path.display(), guid(branch.on)))?;
         let size = disk.layers.nodes.get(&branch.on).map_or(0, |n| n.size);
         let name = freeze::backing_name(&branch.file, below)?;
-        let image = NewImage::overlay(&branch.file.path, name, below.format, size);
+        let owner = Owner::new(vmms, vm.id, disk.uid, branch.file.layer);
+        let image = NewImage {
+            owner: Some(owner.to_string()),
+            ..NewImage::overlay(&branch.file.path, name, below.format, size)
+        };
         vmms.images.create_or_reuse_overlay(&image).await?;
         point::sync(&branch.file.path)?;
     }

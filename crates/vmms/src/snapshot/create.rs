@@ -27,7 +27,7 @@ pub async fn create(
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let record = vmms.db.get::<Vm>(vm)?;
-    admit(&record, vmms.options.max_layers)?;
+    admit(vmms, &record)?;
     if kind == SnapshotKind::Full && consistency == Some(Consistency::Application) {
         let why = "a full snapshot keeps the memory instead; take one of the disks (3) or a recovery snapshot (32768)";
         return Err(fault!(InvalidValue, "ConsistencyLevel", 1, why).about(Element::Vm(vm)));

@@ -16,6 +16,7 @@ use disk::manifest::Manifest;
 use disk::verify::{Export, disk_files};
 use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_disk};
 use hypervisor::ImageFormat;
+use hypervisor::image::write_owner;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,6 +24,7 @@ use super::create::forget_files;
 use super::{Definition, Snapshot};
 use crate::job::{JobContext, Task};
 use crate::layer::{Frozen, LayerRef};
+use crate::owner::Owner;
 use crate::point::freeze::{self, Step};
 use crate::point::tidy::blocking;
 use crate::point::{self, Consistency, Decision, Point, PointDisk, disk_id_text, quiet, settle};
@@ -439,6 +441,8 @@ async fn write(
             let mut plan = ExportPlan::differential(source, &changes, backing, &part.file.path);
             plan.threads = vmms.options.export_threads.clamp(1, 16);
             export_disk(&plan, &|_| {}, &cancel)?;
+            let owner = Owner::new(&vmms, vm.id, part.disk, part.file.layer);
+            write_owner(&part.file.path, &owner.to_string())?;
             point::sync(&part.file.path)?;
             before += source.size();
         }

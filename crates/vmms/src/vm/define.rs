@@ -271,6 +271,17 @@ fn fixed_while_on(a: &Vm, b: &Vm) -> Option<&'static str> {
     }
 }
 
+/// Background merging makes way.
+pub(crate) async fn end_merging(vmms: &Arc<Vmms>, id: Uuid) -> Result<()> {
+    for job in vmms.db.all::<Job>() {
+        if !job.state.is_final() && matches!(job.task, Task::Tidy { vm } if vm == id) {
+            let _ = vmms.request_job_state(job.id, JobRequest::Terminate).await;
+            vmms.wait(job.id).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Starts the job that deletes a machine.
 pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> {
     let record = vmms.db.get::<Vm>(id)?;
@@ -285,13 +296,11 @@ pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> 
         )
         .about(Element::Vm(id)));
     }
-    // Background merging makes way.
-    for job in vmms.db.all::<Job>() {
-        if !job.state.is_final() && matches!(job.task, Task::Tidy { vm } if vm == id) {
-            let _ = vmms.request_job_state(job.id, JobRequest::Terminate).await;
-            vmms.wait(job.id).await?;
-        }
+    // Before anything is deleted: its points would be gone, and the machine would stay.
+    if let Some((gone, image)) = super::losses::first_missing(&record) {
+        return Err(fault!(LayerMissing, gone.display(), image.display()).about(Element::Vm(id)));
     }
+    end_merging(vmms, id).await?;
     let affected = vec![(Element::Vm(id), Effect::ExclusiveUse)];
     vmms.submit(Task::DestroyVm { vm: id }, asked.submission(affected))
         .await

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::define::check_images;
 use super::{Device, DeviceKind, Disk, Power, Vm, spec};
+use crate::check::beside::refuse_layered;
 use crate::layer::LayerTree;
 use crate::point::Point;
 use crate::{Element, Fault, Result, Vmms, fault, guid, names};
@@ -104,13 +105,28 @@ pub async fn add(
         names::check("ElementName", name)?;
     }
     let opened = match &new {
-        NewDevice::Disk { path, .. } => Some(open_image(vmms, path).await?),
+        NewDevice::Disk { path, .. } => {
+            let opened = open_image(vmms, path).await?;
+            refuse_layered(vmms, path)?;
+            Some(opened)
+        }
         NewDevice::Dvd { path, .. } => {
             std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
             None
         }
         _ => None,
     };
+    add_opened(vmms, id, new, name, opened).await
+}
+
+/// The same with the layers of the image as they are known already.
+pub(crate) async fn add_opened(
+    vmms: &Arc<Vmms>,
+    id: Uuid,
+    new: NewDevice,
+    name: Option<String>,
+    opened: Option<LayerTree>,
+) -> Result<String> {
     let _lock = vmms.lock(id).await;
     let before = vmms.db.get::<Vm>(id)?;
     let mut after = (*before).clone();
@@ -192,7 +208,7 @@ async fn plug(vmms: &Arc<Vmms>, vm: &Vm, device: &str) -> Result<()> {
 }
 
 /// Reads what an image and its backing files are.
-async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
+pub(crate) async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
     let mut files = Vec::new();
     let mut at = path.to_owned();
     let mut claimed: Option<ImageFormat> = None;

@@ -246,6 +246,7 @@ async fn launch(
             })
             .await?;
     }
+    crate::owner::mark_run_dir(&vmms.identity, &spec::run_dir(&vmms.dirs, record.id))?;
     let how = restore.map_or(Launch::Fresh, Launch::Restore);
     Ok(vmms.hypervisor.launch(&config, how).await?)
 }

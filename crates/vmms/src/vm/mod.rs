@@ -1,8 +1,10 @@
 //! Machines: what is stored of them, how they are defined and changed, and the driver that runs them.
 
+pub mod adopt;
 mod define;
 pub mod device;
 mod driver;
+pub mod losses;
 mod planned;
 mod record;
 mod runtime;

@@ -4,10 +4,12 @@ use async_trait::async_trait;
 use cim::{Instance, Value};
 use msvm::{class, params};
 use vmms::check::{Finding, FindingKind};
+use vmms::vm::adopt::Adopt;
+use vmms::vm::device::host_path;
 
 use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
 use crate::Service;
-use crate::object::{Object, What};
+use crate::object::{Object, What, resource_id};
 
 pub(crate) struct HostChecks;
 
@@ -52,8 +54,52 @@ impl Provider for HostChecks {
                 let job = vmms::check::clean_host(&service.vmms, &kinds, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
+            "AdoptLayers" => {
+                let given = p::AdoptLayersIn::read(call.parameters)?;
+                let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+                let drive = given.drive.filter(|d| !d.trim().is_empty());
+                let wanted = Adopt {
+                    // Behind the identifier of its machine.
+                    drive: drive.map(|d| {
+                        d.split_once('\\')
+                            .map_or(d.clone(), |(_, id)| id.to_owned())
+                    }),
+                    image: host_path(&msvm::required("Path", given.path)?)?,
+                    top: given.top.as_deref().map(host_path).transpose()?,
+                    of_others: given.of_others.unwrap_or(false),
+                };
+                let adopted = vmms::vm::adopt::adopt_layers(&service.vmms, vm, wanted).await?;
+                let layers: Vec<String> = adopted
+                    .layers
+                    .iter()
+                    .map(|l| l.display().to_string())
+                    .collect();
+                Ok(Outcome::done()
+                    .with("Disk", resource_id(vm, &adopted.device))
+                    .with("Layers", layers)
+                    .with("Remarks", texts(adopted.remarks)))
+            }
+            "DestroySystemWithLosses" => {
+                let given = p::DestroySystemWithLossesIn::read(call.parameters)?;
+                let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+                if given.dry_run.unwrap_or(false) {
+                    let losses = vmms::vm::losses::losses(&service.vmms, vm)?;
+                    return Ok(Outcome::done().with("Losses", texts(losses)));
+                }
+                let (losses, job) =
+                    vmms::vm::losses::destroy_with_losses(&service.vmms, vm, call.asked).await?;
+                Ok(Outcome::started(service, job).with("Losses", texts(losses)))
+            }
             _ => Err(unserved(call.target.class, call.method)),
         }
+    }
+}
+
+/// Null where there are none.
+fn texts(lines: Vec<String>) -> Value {
+    match lines.is_empty() {
+        true => Value::Null,
+        false => lines.into(),
     }
 }
 

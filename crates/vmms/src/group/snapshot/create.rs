@@ -64,7 +64,7 @@ pub async fn create_snapshot(
         return Err(fault!(InvalidValue, "ConsistencyLevel", 1, why).about(about));
     }
     for vm in &record.members {
-        create::admit(&*vmms.db.get::<Vm>(*vm)?, vmms.options.max_layers)?;
+        create::admit(vmms, &*vmms.db.get::<Vm>(*vm)?)?;
     }
     let members = new_tasks(&record);
     let snapshot = Uuid::new_v4();

@@ -314,8 +314,7 @@ mod tests {
                 json!({"driver":"qcow2","node-name":"top","file":"top.f","backing":"base","read-only":false,"discard":"unmap","detect-zeroes":"off"}),
             ]
         );
-        let device =
-            json!({"driver":"ide-hd","id":"drive-sda","bus":"ide.1","unit":1,"drive":"top"});
+        let device = json!({"driver":"ide-hd","id":"drive-sda","bus":"ide.1","unit":1,"drive":"top","werror":"stop","rerror":"report"});
         assert!(json_values(&line, "-device").contains(&device), "{line:?}");
     }
 
@@ -333,7 +332,7 @@ mod tests {
         assert_eq!(nodes[1].get("backing"), Some(&Value::Null));
         let devices = json_values(&line, "-device");
         assert!(devices.contains(&json!({"driver":"virtio-scsi-pci","id":"scsi0"})));
-        assert!(devices.contains(&json!({"driver":"scsi-hd","id":"drive-a","bus":"scsi0.0","scsi-id":3,"lun":0,"drive":"l0"})));
+        assert!(devices.contains(&json!({"driver":"scsi-hd","id":"drive-a","bus":"scsi0.0","scsi-id":3,"lun":0,"drive":"l0","werror":"stop","rerror":"report"})));
     }
 
     #[test]

@@ -124,6 +124,12 @@ pub(crate) fn device(drive: &DriveConfig, boot_index: Option<usize>) -> Result<V
     if let Some(active) = drive.chain.last() {
         device.insert("drive".into(), active.node_name.as_str().into());
     }
+    if drive.kind == DriveKind::Disk {
+        // A write that fails is neither lost nor told to the guest, which could only give up its file systems: the
+        // guest stands still and repeats it. A sector that cannot be read is the guest's to deal with.
+        device.insert("werror".into(), "stop".into());
+        device.insert("rerror".into(), "report".into());
+    }
     if let Some(index) = boot_index {
         device.insert("bootindex".into(), index.into());
     }

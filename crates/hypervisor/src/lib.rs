@@ -27,9 +27,11 @@ pub mod argv;
 pub mod block;
 pub mod blockdev;
 pub mod config;
+pub mod console;
 pub mod error;
 pub mod fake;
 pub mod fuzz;
+pub mod host;
 pub mod image;
 pub mod machine;
 pub mod names;
@@ -53,5 +55,7 @@ pub use config::{
 pub use error::{Error, ErrorKind, Result};
 pub use image::{ImageTool, NewImage};
 pub use layers::relative_name;
-pub use machine::{Exit, Hypervisor, Launch, Machine, MachineEvent, MachineStatus, SavedState};
+pub use machine::{
+    Exit, FailedDrive, Hypervisor, Launch, Machine, MachineEvent, MachineStatus, SavedState,
+};
 pub use qemu::QemuHypervisor;

@@ -74,6 +74,12 @@ pub trait Machine: Send + Sync {
     /// [`Error::ProcessGone`], [`Error::Timeout`].
     async fn status(&self) -> Result<MachineStatus>;
 
+    /// The drives whose failed requests wait to be repeated: why a guest is [`MachineStatus::IoError`].
+    ///
+    /// # Errors
+    /// As QEMU says.
+    async fn failed_drives(&self) -> Result<Vec<FailedDrive>>;
+
     /// Starts or continues the guest. Continuing a running guest is fine.
     ///
     /// # Errors
@@ -325,6 +331,15 @@ impl MachineStatus {
             other => Self::Other(other.to_owned()),
         }
     }
+}
+
+/// A drive with a failed request that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedDrive {
+    /// The drive.
+    pub drive: String,
+    /// There was no room; otherwise another error.
+    pub no_space: bool,
 }
 
 /// Something that happened to a machine.

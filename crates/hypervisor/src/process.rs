@@ -20,6 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
+use crate::host::boot_id;
 use crate::machine::Exit;
 use crate::names::RunFiles;
 
@@ -280,13 +281,6 @@ fn is_ours(pid: Pid, files: &RunFiles) -> bool {
         Some(identity) => identity.boot_id == boot_id() && identity.start_ticks == ticks,
         None => true,
     }
-}
-
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
 }
 
 fn stat_of(pid: Pid) -> Option<(char, u64)> {

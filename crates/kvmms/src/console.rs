@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::find::Machine;
 use crate::inspect::{some_text, text};
 use crate::session::{Session, quoted};
+use crate::visible::Visible;
 
 /// Ctrl-]
 const LEAVE: u8 = 0x1d;
@@ -192,10 +193,13 @@ pub(crate) async fn log(
         other => other.map_err(|e| Error::file("read", &path, e))?,
     };
     let failed = |e| Error::file("read", &path, e);
-    let mut said = Vec::new();
+    // A log that became long was cut; its end lies beside it.
+    let mut said = std::fs::read(path.with_extension("log.1")).unwrap_or_default();
     file.read_to_end(&mut said).map_err(failed)?;
     let shown = lines.map_or(said.as_slice(), |n| tail(&said, n));
-    session.output.raw(shown)?;
+    // A terminal obeys what a guest writes: it is shown, not done.
+    let mut visible = Visible::default();
+    session.output.raw(visible.text(shown).as_bytes())?;
     if !follow {
         return Ok(());
     }
@@ -210,7 +214,7 @@ pub(crate) async fn log(
         }
         said.clear();
         file.read_to_end(&mut said).map_err(failed)?;
-        session.output.raw(&said)?;
+        session.output.raw(visible.text(&said).as_bytes())?;
     }
 }
 

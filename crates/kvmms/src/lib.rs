@@ -30,6 +30,7 @@ mod session;
 mod size;
 mod vendor;
 mod verb;
+mod visible;
 mod watch;
 
 use std::ffi::OsString;

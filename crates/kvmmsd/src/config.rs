@@ -49,6 +49,16 @@ pub(crate) struct Config {
     pub(crate) shutdown_seconds: u64,
     /// Milliseconds the guests of a collection may take to stand still for a point.
     pub(crate) stop_milliseconds: u64,
+    /// Seconds after which a guest that was asked to shut down is asked again: one that boots hears nothing.
+    pub(crate) shutdown_again_seconds: u64,
+    /// Seconds all machines together may take to end when the host goes down.
+    pub(crate) host_shutdown_seconds: u64,
+    /// How long the log of a console may be, in MiB; as much again is kept of what was cut away.
+    pub(crate) console_mib: u64,
+    /// Warn where disks will have filled their file system within this many minutes at the pace of the last ten.
+    pub(crate) room_warn_minutes: u64,
+    /// Warn where less than this is free for disks, in MiB; of small file systems a twentieth.
+    pub(crate) room_warn_mib: u64,
     /// `auto`, `kvm` or `tcg`.
     pub(crate) acceleration: String,
     /// What a differential export does where something else wrote to a disk's files: `fail`, `full` or `repair`.
@@ -90,6 +100,11 @@ impl Default for Config {
             thaw_watchdog: true,
             shutdown_seconds: options.shutdown_deadline.as_secs(),
             stop_milliseconds: u64::try_from(options.stop_deadline.as_millis()).unwrap_or(u64::MAX),
+            shutdown_again_seconds: options.shutdown_again.as_secs(),
+            host_shutdown_seconds: options.host_shutdown_deadline.as_secs(),
+            console_mib: options.console_bytes >> 20,
+            room_warn_minutes: options.room.warn_ahead.as_secs() / 60,
+            room_warn_mib: options.room.warn_below >> 20,
             acceleration: "auto".to_owned(),
             tampering_policy: options.tampering.word().to_owned(),
             quarantine_days: options.quarantine.as_secs() / DAY,
@@ -145,10 +160,24 @@ impl Config {
             shutdown_deadline: Duration::from_secs(self.shutdown_seconds),
             stop_deadline: Duration::from_millis(self.stop_milliseconds),
             quarantine: Duration::from_secs(self.quarantine_days.saturating_mul(DAY)),
+            shutdown_again: Duration::from_secs(self.shutdown_again_seconds.max(1)),
+            host_shutdown_deadline: Duration::from_secs(self.host_shutdown_seconds),
+            console_bytes: self.console_mib << 20,
+            room: vmms::vm::RoomOptions {
+                warn_ahead: Duration::from_secs(self.room_warn_minutes.saturating_mul(60)),
+                warn_below: self.room_warn_mib << 20,
+                ..vmms::vm::RoomOptions::default()
+            },
             ..vmms::Options::default()
         };
         if self.export_threads > 0 {
             options.export_threads = self.export_threads.min(64);
+        }
+        if !(1..=24 * 3600).contains(&self.host_shutdown_seconds) {
+            bail!("host_shutdown_seconds goes from 1 to 86400");
+        }
+        if !(1..=1 << 20).contains(&self.console_mib) {
+            bail!("console_mib goes from 1 to 1048576");
         }
         if !(2..=200).contains(&self.max_layers) {
             bail!("max_layers goes from 2 to 200");

@@ -3,7 +3,7 @@
 //! # Rooms
 //! [`config`] reads the configuration; [`service`] is the handler behind both front ends (`wbem`); [`provider`] turns
 //! domain objects (`vmms`) into CIM and method calls into calls of the domain; [`association`] links them;
-//! [`errors`] is the one table from failures to return codes, CIM statuses and `Msvm_Error`.
+//! [`ending`] tells why the service ends; [`errors`] is the one table from failures to return codes, CIM statuses and `Msvm_Error`.
 //!
 //! # Errors
 //! Only start-up fails with plain text; everything later is a fault of the domain, told over the wire.
@@ -13,6 +13,7 @@
 
 mod association;
 mod config;
+mod ending;
 mod errors;
 mod logged;
 mod object;
@@ -284,6 +285,19 @@ async fn serve(config: Config) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
     lines.push(format!("listening {bound}"));
+    let stop = stop_signal()?;
+    let ends = Arc::clone(&vmms);
+    let stop = async move {
+        stop.await;
+        ending::prepare(&ends).await;
+    };
+    let mut out = std::io::stdout();
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "ready")?;
+    out.flush()?;
+    // What comes round, machines that start by themselves among it, begins when requests are answered.
     let ticking = {
         let vmms = Arc::clone(&vmms);
         tokio::spawn(async move {
@@ -294,13 +308,6 @@ async fn serve(config: Config) -> Result<()> {
             }
         })
     };
-    let stop = stop_signal()?;
-    let mut out = std::io::stdout();
-    for line in lines {
-        writeln!(out, "{line}")?;
-    }
-    writeln!(out, "ready")?;
-    out.flush()?;
     server.run(stop).await;
     ticking.abort();
     // Machines go on; the next start finds them.

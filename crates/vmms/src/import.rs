@@ -249,6 +249,7 @@ pub(crate) fn machine_of(chain: &[Export], id: Uuid) -> Result<(Vm, Uuid)> {
     let mut record: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
     record.power = Power::Off;
     record.saved_state = None;
+    record.last_end = None;
     (record.last_applied, record.descends_from) = (None, None);
     (record.created, record.changed, record.power_changed) =
         (SystemTime::now(), SystemTime::now(), SystemTime::now());

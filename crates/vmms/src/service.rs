@@ -84,6 +84,16 @@ pub struct Options {
     pub tampering: TamperingPolicy,
     /// How long what cleaning took away lies in quarantine before it is deleted.
     pub quarantine: Duration,
+    /// How long all machines together may take to end when the host goes down.
+    pub host_shutdown_deadline: Duration,
+    /// What tells boots of the host apart.
+    pub boot: vm::BootOptions,
+    /// When too little room for what guests write is warned of.
+    pub room: vm::RoomOptions,
+    /// How long the log of a console may be, in bytes; as much again is kept of what was cut away.
+    pub console_bytes: u64,
+    /// How long a guest that was asked to shut down may take before it is asked again.
+    pub shutdown_again: Duration,
 }
 
 impl Default for Options {
@@ -101,6 +111,11 @@ impl Default for Options {
             acceleration: hypervisor::Acceleration::Auto,
             tampering: TamperingPolicy::default(),
             quarantine: Duration::from_secs(14 * 24 * 3600),
+            host_shutdown_deadline: Duration::from_secs(120),
+            boot: vm::BootOptions::default(),
+            room: vm::RoomOptions::default(),
+            console_bytes: 16 << 20,
+            shutdown_again: Duration::from_secs(15),
         }
     }
 }
@@ -125,6 +140,9 @@ pub struct Vmms {
     pub started: SystemTime,
     pub(crate) engine: Engine,
     pub(crate) points: point::Memory,
+    pub(crate) rooms: vm::Rooms,
+    pub(crate) consoles: vm::Consoles,
+    pub(crate) starts: vm::Starts,
     runtimes: Mutex<HashMap<Uuid, Arc<Runtime>>>,
 }
 
@@ -140,13 +158,14 @@ impl Vmms {
         host: String,
     ) -> Result<Arc<Self>> {
         let vmms = Self::idle(store, hypervisor, images, dirs, options, host).await?;
+        vm::begin(&vmms).await?;
         vm::reattach(&vmms).await;
+        vm::settle(&vmms).await?;
         group::release_all(&vmms).await;
         point::freeze::thaw_left(&vmms);
         point::recover(&vmms).await?;
         group::recover(&vmms).await?;
         vmms.recover_jobs();
-        vm::autostart(&vmms).await;
         Ok(vmms)
     }
 
@@ -173,12 +192,16 @@ impl Vmms {
             started: SystemTime::now(),
             engine: Engine::default(),
             points: point::Memory::default(),
+            rooms: vm::Rooms::default(),
+            consoles: vm::Consoles::default(),
+            starts: vm::Starts::default(),
             runtimes: Mutex::default(),
         }))
     }
 
     /// Work that comes round: called every few seconds by the service's main loop.
     pub async fn tick(self: &Arc<Self>) {
+        vm::tick(self);
         self.retire_old_jobs(SystemTime::now()).await;
         point::sweep(self).await;
         point::forget_memories(self).await;

@@ -158,6 +158,7 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
         Task::Realize { vm } => vm::run_realize(vmms, ctx, *vm).await,
         Task::BootExports(order) => boot::run(vmms, ctx, order).await,
         Task::CleanHost { kinds } => check::run_clean(vmms, ctx, kinds).await,
+        Task::ShutDownGuests { seconds } => vm::host_shutdown::run(vmms, ctx, *seconds).await,
         Task::Verify { directory } => verify::run(vmms, ctx, directory).await,
     }
 }
@@ -212,6 +213,8 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::ResizeImage { .. } | Task::ValidateImage { .. } | Task::Verify { .. } => Ok(()),
         Task::BootExports(order) => boot::undo(vmms, order).await,
         Task::AuditPoint { .. } => Ok(()),
+        // What has ended has ended; what has not goes on.
+        Task::ShutDownGuests { .. } => Ok(()),
         // What is clean is clean.
         Task::CleanHost { .. } => Ok(()),
         Task::Import { vm, disks, .. } => import::undo(vmms, ctx, *vm, disks).await,

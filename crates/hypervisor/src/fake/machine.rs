@@ -19,7 +19,7 @@ use crate::block::{
 use crate::config::{Controller, DriveConfig, LayerFile, MachineConfig};
 use crate::error::{Error, Result};
 use crate::image::ImageTool;
-use crate::machine::{Exit, Machine, MachineEvent, MachineStatus, SavedState};
+use crate::machine::{Exit, FailedDrive, Machine, MachineEvent, MachineStatus, SavedState};
 use crate::names;
 
 static NEXT_PID: AtomicI32 = AtomicI32::new(1_000_000);
@@ -45,6 +45,10 @@ pub(super) struct State {
     agent: bool,
     frozen: bool,
     obeys_powerdown: bool,
+    failed: Option<FailedDrive>,
+    /// Fails again at once when the guest goes on.
+    fails_again: bool,
+    log_tail: String,
 }
 
 impl FakeMachine {
@@ -73,6 +77,9 @@ impl FakeMachine {
                 agent: config.guest_agent,
                 frozen: false,
                 obeys_powerdown: true,
+                failed: None,
+                fails_again: false,
+                log_tail: String::new(),
             }),
         }
     }
@@ -104,8 +111,22 @@ impl FakeMachine {
         self.end(Exit {
             code: None,
             signal: Some(signal),
-            log_tail: String::new(),
+            log_tail: locked(&self.state).log_tail.clone(),
         });
+    }
+
+    /// The process ends by itself with that code and these last words.
+    pub fn crash(&self, code: i32, log_tail: &str) {
+        self.end(Exit {
+            code: Some(code),
+            signal: None,
+            log_tail: log_tail.to_owned(),
+        });
+    }
+
+    /// What it has written to its log.
+    pub fn set_log(&self, log: &str) {
+        log.clone_into(&mut locked(&self.state).log_tail);
     }
 
     /// The guest powers itself off.
@@ -121,18 +142,39 @@ impl FakeMachine {
         });
     }
 
-    /// A disk error stops the guest.
+    /// A disk without room stops the guest.
     pub fn io_error(&self, drive: &str) {
-        locked(&self.state).status = MachineStatus::IoError;
+        self.fail_write(drive, true);
+    }
+
+    /// A write that failed stops the guest: there is no room, or the storage broke.
+    pub fn fail_write(&self, drive: &str, no_space: bool) {
+        {
+            let mut state = locked(&self.state);
+            state.status = MachineStatus::IoError;
+            state.failed = Some(FailedDrive {
+                drive: drive.to_owned(),
+                no_space,
+            });
+        }
+        let reason = match no_space {
+            true => "No space left on device",
+            false => "Input/output error",
+        };
         self.emit(MachineEvent::BlockIoError {
             drive: Some(drive.to_owned()),
             node: None,
             write: true,
             action: "stop".into(),
-            no_space: true,
-            reason: "No space left on device".into(),
+            no_space,
+            reason: reason.into(),
         });
         self.emit(MachineEvent::Stopped);
+    }
+
+    /// Whether the write that failed fails again when the guest goes on.
+    pub fn set_fails_again(&self, again: bool) {
+        locked(&self.state).fails_again = again;
     }
 
     fn end(&self, exit: Exit) {
@@ -184,6 +226,14 @@ impl FakeMachine {
         if changed {
             self.emit(event);
         }
+        let failed = {
+            let mut state = locked(&self.state);
+            let failed = state.failed.take_if(|_| running);
+            failed.filter(|_| state.fails_again)
+        };
+        if let Some(failed) = failed {
+            self.fail_write(&failed.drive, failed.no_space);
+        }
     }
 }
 
@@ -204,6 +254,11 @@ impl Machine for FakeMachine {
     async fn status(&self) -> Result<MachineStatus> {
         let after = self.enter("status", "").await?;
         after.answer(locked(&self.state).status.clone())
+    }
+
+    async fn failed_drives(&self) -> Result<Vec<FailedDrive>> {
+        let after = self.enter("failed_drives", "").await?;
+        after.answer(locked(&self.state).failed.clone().into_iter().collect())
     }
 
     async fn resume(&self) -> Result<()> {

@@ -8,11 +8,11 @@ use serde_json::Value;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
-use crate::machine::MachineEvent;
+use crate::machine::{FailedDrive, MachineEvent};
 use crate::names;
 use crate::process::Process;
 use crate::qmp::QmpEvent;
-use crate::qmp::codec::{flag, text};
+use crate::qmp::codec::{flag, items, text};
 
 /// Which drive a node belongs to, so that events can name the drive.
 #[derive(Debug, Clone, Default)]
@@ -129,6 +129,20 @@ fn translate(event: &QmpEvent, owners: &NodeOwners) -> MachineEvent {
     }
 }
 
+/// The drives that QEMU says wait with a failed request.
+pub(super) fn failed_drives(query_block: &Value) -> Vec<FailedDrive> {
+    let failed = items(query_block).iter().filter_map(|device| {
+        let no_space = match text(device, "io-status")? {
+            "nospace" => true,
+            "failed" => false,
+            _ => return None,
+        };
+        let drive = drive(device, "qdev").or_else(|| drive(device, "device"))?;
+        Some(FailedDrive { drive, no_space })
+    });
+    failed.collect()
+}
+
 fn drive(data: &Value, name: &str) -> Option<String> {
     names::drive_of_device(text(data, name)?).map(str::to_owned)
 }
@@ -171,6 +185,22 @@ mod tests {
                 (Some("sdb"), true, true)
             );
         }
+    }
+
+    #[test]
+    fn drives_that_wait_with_a_failed_request_are_told() {
+        let told = json!([
+            {"device": "", "qdev": "drive-sda", "io-status": "ok"},
+            {"device": "", "qdev": "/machine/peripheral/drive-sdb", "io-status": "nospace"},
+            {"device": "", "qdev": "drive-sdc", "io-status": "failed"},
+            {"device": "floppy0"},
+        ]);
+        let found: Vec<_> = failed_drives(&told)
+            .into_iter()
+            .map(|f| (f.drive, f.no_space))
+            .collect();
+        assert_eq!(found, [("sdb".to_owned(), true), ("sdc".to_owned(), false)]);
+        assert!(failed_drives(&Value::Null).is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::block::{
 use crate::config::{DriveConfig, LayerFile, MachineConfig};
 use crate::error::{Error, Result};
 use crate::image::ImageTool;
-use crate::machine::{Exit, Machine, MachineEvent, MachineStatus, SavedState};
+use crate::machine::{Exit, FailedDrive, Machine, MachineEvent, MachineStatus, SavedState};
 use crate::names::RunFiles;
 use crate::probe::Features;
 use crate::process::Process;
@@ -205,6 +205,11 @@ impl Machine for QemuMachine {
 
     async fn status(&self) -> Result<MachineStatus> {
         self.query_status().await
+    }
+
+    async fn failed_drives(&self) -> Result<Vec<FailedDrive>> {
+        let drives = self.execute("query-block", Value::Null).await?;
+        Ok(super::events::failed_drives(&drives))
     }
 
     async fn resume(&self) -> Result<()> {

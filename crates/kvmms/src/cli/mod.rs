@@ -278,6 +278,15 @@ Examples:
         #[arg(long, value_name = "KIND|all")]
         clean: Vec<String>,
     },
+    /// End all machines as their settings say, because the host goes down; what ran starts again with the host
+    #[command(after_help = "\
+Where systemd ends the service because the host goes down, the service does this by itself. Elsewhere call it from
+what ends the host, before the service is ended.")]
+    ShutdownGuests {
+        /// Seconds all machines together may take [default: as configured]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
+        within: Option<u32>,
+    },
 }
 
 /// Verbs of `error`.

@@ -116,7 +116,7 @@ Examples:
         /// The machine
         #[arg(value_name = "VM")]
         vm: String,
-        /// Print the log of the serial port instead of attaching
+        /// Print the log of the serial port instead of attaching; escapes are shown, not done
         #[arg(long)]
         log: bool,
         /// Only the last lines of the log

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cim::Instance;
+use cim::{Instance, Value};
 use msvm::{class, code};
 use serde_json::json;
 use uuid::Uuid;
@@ -11,9 +11,26 @@ use crate::error::{Error, Result};
 use crate::inspect::{boolean, duration, instant, moment, number, some_text, text, texts};
 use crate::output::Row;
 use crate::report::code_hint;
-use crate::session::{Session, quoted};
+use crate::session::{Followed, Session, parameters, quoted, service};
 use crate::size::span;
 use crate::vendor;
+
+/// Ends all machines because the host goes down.
+pub(super) async fn shutdown_guests(session: &Session, within: Option<u32>) -> Result<()> {
+    session.needs_kvmms("host shutdown-guests")?;
+    let path = service(vendor::HOST_SERVICE);
+    let within = parameters([("Seconds", within.map_or(Value::Null, Value::from))]);
+    let called = session.call(&path, "ShutDownGuests", &within).await?;
+    if let Followed::Left = session.follow(&called).await? {
+        return Ok(());
+    }
+    let lines = super::export::job_report(session, called.job.as_ref()).await?;
+    let row = Row::new().lines("machines", "Machines", lines);
+    session.output.done(
+        "All machines have ended; what ran starts again with the host",
+        &row,
+    )
+}
 
 /// Shows the host.
 pub(super) async fn show(session: &Session) -> Result<()> {

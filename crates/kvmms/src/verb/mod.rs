@@ -52,6 +52,9 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<()> {
         Verb::Job(verb) => job::run(&session, verb).await,
         Verb::Host(HostVerb::Show) => host::show(&session).await,
         Verb::Host(HostVerb::Check { clean }) => check::run(&session, &clean).await,
+        Verb::Host(HostVerb::ShutdownGuests { within }) => {
+            host::shutdown_guests(&session, within).await
+        }
         Verb::Error(ErrorVerb::Explain { id }) => host::explain(&session, &id).await,
         Verb::Error(ErrorVerb::List) => host::errors(&session).await,
         Verb::Cim(verb) => cim::run(&session, verb).await,

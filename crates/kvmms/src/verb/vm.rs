@@ -87,7 +87,13 @@ pub(super) fn state_word(number: u64) -> String {
 }
 
 fn state_of(machine: &Machine) -> String {
-    number(&machine.instance, "EnabledState").map_or_else(String::new, state_word)
+    let of = |name| number(&machine.instance, name);
+    let word = of("EnabledState").map_or_else(String::new, state_word);
+    // A guest that nobody paused: its disk is full, or its storage fails.
+    match (word.as_str(), of("HealthState")) {
+        ("paused", Some(25)) => "paused (critical)".to_owned(),
+        _ => word,
+    }
 }
 
 fn belongs(i: &Instance, machine: &Machine) -> bool {

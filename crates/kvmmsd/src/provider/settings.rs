@@ -127,7 +127,10 @@ pub(crate) fn read(vm: &Vm) -> Instance {
             "AutomaticStartupActionDelay",
             interval(s.automatic_startup_delay),
         )
-        .set("AutomaticStartupActionSequenceNumber", 0u16)
+        .set(
+            "AutomaticStartupActionSequenceNumber",
+            s.automatic_startup_sequence,
+        )
         .set("AutomaticShutdownAction", s.automatic_shutdown_action)
         .set("AutomaticRecoveryAction", s.automatic_recovery_action)
         .set("BIOSGUID", format!("{{{}}}", guid(s.bios_guid)))
@@ -226,6 +229,10 @@ pub(crate) fn apply(
     set(
         &mut s.user_snapshot_type,
         limited("UserSnapshotType", &[2, 3, 4, 5])?,
+    );
+    set(
+        &mut s.automatic_startup_sequence,
+        given::<u16>(instance, "AutomaticStartupActionSequenceNumber")?,
     );
     if let Value::Datetime(delay) = instance.get("AutomaticStartupActionDelay")
         && let Some(delay) = delay.as_duration()

@@ -81,7 +81,7 @@ fn summary(service: &Service, record: &Vm, requested: &[u32]) -> Instance {
         (104, "Heartbeat", None::<u16>.into()),
         (105, "UpTime", vm::uptime_ms(service, record).into()),
         (106, "GuestOperatingSystem", None::<String>.into()),
-        (109, "HealthState", 5u16.into()),
+        (109, "HealthState", vm::health_state(service, record).into()),
         (110, "OperationalStatus", status.into()),
         (111, "StatusDescriptions", texts.into()),
         (112, "MemoryAvailable", None::<i32>.into()),

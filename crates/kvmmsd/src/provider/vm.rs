@@ -24,7 +24,7 @@ pub(crate) fn enabled_state(state: VmState) -> u16 {
         VmState::Off => 3,
         VmState::ShuttingDown | VmState::Stopping => 4,
         VmState::Saved => 6,
-        VmState::Paused => 9,
+        VmState::Paused | VmState::PausedByFailure => 9,
         VmState::Starting => 10,
         VmState::Saving => 32773,
         VmState::Pausing => 32776,
@@ -34,8 +34,22 @@ pub(crate) fn enabled_state(state: VmState) -> u16 {
 
 /// OperationalStatus: OK, and what is being done to the machine where that has a number.
 pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<String>) {
-    let mut numbers = vec![2];
-    let mut texts = vec!["Operating normally".to_owned()];
+    let health = service.vmms.health_of(vm);
+    // 5 is "predictive failure": the page's number for storage that is low on room.
+    let mut numbers = vec![if health.critical || health.threatened {
+        5
+    } else {
+        2
+    }];
+    // One text for each number; what else there is to say stands in the first.
+    let mut texts = vec![match health.lines.is_empty() {
+        true => "Operating normally".to_owned(),
+        false => health.lines.join(". "),
+    }];
+    if service.vmms.waits_to_start(vm.id) && vm.power != Power::Running {
+        numbers.push(32771);
+        texts.push("Waiting to start: the host has booted".to_owned());
+    }
     for job in service
         .vmms
         .db
@@ -68,6 +82,15 @@ pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<S
         }
     }
     (numbers, texts)
+}
+
+/// HealthState: 25 (critical failure) where the guest stands still because of a failure.
+pub(crate) fn health_state(service: &Service, vm: &Vm) -> u16 {
+    if service.vmms.health_of(vm).critical {
+        25
+    } else {
+        5
+    }
 }
 
 /// How long a machine has been up.
@@ -164,6 +187,7 @@ impl Provider for Systems {
 fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
     let state = service.vmms.state_of(vm);
     let (status, texts) = operational_status(service, vm);
+    let health = health_state(service, vm);
     let mut i = Instance::new(class::MSVM_COMPUTER_SYSTEM);
     if vm.planned {
         i.class = class::MSVM_PLANNED_COMPUTER_SYSTEM.into();
@@ -175,8 +199,8 @@ fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
         .set("InstallDate", Datetime::from(vm.created))
         .set("OperationalStatus", status)
         .set("StatusDescriptions", texts)
-        .set("Status", "OK")
-        .set("HealthState", 5u16)
+        .set("Status", if health == 5 { "OK" } else { "Error" })
+        .set("HealthState", health)
         .set("CommunicationStatus", 0u16)
         .set("DetailedStatus", 0u16)
         .set("OperatingStatus", 0u16)
@@ -205,12 +229,13 @@ fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
         .set("FailedOverReplicationType", 0u16)
         .set("LastReplicationType", 0u16)
         .set("EnhancedSessionModeState", 3u16)
-        .set("AvailableRequestedStates", available(vm.power));
+        .set("AvailableRequestedStates", available(vm.power, state));
     i
 }
 
-fn available(power: Power) -> Vec<u16> {
+fn available(power: Power, state: VmState) -> Vec<u16> {
     match power {
+        Power::Running if state == VmState::PausedByFailure => vec![2, 3, 6, 9],
         Power::Off => vec![2],
         Power::Running => vec![3, 4, 6, 9, 10, 11],
         Power::Paused => vec![2, 3, 6],

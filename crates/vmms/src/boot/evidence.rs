@@ -157,34 +157,31 @@ pub(super) fn now() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
 
-/// The end of a console as text: terminal sequences and control characters go, ends of lines and tabs stay.
+/// The end of a console as text: escapes and control characters are shown, none is left that does anything.
 pub(super) fn console_text(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(
-        bytes
-            .get(bytes.len().saturating_sub(CONSOLE)..)
-            .unwrap_or(bytes),
-    );
-    let mut out = String::with_capacity(text.len());
+    let from = bytes.len().saturating_sub(CONSOLE);
+    hypervisor::console::visible(bytes.get(from..).unwrap_or(bytes))
+}
+
+/// Whether anything was written that a person would see: firmware that only clears the screen has said nothing.
+pub(super) fn says_something(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => {
-                if chars.next_if_eq(&'[').is_some() {
-                    // Up to and with the letter that ends it.
-                    while chars
-                        .next_if(|c| !('\u{40}'..='\u{7e}').contains(c))
-                        .is_some()
-                    {}
-                }
-                chars.next();
+        if c == '\u{1b}' {
+            if chars.next_if_eq(&'[').is_some() {
+                // Up to and with the letter that ends it.
+                while chars
+                    .next_if(|c| !('\u{40}'..='\u{7e}').contains(c))
+                    .is_some()
+                {}
             }
-            '\n' | '\t' => out.push(c),
-            // Private characters and the two that XML has no place for.
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
-            c => out.push(c),
+            chars.next();
+        } else if !c.is_whitespace() && !c.is_control() {
+            return true;
         }
     }
-    out
+    false
 }
 
 /// The last lines of a console that hold anything.
@@ -205,10 +202,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_console_loses_its_control_characters_but_no_text() {
-        let told =
-            console_text(b"\x1b[2J\x1b[1;32mlogin\x1b[0m:\r\n\x07\tnext\x00 line \xff\x1bcdone");
-        assert_eq!(told, "login:\n\tnext line \u{fffd}done");
+    fn a_console_shows_its_control_characters_and_loses_no_text() {
+        let told = console_text(b"\x1b[1;32mlogin\x1b[0m:\r\n\x07\tnext\x00 line \xff\x1bcdone");
+        assert_eq!(
+            told,
+            "\\x1b[1;32mlogin\\x1b[0m:\n\\x07\tnext\\x00 line \u{fffd}\\x1bcdone"
+        );
+    }
+
+    #[test]
+    fn a_screen_that_is_only_cleared_says_nothing() {
+        assert!(!says_something(b"\x1b[2J\x1b[1;1H\r\n\x1bc \x00"));
+        assert!(says_something(b"\x1b[2Jx"));
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use hypervisor::{ErrorKind, Machine, MachineEvent};
+use hypervisor::{ErrorKind, Machine, MachineEvent, console};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::Instant;
 
-use super::evidence::{console_text, last_lines};
+use super::evidence::{console_text, last_lines, says_something};
 use super::{BootEvidence, Sign, SignKind, Wanted, millis};
 use crate::job::JobContext;
 use crate::{Result, fault};
@@ -18,6 +18,8 @@ use crate::{Result, fault};
 const TURN: Duration = Duration::from_millis(200);
 /// How long the agent may take to one question.
 const QUESTION: Duration = Duration::from_secs(2);
+/// How long a console's log may grow, and how much of it is read at a time, in bytes.
+const BOUND: u64 = 16 << 20;
 /// Lines of the console in an error.
 const LINES: usize = 12;
 
@@ -132,8 +134,12 @@ impl<'a> Watch<'a> {
             Err(_) => return,
         };
         self.read += fresh.len() as u64;
-        if console_text(&fresh).chars().any(|c| !c.is_whitespace()) {
+        if says_something(&fresh) {
             self.sign(SignKind::Console);
+        }
+        // A guest that writes without end fills no disk.
+        if matches!(console::bound(self.log, BOUND), Ok(true)) {
+            self.read = 0;
         }
         let Some(text) = &self.wanted.text else {
             return;
@@ -194,9 +200,7 @@ impl<'a> Watch<'a> {
 
     /// Keeps the end of the console.
     pub(super) fn note_console(&mut self) {
-        let length = std::fs::metadata(self.log).map_or(0, |m| m.len());
-        let from = length.saturating_sub(super::evidence::CONSOLE as u64);
-        if let Ok(end) = read_from(self.log, from) {
+        if let Ok(end) = console::end(self.log, super::evidence::CONSOLE as u64) {
             self.evidence.console = console_text(&end);
         }
     }
@@ -206,6 +210,6 @@ fn read_from(path: &Path, from: u64) -> std::io::Result<Vec<u8>> {
     let mut file = std::fs::File::open(path)?;
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    file.take(BOUND).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

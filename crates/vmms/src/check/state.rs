@@ -155,7 +155,8 @@ fn machine(dir: &Path, known: &Known, opened: &Opened) -> Option<Finding> {
     let ours = |path: &Path| {
         let name = name_of(path);
         let name = name.strip_suffix(PARTIAL_SUFFIX).unwrap_or(name);
-        ["console.log", FIRMWARE_VARS].contains(&name) || name.ends_with(".vmstate")
+        ["console.log", "console.log.1", FIRMWARE_VARS].contains(&name)
+            || name.ends_with(".vmstate")
     };
     let why = "there is no machine of this identifier";
     Some(directory(kind, dir, why, true, &ours, known, opened))

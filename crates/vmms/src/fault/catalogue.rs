@@ -393,6 +393,16 @@ catalogue! {
     197 GroupExportFailed Failed High Software "{0} of {1} machines failed: {2} of a collection could not be exported to {3}",
         "Each machine that failed is listed below with its own cause; nothing was left in the directory.", ["Remove the causes below and export again."];
     // 200..: what guests and their hosts do
+    200 GuestLacksRoom OutOfResources High Resource "machine {0} cannot run: there is no room for what its guest writes to {1}",
+        "The file system of the disk, or of the layer on it, is full. The guest stands still and nothing of what it wrote is lost.", ["Make room on that file system: a machine that was running goes on by itself within a minute.", "A machine that was paused is resumed with `kvmms vm resume`."];
+    201 GuestDiskFails Failed High Resource "machine {0} cannot run: the storage of {1} fails",
+        "The operating system refused what the guest wrote. The guest stands still and nothing of what it wrote is lost.", ["Mend the storage; the causes below name the error.", "Then resume the machine: the request is repeated."];
+    202 BootUnknown NotFound Low Software "nothing is known of the host's boot {0}",
+        "The service has not been started in it.", ["Nothing needs to be done."];
+    203 GuestsStillRun Timeout High Software "{0} of {1} machines did not end within {2} s while the host went down",
+        "Something else worked on them, or their processes do not end.", ["Read the causes below.", "Give the machines more time: host_shutdown_seconds, and the stop timeout of the service's unit."];
+    204 MachineStillRuns Failed High Software "machine {0} could not be ended",
+        "Neither of the ways its settings allow has worked in time.", ["Read the causes below."];
     // 215..: what a person could lose
     215 NewerLayers InvalidState High Resource "{0} is not the whole disk: newer layers lie on it that no machine of this service has: {1}",
         "The image was in use by another service or a machine that is gone; what was written after its points were taken is in the layers.",

@@ -309,6 +309,11 @@ pub enum Task {
         /// Findings of these kinds.
         kinds: Vec<FindingKind>,
     },
+    /// Ends all machines because the host goes down.
+    ShutDownGuests {
+        /// Within how many seconds.
+        seconds: u64,
+    },
     /// Proves an export against its manifest.
     Verify {
         /// The machine directory of the export (the one with the manifest).
@@ -536,6 +541,7 @@ impl Task {
             | Task::ValidateImage { .. }
             | Task::BootExports(_)
             | Task::CleanHost { .. }
+            | Task::ShutDownGuests { .. }
             | Task::ImportGroup { .. }
             | Task::Refuse { .. }
             | Task::Verify { .. } => None,
@@ -800,6 +806,13 @@ impl Task {
             Task::CleanHost { .. } => {
                 concrete(Service::Management, 0, "Cleaning the host", true, Resume)
             }
+            Task::ShutDownGuests { .. } => concrete(
+                Service::Management,
+                0,
+                "Ending machines because the host goes down",
+                true,
+                Undo,
+            ),
             Task::Verify { .. } => {
                 concrete(Service::Management, 0, "Verifying an export", true, Undo)
             }

@@ -75,6 +75,7 @@ pub fn new_vm(new: NewVm, owner: &str, dirs: &crate::Dirs) -> Vm {
         saved_state: None,
         last_applied: None,
         descends_from: None,
+        last_end: None,
         owner: owner.to_owned(),
     }
 }

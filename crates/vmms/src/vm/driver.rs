@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hypervisor::names::RunFiles;
 use hypervisor::{Launch, Machine};
 use uuid::Uuid;
 
-use super::{Power, Vm, VmState, spec};
+use super::{Ended, Power, Vm, VmState, spec};
 use crate::job::{JobContext, StateChange, Submission, Task};
 use crate::{Effect, Element, Fault, Message, Result, Vmms, fault, guid};
 
@@ -48,20 +49,29 @@ pub fn admit(vm: &Vm, state: VmState, to: StateChange) -> Result<()> {
     }
     let already = || Err(fault!(AlreadyInState, name, state.word()).about(Element::Vm(vm.id)));
     match (to, state) {
-        (StateChange::Start, VmState::Off | VmState::Saved | VmState::Paused) => Ok(()),
+        (
+            StateChange::Start,
+            VmState::Off | VmState::Saved | VmState::Paused | VmState::PausedByFailure,
+        ) => Ok(()),
         (StateChange::Start, VmState::Running) => already(),
         (StateChange::Start, _) => wrong("off, saved or paused"),
         (StateChange::Stop, VmState::Off) => already(),
         (
             StateChange::Stop,
-            VmState::Running | VmState::Paused | VmState::Saved | VmState::ShuttingDown,
+            VmState::Running
+            | VmState::Paused
+            | VmState::PausedByFailure
+            | VmState::Saved
+            | VmState::ShuttingDown,
         ) => Ok(()),
         (StateChange::Stop, _) => wrong("running, paused or saved"),
         (StateChange::Shutdown, VmState::Running) => Ok(()),
         (StateChange::Shutdown, VmState::Off) => already(),
-        (StateChange::Pause, VmState::Running) => Ok(()),
+        (StateChange::Pause, VmState::Running | VmState::PausedByFailure) => Ok(()),
         (StateChange::Pause, VmState::Paused) => already(),
-        (StateChange::Save, VmState::Running | VmState::Paused) => Ok(()),
+        (StateChange::Save, VmState::Running | VmState::Paused | VmState::PausedByFailure) => {
+            Ok(())
+        }
         (StateChange::Save, VmState::Saved) => already(),
         (StateChange::Save, _) => wrong("running or paused"),
         (
@@ -85,7 +95,11 @@ pub async fn request_state(
     asked: &Asked,
 ) -> Result<Uuid> {
     let record = vmms.db.get::<Vm>(vm)?;
-    admit(&record, vmms.runtime(vm).state(&record), to)?;
+    admit(&record, vmms.runtime(vm).state(&record), to).map_err(|refused| {
+        // What it stands still for tells more than its state.
+        let why = super::health::stands_still(vmms, &record);
+        why.into_iter().fold(refused, Fault::caused_by)
+    })?;
     let affected = vec![(Element::Vm(vm), Effect::ExclusiveUse)];
     vmms.submit(Task::ChangeState { vm, to }, asked.submission(affected))
         .await
@@ -159,6 +173,9 @@ async fn set_power(vmms: &Vmms, vm: Uuid, power: Power) -> Result<()> {
     vmms.db
         .change(|draft| {
             let record = draft.get_mut::<Vm>(vm)?;
+            if power == Power::Running {
+                record.last_end = None;
+            }
             if record.power != power {
                 record.power = power;
                 record.power_changed = SystemTime::now();
@@ -173,7 +190,7 @@ pub(crate) async fn start(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let runtime = vmms.runtime(vm);
     if let Some(machine) = runtime.machine() {
         let _shown = Transition::show(&runtime, VmState::Resuming);
-        machine.resume().await?;
+        super::health::go_on(vmms, vm, &machine).await?;
         return set_power(vmms, vm, Power::Running).await;
     }
     // Nobody may write to the layers QEMU is about to open, and what a crash left half done is decided first.
@@ -331,39 +348,76 @@ async fn shut_down(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
     let runtime = vmms.runtime(vm);
     let machine = running(vmms, vm)?;
     let _shown = Transition::show(&runtime, VmState::ShuttingDown);
-    let agent = machine.guest_shutdown(Duration::from_secs(3)).await;
-    if agent.is_err() {
-        machine.powerdown().await?;
-    }
     let deadline = vmms.options.shutdown_deadline;
-    tokio::select! {
-        _ = machine.exited() => {}
-        stop = ctx.stop_asked() => return Err(stop),
-        () = tokio::time::sleep(deadline) => {
+    let end = tokio::time::Instant::now() + deadline;
+    loop {
+        if machine
+            .guest_shutdown(Duration::from_secs(3))
+            .await
+            .is_err()
+        {
+            match machine.powerdown().await {
+                Err(error) if error.kind() != hypervisor::ErrorKind::Gone => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        // A guest that still boots hears neither its agent nor the power button: it is asked again.
+        let again = tokio::time::Instant::now() + vmms.options.shutdown_again;
+        tokio::select! {
+            _ = machine.exited() => break,
+            stop = ctx.stop_asked() => return Err(stop),
+            () = tokio::time::sleep_until(again.min(end)) => {}
+        }
+        if tokio::time::Instant::now() >= end {
             let record = vmms.db.get::<Vm>(vm)?;
-            return Err(fault!(ShutdownTimeout, record.name, deadline.as_secs()).about(Element::Vm(vm)));
+            return Err(
+                fault!(ShutdownTimeout, record.name, deadline.as_secs()).about(Element::Vm(vm))
+            );
         }
     }
     runtime.clear_machine(&machine);
     set_power(vmms, vm, Power::Off).await
 }
 
-/// Notices the end of a process that nobody asked for.
+/// Notices the end of a process that nobody asked for, and until then what QEMU tells of failures.
 fn watch_exit(vmms: &Arc<Vmms>, vm: Uuid, machine: Arc<dyn Machine>) {
     let vmms = Arc::downgrade(vmms);
+    // From here on nothing is missed.
+    let (events, memory) = (machine.events(), hypervisor::host::OomCount::now());
     tokio::spawn(async move {
-        let exit = machine.exited().await;
+        let (exit, said) = super::health::until_ended(&vmms, vm, &machine, events).await;
         let Some(vmms) = vmms.upgrade() else { return };
         // Whoever ended it on purpose holds the lock and has cleared the machine before letting go.
         let runtime = vmms.runtime(vm);
         let _lock = runtime.lock().await;
         if runtime.clear_machine(&machine) {
-            tracing::warn!(vm = %guid(vm), ?exit, "the machine's process ended");
-            if let Err(error) = set_power(&vmms, vm, Power::Off).await {
+            let end = Ended::of(&exit, said.as_deref(), memory.verdict(machine.pid()));
+            match &end {
+                Some(end) => tracing::warn!(vm = %guid(vm), "{}", end.text()),
+                None => tracing::info!(vm = %guid(vm), "the guest has switched itself off"),
+            }
+            if let Err(error) = note_end(&vmms, vm, Power::Off, end).await {
                 tracing::error!(vm = %guid(vm), %error, "the end of a machine could not be stored");
             }
         }
     });
+}
+
+/// Changes the durable power state of a machine whose process has ended by itself, with how.
+async fn note_end(vmms: &Vmms, vm: Uuid, power: Power, end: Option<Ended>) -> Result<()> {
+    vmms.db
+        .change(|draft| {
+            let record = draft.get_mut::<Vm>(vm)?;
+            record.last_end = end;
+            if record.power != power {
+                record.power = power;
+                record.power_changed = SystemTime::now();
+            }
+            Ok(())
+        })
+        .await
 }
 
 /// At the start of the service: finds the processes that still run.
@@ -378,7 +432,19 @@ pub(crate) async fn reattach(vmms: &Arc<Vmms>) {
         };
         let power = match found {
             Ok(Some(machine)) => adopt(vmms, &record, machine).await,
-            Ok(None) => without_process(&record),
+            Ok(None) => {
+                let power = without_process(&record);
+                if power == Power::Off {
+                    let log = RunFiles::new(spec::run_dir(&vmms.dirs, record.id)).log();
+                    let end = Ended::unseen(vmms.starts.first_of_boot(), &log);
+                    tracing::warn!(vm = %guid(record.id), "{}", end.text());
+                    if let Err(error) = note_end(vmms, record.id, power, Some(end)).await {
+                        tracing::error!(vm = %guid(record.id), %error, "the end of a machine could not be stored");
+                    }
+                    continue;
+                }
+                power
+            }
             Err(error) => {
                 tracing::error!(vm = %guid(record.id), %error, "a running machine could not be reattached");
                 continue;
@@ -422,27 +488,13 @@ async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Powe
             return without_process(record);
         }
         Ok(MachineStatus::Paused | MachineStatus::Prelaunch) => Power::Paused,
+        // It stands still for a failure; whether it is meant to run the record says.
+        Ok(MachineStatus::IoError) => record.power,
         _ => Power::Running,
     };
     watch_exit(vmms, record.id, Arc::clone(&machine));
     vmms.runtime(record.id).set_machine(Some(machine));
     power
-}
-
-/// At the start of the service: starts the machines that ask for it.
-pub(crate) async fn autostart(vmms: &Arc<Vmms>) {
-    for record in vmms.db.all::<Vm>() {
-        if record.settings.automatic_startup_action == 4
-            && record.power == Power::Off
-            && !record.planned
-        {
-            let started =
-                request_state(vmms, record.id, StateChange::Start, &Asked::default()).await;
-            if let Err(error) = started {
-                tracing::error!(vm = %guid(record.id), %error, "automatic start failed");
-            }
-        }
-    }
 }
 
 /// Ends a process that was started for a machine without process and could not be written down any more: its guest has not

@@ -52,6 +52,9 @@ pub struct Vm {
     /// The snapshot it descends from where its layers do not tell, because both were imported.
     #[serde(default)]
     pub descends_from: Option<Uuid>,
+    /// How its process ended, where that was not asked for; until the next start.
+    #[serde(default)]
+    pub last_end: Option<super::Ended>,
     /// Which host owns it.
     pub owner: String,
 }
@@ -77,6 +80,8 @@ pub struct Settings {
     pub automatic_startup_action: u16,
     /// Seconds before an automatic start.
     pub automatic_startup_delay: u64,
+    /// Its place among automatic starts: lower numbers first; 0: none.
+    pub automatic_startup_sequence: u16,
     /// 2 turn off, 3 save, 4 shut down.
     pub automatic_shutdown_action: u16,
     /// 2 none, 3 restart, 4 revert to snapshot.
@@ -124,6 +129,7 @@ impl Default for Settings {
         Settings {
             automatic_startup_action: 2,
             automatic_startup_delay: 0,
+            automatic_startup_sequence: 0,
             automatic_shutdown_action: 4,
             automatic_recovery_action: 3,
             bios_guid: Uuid::nil(),

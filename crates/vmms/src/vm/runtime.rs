@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use hypervisor::Machine;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+use super::health::Failures;
 use super::{Power, Vm};
 
 /// The state of a machine as clients see it.
@@ -21,6 +22,8 @@ pub enum VmState {
     Pausing,
     /// The guest is paused.
     Paused,
+    /// The guest stands still because a request to a disk failed.
+    PausedByFailure,
     /// The guest is being resumed.
     Resuming,
     /// Memory is being written to a file.
@@ -42,6 +45,7 @@ impl VmState {
             VmState::Running => "running",
             VmState::Pausing => "pausing",
             VmState::Paused => "paused",
+            VmState::PausedByFailure => "paused by a failure",
             VmState::Resuming => "resuming",
             VmState::Saving => "saving",
             VmState::Saved => "saved",
@@ -67,6 +71,7 @@ impl From<Power> for VmState {
 pub struct Runtime {
     lock: Arc<AsyncMutex<()>>,
     inner: Mutex<Inner>,
+    failures: Mutex<Failures>,
 }
 
 #[derive(Default)]
@@ -79,6 +84,15 @@ struct Inner {
 impl Runtime {
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn failures(&self) -> std::sync::MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock, if nobody holds it.
+    pub(super) fn try_lock(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.lock).try_lock_owned().ok()
     }
 
     pub(crate) async fn lock(&self) -> OwnedMutexGuard<()> {
@@ -105,6 +119,7 @@ impl Runtime {
         if same {
             inner.machine = None;
             inner.up_since = None;
+            *self.failures() = Failures::default();
         }
         same
     }
@@ -120,6 +135,10 @@ impl Runtime {
 
     /// The state to show: a transition in progress, else what is stored.
     pub fn state(&self, vm: &Vm) -> VmState {
-        self.inner().transition.unwrap_or_else(|| vm.power.into())
+        match (self.inner().transition, vm.power) {
+            (Some(transition), _) => transition,
+            (None, Power::Running) if self.stopped_by().is_some() => VmState::PausedByFailure,
+            (None, power) => power.into(),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Kvmms_HostService: finding and cleaning what nobody needs on the host.
+//! Kvmms_HostService: finding and cleaning what nobody needs on the host, and ending its machines when it goes down.
 
 use async_trait::async_trait;
 use cim::{Instance, Value};
@@ -89,6 +89,14 @@ impl Provider for HostChecks {
                 let (losses, job) =
                     vmms::vm::losses::destroy_with_losses(&service.vmms, vm, call.asked).await?;
                 Ok(Outcome::started(service, job).with("Losses", texts(losses)))
+            }
+            "ShutDownGuests" => {
+                let given = p::ShutDownGuestsIn::read(call.parameters)?;
+                let within = given
+                    .seconds
+                    .map(|s| std::time::Duration::from_secs(s.into()));
+                let job = vmms::vm::shut_down_guests(&service.vmms, within, call.asked).await?;
+                Ok(Outcome::started(service, job))
             }
             _ => Err(unserved(call.target.class, call.method)),
         }

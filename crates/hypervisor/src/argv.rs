@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
+use std::os::fd::RawFd;
 
 use serde_json::{Value, json};
 
@@ -23,6 +23,7 @@ pub fn build(
     config: &MachineConfig,
     features: &Features,
     facts: &FileFacts,
+    given: &Given,
     incoming: bool,
 ) -> Result<Vec<OsString>> {
     config.validate()?;
@@ -34,6 +35,17 @@ pub fn build(
     }
     let mut args = Arguments { list: Vec::new() };
     let files = RunFiles::new(&config.run_dir);
+    let serial = config
+        .serial
+        .iter()
+        .flatten()
+        .map(|port| port.socket.clone());
+    for socket in [files.qmp(), files.monitor(), files.agent()]
+        .into_iter()
+        .chain(serial)
+    {
+        check_socket(&socket)?;
+    }
     args.one("-no-user-config").one("-nodefaults").one("-S");
     args.two("-display", "none")
         .two("-msg", "timestamp=on")
@@ -43,8 +55,12 @@ pub fn build(
         format!("guest={},debug-threads=on", doubled(&config.name)),
     );
     args.two("-uuid", config.id.to_string());
-    args.two("-pidfile", path_text(&files.pid())?);
-    args.machine(config, features)?;
+    // Names the machine's run directory, by which its process is found again. QEMU looks for its ROMs here first, and there is none.
+    args.two("-L", path_text(&files.pid())?);
+    if config.confinement.sandbox {
+        args.two("-sandbox", sandbox(features)?);
+    }
+    args.machine(config, features, given)?;
     args.two("-m", format!("size={}M", config.memory_mib))
         .two("-smp", config.vcpus.to_string());
     // Not `-boot strict=on`: SeaBIOS would then hide disks that are not in the boot order from boot loaders.
@@ -56,13 +72,13 @@ pub fn build(
     for state in ["s3", "s4"] {
         args.two("-global", format!("{chip}.disable_{state}=1"));
     }
-    for (id, socket) in [("qmp", files.qmp()), ("monitor", files.monitor())] {
-        args.chardev(id, &socket, None)?
+    for (id, socket) in [("qmp", given.qmp), ("monitor", given.monitor)] {
+        args.chardev(id, socket, None)
             .two("-mon", format!("chardev={id},mode=control"));
     }
     args.device(&json!({ "driver": "VGA", "id": "video" }));
-    args.serial_ports(config)?;
-    args.agent(config, &files)?;
+    args.serial_ports(given);
+    args.agent(given);
     args.disks(config, facts)?;
     args.network(config);
     args.direct_kernel(config)?;
@@ -70,6 +86,32 @@ pub fn build(
         args.two("-incoming", "defer");
     }
     Ok(args.list)
+}
+
+/// Descriptors that QEMU gets from the service, by their numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The socket of the service's monitor, listening.
+    pub qmp: RawFd,
+    /// The socket of the second monitor, listening.
+    pub monitor: RawFd,
+    /// The socket of the guest agent, listening.
+    pub agent: Option<RawFd>,
+    /// Sockets of COM1 and COM2, listening, and what keeps their output, open to append.
+    pub serial: [Option<(RawFd, Option<RawFd>)>; 2],
+    /// The firmware's variables, open to read and write.
+    pub firmware_vars: Option<RawFd>,
+}
+
+/// All that QEMU can be denied and a machine does not need.
+fn sandbox(features: &Features) -> Result<String> {
+    if !features.sandbox {
+        return Err(Error::Unsupported {
+            what: "QEMU's sandbox (this QEMU was built without seccomp)".into(),
+            remedy: "install a QEMU with seccomp, as distributions build it, or set confinement = \"off\"".into(),
+        });
+    }
+    Ok("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into())
 }
 
 struct Arguments {
@@ -94,22 +136,30 @@ impl Arguments {
         self.two("-blockdev", node.to_string())
     }
 
-    fn chardev(&mut self, id: &str, socket: &Path, log: Option<&Path>) -> Result<&mut Self> {
-        check_socket(socket)?;
-        let mut value = format!(
-            "socket,id={id},path={},server=on,wait=off",
-            doubled(path_text(socket)?)
-        );
+    fn chardev(&mut self, id: &str, socket: RawFd, log: Option<RawFd>) -> &mut Self {
+        let mut value = format!("socket,id={id},fd={socket},server=on,wait=off");
         if let Some(log) = log {
-            value.push_str(&format!(
-                ",logfile={},logappend=on",
-                doubled(path_text(log)?)
-            ));
+            let set = self.descriptor_set(log, id);
+            value.push_str(&format!(",logfile={set},logappend=on"));
         }
-        Ok(self.two("-chardev", value))
+        self.two("-chardev", value)
     }
 
-    fn machine(&mut self, config: &MachineConfig, features: &Features) -> Result<()> {
+    /// A path that opens a descriptor QEMU was started with.
+    fn descriptor_set(&mut self, descriptor: RawFd, what: &str) -> String {
+        self.two(
+            "-add-fd",
+            format!("fd={descriptor},set={descriptor},opaque={what}"),
+        );
+        format!("/dev/fdset/{descriptor}")
+    }
+
+    fn machine(
+        &mut self,
+        config: &MachineConfig,
+        features: &Features,
+        given: &Given,
+    ) -> Result<()> {
         let mut machine = format!(
             "{},usb=off,dump-guest-core=off",
             features.machine_type(config)?
@@ -118,18 +168,21 @@ impl Arguments {
         let direct = config.direct_kernel.is_some() && features.firmware.is_none();
         if config.generation == Generation::Gen2 && !direct {
             let firmware = features.firmware()?;
-            let vars = config.firmware_vars.as_deref().ok_or_else(|| {
+            let vars = given.firmware_vars.ok_or_else(|| {
                 Error::config("a generation 2 machine needs a file for its firmware variables")
             })?;
-            for (node, path, read_only) in [
-                ("firmware", firmware.code.as_path(), true),
-                ("firmware-vars", vars, false),
-            ] {
+            let vars = self.descriptor_set(vars, "firmware-vars");
+            // A set keeps its descriptor and with it the locks, so that QEMU would lock itself out when it opens the file again.
+            let nodes = [
+                ("firmware", path_text(&firmware.code)?, true, "auto"),
+                ("firmware-vars", vars.as_str(), false, "off"),
+            ];
+            for (node, path, read_only, locking) in nodes {
+                let file = json!({
+                    "driver": "file", "filename": path, "node-name": format!("{node}.f"), "locking": locking,
+                });
                 self.blockdev(&json!({
-                    "driver": "raw",
-                    "node-name": node,
-                    "read-only": read_only,
-                    "file": { "driver": "file", "filename": path_text(path)?, "node-name": format!("{node}.f") },
+                    "driver": "raw", "node-name": node, "read-only": read_only, "file": file,
                 }));
             }
             machine.push_str(",pflash0=firmware,pflash1=firmware-vars");
@@ -143,20 +196,19 @@ impl Arguments {
         Ok(())
     }
 
-    fn serial_ports(&mut self, config: &MachineConfig) -> Result<()> {
-        for (index, port) in config.serial.iter().enumerate() {
-            if let Some(port) = port {
+    fn serial_ports(&mut self, given: &Given) {
+        for (index, port) in given.serial.iter().enumerate() {
+            if let Some((socket, log)) = *port {
                 let id = format!("serial{index}");
-                self.chardev(&id, &port.socket, port.log.as_deref())?;
+                self.chardev(&id, socket, log);
                 self.device(&json!({ "driver": "isa-serial", "id": format!("com{}", index + 1), "chardev": id, "index": index }));
             }
         }
-        Ok(())
     }
 
-    fn agent(&mut self, config: &MachineConfig, files: &RunFiles) -> Result<()> {
-        if config.guest_agent {
-            self.chardev("agent", &files.agent(), None)?;
+    fn agent(&mut self, given: &Given) {
+        if let Some(socket) = given.agent {
+            self.chardev("agent", socket, None);
             self.device(&json!({ "driver": "virtio-serial-pci", "id": "channels" }));
             self.device(&json!({
                 "driver": "virtserialport",
@@ -166,7 +218,6 @@ impl Arguments {
                 "name": crate::agent::CHANNEL,
             }));
         }
-        Ok(())
     }
 
     fn disks(&mut self, config: &MachineConfig, facts: &FileFacts) -> Result<()> {
@@ -210,7 +261,8 @@ impl Arguments {
                 }
                 if nic.backend == NicBackend::User {
                     members.insert("netdev".into(), format!("net{index}").into());
-                    self.two("-netdev", format!("user,id=net{index}"));
+                    // QEMU would connect the guest to all that listens on the host's loopback, and has no switch for only that.
+                    self.two("-netdev", format!("user,id=net{index},restrict=on"));
                 }
             }
             self.device(&device);
@@ -273,11 +325,27 @@ mod tests {
     }
 
     fn line(config: &MachineConfig) -> Result<Vec<String>> {
-        let list = build(config, &features(), &FileFacts::default(), false)?;
+        let list = build(
+            config,
+            &features(),
+            &FileFacts::default(),
+            &given(config),
+            false,
+        )?;
         Ok(list
             .into_iter()
             .map(|arg| arg.into_string().unwrap())
             .collect())
+    }
+
+    fn given(config: &MachineConfig) -> Given {
+        Given {
+            qmp: 10,
+            monitor: 11,
+            agent: config.guest_agent.then_some(12),
+            serial: [config.serial[0].as_ref().map(|_| (13, Some(14))), None],
+            firmware_vars: config.firmware_vars.as_ref().map(|_| 15),
+        }
     }
 
     fn values(line: &[String], option: &str) -> Vec<String> {
@@ -342,13 +410,52 @@ mod tests {
             socket: "/run/a,b/com1".into(),
             log: Some("/log/a,b".into()),
         });
+        config.guest_agent = true;
         let line = line(&config).unwrap();
         assert_eq!(
             values(&line, "-name"),
             ["guest=one,, \"two\",debug-threads=on"]
         );
-        let chardev = "socket,id=serial0,path=/run/a,,b/com1,server=on,wait=off,logfile=/log/a,,b,logappend=on";
-        assert!(values(&line, "-chardev").contains(&chardev.to_owned()));
+        let sockets = values(&line, "-chardev");
+        assert_eq!(
+            sockets,
+            [
+                "socket,id=qmp,fd=10,server=on,wait=off",
+                "socket,id=monitor,fd=11,server=on,wait=off",
+                "socket,id=serial0,fd=13,server=on,wait=off,logfile=/dev/fdset/14,logappend=on",
+                "socket,id=agent,fd=12,server=on,wait=off",
+            ]
+        );
+        assert_eq!(values(&line, "-add-fd"), ["fd=14,set=14,opaque=serial0"]);
+    }
+
+    #[test]
+    fn a_confined_machine_is_denied_all_it_does_not_need() {
+        let mut config = config(Generation::Gen1);
+        assert!(values(&line(&config).unwrap(), "-sandbox").is_empty());
+        config.confinement.sandbox = true;
+        assert_eq!(
+            values(&line(&config).unwrap(), "-sandbox"),
+            ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+        );
+        let without = Features {
+            sandbox: false,
+            ..features()
+        };
+        let facts = FileFacts::default();
+        let error = build(&config, &without, &facts, &given(&config), false).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_guest_on_the_user_network_does_not_reach_the_hosts_loopback() {
+        let mut config = config(Generation::Gen1);
+        config.nics.push(Nic {
+            mac: "52:54:00:00:00:01".into(),
+            backend: NicBackend::User,
+        });
+        let networks = values(&line(&config).unwrap(), "-netdev");
+        assert_eq!(networks, ["user,id=net0,restrict=on"]);
     }
 
     #[test]
@@ -372,7 +479,8 @@ mod tests {
             firmware: Some(firmware),
             ..features()
         };
-        let list = build(&config, &features, &FileFacts::default(), true).unwrap();
+        let given = given(&config);
+        let list = build(&config, &features, &FileFacts::default(), &given, true).unwrap();
         let line: Vec<String> = list
             .into_iter()
             .map(|arg| arg.into_string().unwrap())
@@ -384,7 +492,8 @@ mod tests {
         );
         assert_eq!(values(&line, "-incoming"), ["defer"]);
         let nodes = json_values(&line, "-blockdev");
-        assert_eq!(nodes[1]["file"]["filename"], "/var/vars.fd");
+        assert_eq!(nodes[1]["file"]["filename"], "/dev/fdset/15");
+        assert_eq!(nodes[1]["file"]["locking"], "off");
         assert_eq!(nodes[0]["read-only"], true);
     }
 

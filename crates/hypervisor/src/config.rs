@@ -57,6 +57,22 @@ pub struct MachineConfig {
     /// Leaves out every network adapter, whatever `nics` says.
     #[serde(default)]
     pub no_network: bool,
+    /// How QEMU is shut in.
+    #[serde(default)]
+    pub confinement: Confinement,
+}
+
+/// How QEMU is shut in. The default is not at all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Confinement {
+    /// QEMU's own sandbox: it can start no program, change no user, and use no obsolete system call.
+    pub sandbox: bool,
+    /// The user that QEMU runs as, its own number as uid and gid. `None`: the service's.
+    #[serde(default)]
+    pub user: Option<u32>,
+    /// Where it is noted what the user may open. Without it there is no user.
+    #[serde(default)]
+    pub journal: Option<PathBuf>,
 }
 
 /// Virtual hardware generation.
@@ -253,6 +269,7 @@ impl MachineConfig {
             acceleration: Acceleration::Auto,
             machine_type: None,
             no_network: false,
+            confinement: Confinement::default(),
         }
     }
 

@@ -27,6 +27,7 @@ pub mod argv;
 pub mod block;
 pub mod blockdev;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod error;
 pub mod fake;
@@ -41,7 +42,6 @@ pub mod qemu;
 pub mod qmp;
 pub mod thaw;
 
-mod confine;
 mod layers;
 
 pub use block::{
@@ -49,9 +49,11 @@ pub use block::{
     PreparedLayers, Progress, Quiesced,
 };
 pub use config::{
-    Acceleration, BootSource, Controller, DriveConfig, DriveKind, Generation, ImageFormat,
-    LayerFile, MachineConfig, Nic, NicBackend, SerialPort,
+    Acceleration, BootSource, Confinement, Controller, DriveConfig, DriveKind, Generation,
+    ImageFormat, LayerFile, MachineConfig, Nic, NicBackend, SerialPort,
 };
+pub use confine::acl::plain_mode;
+pub use confine::grants::Access;
 pub use error::{Error, ErrorKind, Result};
 pub use image::{ImageTool, NewImage};
 pub use layers::relative_name;

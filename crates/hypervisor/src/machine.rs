@@ -21,6 +21,7 @@ use crate::block::{
     PreparedLayers, Quiesced,
 };
 use crate::config::{DriveConfig, LayerFile, MachineConfig};
+use crate::confine::grants::Access;
 use crate::error::{Error, Result};
 use crate::probe::Features;
 
@@ -116,6 +117,15 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// Only if the process survives.
     async fn kill(&self) -> Result<()>;
+
+    /// Lets the process open that file so from now on, before it is asked to: its user may be one that nothing else is open to. Taken
+    /// back when the process ends.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Config`], [`Error::Unsupported`] with a remedy.
+    fn grant(&self, _path: &Path, _access: Access) -> Result<()> {
+        Ok(())
+    }
 
     /// Waits for the end of the process.
     async fn exited(&self) -> Exit;

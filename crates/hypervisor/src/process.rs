@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
+use crate::confine::steps::Steps;
 use crate::error::{Error, Result};
 use crate::host::boot_id;
 use crate::machine::Exit;
@@ -53,20 +54,40 @@ impl Process {
     /// # Errors
     /// [`Error::Spawn`], [`Error::Io`].
     pub fn spawn(program: &Path, args: &[OsString], files: &RunFiles) -> Result<Self> {
+        Self::spawn_confined(program, args, files, Steps::default())
+    }
+
+    /// The same, after the child has taken these steps.
+    pub(crate) fn spawn_confined(
+        program: &Path,
+        args: &[OsString],
+        files: &RunFiles,
+        mut steps: Steps,
+    ) -> Result<Self> {
         let log =
             File::create(files.log()).map_err(|source| Error::io("create", files.log(), source))?;
         let again = log
             .try_clone()
             .map_err(|source| Error::io("open", files.log(), source))?;
-        let mut command = Command::new(program);
+        // Written by the child itself: should the service die right now, the process is found all the same.
+        let pid_file =
+            File::create(files.pid()).map_err(|source| Error::io("create", files.pid(), source))?;
+        steps.pid_file = Some(pid_file);
+        // QEMU must not get the service's terminal signals, nor end with its session.
+        steps.session = true;
+        let mut command = std::process::Command::new(program);
         command
             .args(args)
-            .current_dir(files.dir())
+            .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(again)
-            .kill_on_drop(false);
-        own_session(&mut command);
+            .env_clear()
+            .env("LANG", "C.UTF-8")
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        steps.before(&mut command);
+        let mut command = Command::from(command);
+        command.kill_on_drop(false);
         let mut child = command.spawn().map_err(|source| Error::Spawn {
             program: program.to_owned(),
             source,
@@ -169,6 +190,14 @@ impl Process {
         log_tail(&self.log)
     }
 
+    /// Who it runs as.
+    #[must_use]
+    pub fn user(&self) -> Option<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    }
+
     /// Kills it and waits until it is gone. Fine if it is gone already.
     ///
     /// # Errors
@@ -185,18 +214,6 @@ impl Process {
                 after: KILL_DEADLINE,
             }),
         }
-    }
-}
-
-/// QEMU must not get the service's terminal signals, nor end with its session.
-#[expect(
-    unsafe_code,
-    reason = "setsid can only be called between fork and exec"
-)]
-fn own_session(command: &mut Command) {
-    // SAFETY: setsid is a plain system call, allowed between fork and exec; the closure touches no memory.
-    unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
     }
 }
 
@@ -245,12 +262,12 @@ fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
 }
 
 fn read_pid(files: &RunFiles) -> Option<Pid> {
-    let written_by_qemu = std::fs::read_to_string(files.pid())
+    let written = std::fs::read_to_string(files.pid())
         .ok()
         .and_then(|text| text.trim().parse().ok());
-    let pid: i32 = match written_by_qemu {
+    let pid: i32 = match written {
         Some(pid) => pid,
-        // QEMU writes its pid file a little after we have noted who it is.
+        // Cut short, or by a version whose QEMU wrote it itself.
         None => read_identity(files)?.pid,
     };
     Pid::from_raw(pid).filter(|_| pid > 1)
@@ -281,6 +298,12 @@ fn is_ours(pid: Pid, files: &RunFiles) -> bool {
         Some(identity) => identity.boot_id == boot_id() && identity.start_ticks == ticks,
         None => true,
     }
+}
+
+/// Whether there is a process of that number that has not ended.
+pub(crate) fn lives(pid: i32) -> bool {
+    let state = Pid::from_raw(pid).and_then(stat_of);
+    state.is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 fn stat_of(pid: Pid) -> Option<(char, u64)> {

@@ -61,6 +61,12 @@ pub(crate) struct Config {
     pub(crate) room_warn_mib: u64,
     /// `auto`, `kvm` or `tcg`.
     pub(crate) acceleration: String,
+    /// How QEMU is shut in: `full` (each machine as a user of its own; needs root, else it is as `sandbox`), `sandbox` or `off`.
+    pub(crate) confinement: String,
+    /// The first uid of machines; nothing else on the host may have it, or any of the following.
+    pub(crate) machine_user_first: u32,
+    /// How many uids there are for machines; none is ever given again.
+    pub(crate) machine_user_count: u32,
     /// What a differential export does where something else wrote to a disk's files: `fail`, `full` or `repair`.
     pub(crate) tampering_policy: String,
     /// Days for which what `host check --clean` takes away lies in quarantine before it is deleted.
@@ -106,6 +112,9 @@ impl Default for Config {
             room_warn_minutes: options.room.warn_ahead.as_secs() / 60,
             room_warn_mib: options.room.warn_below >> 20,
             acceleration: "auto".to_owned(),
+            confinement: vmms::ConfinementLevel::Full.word().to_owned(),
+            machine_user_first: options.confinement.first,
+            machine_user_count: options.confinement.count,
             tampering_policy: options.tampering.word().to_owned(),
             quarantine_days: options.quarantine.as_secs() / DAY,
             store_copy_hours: 6,
@@ -191,6 +200,26 @@ impl Config {
             "tcg" => vmms::Acceleration::Tcg,
             other => bail!("acceleration is auto, kvm or tcg, not {other:?}"),
         };
+        let wanted = self.confinement.as_str();
+        let found = vmms::ConfinementLevel::ALL
+            .into_iter()
+            .find(|level| level.word() == wanted);
+        let Some(level) = found else {
+            bail!("confinement is full, sandbox or off, not {wanted:?}");
+        };
+        let last = self.machine_user_first.checked_add(self.machine_user_count);
+        // Above that signed numbers end; 65534 and 65535 stand for nobody.
+        if self.machine_user_first < 65_536 || last.is_none_or(|last| last > 1 << 31) {
+            bail!(
+                "the uids of machines, from machine_user_first on, lie between 65536 and 2147483647"
+            );
+        }
+        if !(1..=1 << 24).contains(&self.machine_user_count) {
+            bail!("machine_user_count goes from 1 to 16777216");
+        }
+        options.confinement.level = level;
+        options.confinement.first = self.machine_user_first;
+        options.confinement.count = self.machine_user_count;
         let wanted = self.tampering_policy.as_str();
         let found = vmms::TamperingPolicy::ALL
             .into_iter()
@@ -253,6 +282,23 @@ mod tests {
         let fail = policy("tampering_policy = \"fail\"");
         assert_eq!(fail.ok(), Some(vmms::TamperingPolicy::Fail));
         assert!(policy("tampering_policy = \"ignore\"").is_err());
+    }
+
+    #[test]
+    fn confinement_is_full_unless_configured_and_its_users_are_no_ordinary_ones() {
+        let options = |text: &str| {
+            let config: Config = toml::from_str(text).expect("a partial file");
+            config.options().map(|o| o.confinement)
+        };
+        let level = |text: &str| options(text).ok().map(|c| c.level);
+        assert_eq!(level(""), Some(vmms::ConfinementLevel::Full));
+        assert_eq!(
+            level("confinement = \"off\""),
+            Some(vmms::ConfinementLevel::Off)
+        );
+        assert!(options("confinement = \"some\"").is_err());
+        assert!(options("machine_user_first = 1000").is_err());
+        assert!(options("machine_user_first = 2147483647").is_err());
     }
 
     #[test]

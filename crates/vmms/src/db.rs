@@ -20,7 +20,7 @@ use crate::group::{Group, GroupPoint, GroupSnapshot};
 use crate::job::Job;
 use crate::point::Point;
 use crate::snapshot::Snapshot;
-use crate::vm::{HostBoot, Vm};
+use crate::vm::{HostBoot, MachineUser, Vm};
 use crate::{Fault, Result, fault};
 
 type Map<T> = RwLock<BTreeMap<Uuid, Arc<T>>>;
@@ -116,6 +116,7 @@ tables! {
     group_snapshots: GroupSnapshot = "group-snapshot/", SnapshotNotFound;
     snapshots: Snapshot = "snapshot/", SnapshotNotFound;
     boots: HostBoot = "host-boot/", BootUnknown;
+    machine_users: MachineUser = "machine-user/", VmNotFound;
 }
 
 fn key<T: Row>(id: Uuid) -> String {

@@ -40,6 +40,7 @@ mod work;
 
 pub use element::{Effect, Element};
 pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
+pub use hypervisor::confine::Level as ConfinementLevel;
 pub use hypervisor::probe::{Features, KvmState};
 pub use hypervisor::thaw::{SUBCOMMAND as THAW_WATCHDOG, stand_watch};
 pub use hypervisor::{Acceleration, ImageFormat};

@@ -94,6 +94,8 @@ pub struct Options {
     pub console_bytes: u64,
     /// How long a guest that was asked to shut down may take before it is asked again.
     pub shutdown_again: Duration,
+    /// How QEMU is shut in.
+    pub confinement: vm::Confinement,
 }
 
 impl Default for Options {
@@ -116,6 +118,7 @@ impl Default for Options {
             room: vm::RoomOptions::default(),
             console_bytes: 16 << 20,
             shutdown_again: Duration::from_secs(15),
+            confinement: vm::Confinement::default(),
         }
     }
 }
@@ -161,6 +164,7 @@ impl Vmms {
         vm::begin(&vmms).await?;
         vm::reattach(&vmms).await;
         vm::settle(&vmms).await?;
+        vm::close_files(&vmms);
         group::release_all(&vmms).await;
         point::freeze::thaw_left(&vmms);
         point::recover(&vmms).await?;

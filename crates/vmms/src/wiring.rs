@@ -27,9 +27,10 @@ pub async fn open_store(path: &Path, copies: Option<Copies>) -> Result<Arc<dyn S
 pub async fn start_qemu(
     store: Arc<dyn Store>,
     dirs: Dirs,
-    options: Options,
+    mut options: Options,
     host: String,
 ) -> Result<Arc<Vmms>> {
+    options.confinement = crate::vm::effective(options.confinement).await?;
     let hypervisor = Arc::new(QemuHypervisor::default());
     Vmms::start(store, hypervisor, ImageTool::default(), dirs, options, host).await
 }

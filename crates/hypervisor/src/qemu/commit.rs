@@ -19,6 +19,7 @@ use super::machine::QemuMachine;
 use crate::block::{CommitOutcome, CommitSpec, JobControl, JobState, NodeState, Progress};
 use crate::blockdev::{FileFacts, layer_nodes};
 use crate::config::LayerFile;
+use crate::confine::grants::Access;
 use crate::error::{Error, Result};
 use crate::machine::MachineEvent;
 use crate::names;
@@ -61,6 +62,7 @@ pub(super) async fn commit(
                 return Err(Error::Cancelled);
             }
             if adopted.is_none() {
+                grant_base(machine, &chain, spec, Access::Write)?;
                 start(machine, &chain, spec, &job, &plan).await?;
             }
             // The base may grow, whatever becomes of the job.
@@ -71,6 +73,9 @@ pub(super) async fn commit(
             };
             machine.facts().forget(&spec.base_node);
             ended?;
+            if matches!(plan, Plan::Middle) {
+                grant_base(machine, &chain, spec, Access::Read)?;
+            }
             CommitOutcome::Committed
         }
     };
@@ -219,6 +224,20 @@ async fn sync(file: &File, path: &Path) -> Result<()> {
         .map_err(std::io::Error::other)
         .flatten()
         .map_err(failed)
+}
+
+/// The base is written by the job, and by nothing afterwards unless it is the active layer then.
+fn grant_base(
+    machine: &QemuMachine,
+    chain: &[NodeState],
+    spec: &CommitSpec,
+    access: Access,
+) -> Result<()> {
+    let base = chain.iter().find(|node| node.node_name == spec.base_node);
+    match base.and_then(|base| base.path.as_deref()) {
+        Some(path) => machine.grant(path, access),
+        None => Ok(()),
+    }
 }
 
 fn plan(chain: &[NodeState], spec: &CommitSpec) -> Result<Plan> {

@@ -68,6 +68,7 @@ async fn add_nodes(machine: &QemuMachine, graph: &Graph, drive: &DriveConfig) ->
             machine.delete_layer(&layer.node_name).await?;
         }
     }
+    machine.grant_drive(drive)?;
     for node in chain_nodes(drive, &FileFacts::of(&drive.chain))? {
         if let Err(error) = machine.execute("blockdev-add", node).await {
             remove_nodes(machine, drive).await;

@@ -1,5 +1,6 @@
 //! The active layer over NBD, with its allocation.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,6 +11,9 @@ use super::machine::QemuMachine;
 use crate::block::NbdExport;
 use crate::error::{Error, Result};
 use crate::names;
+
+/// What the listening socket is called in QEMU.
+const LISTENING: &str = "nbd-socket";
 
 /// How long readers of an export may take to be disconnected.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
@@ -35,21 +39,35 @@ pub(super) async fn open(machine: &QemuMachine, drive: &str) -> Result<NbdExport
         // Opened for a layer that is frozen by now, or on its way out.
         close(machine, drive).await?;
     }
-    let server = json!({
-        "addr": { "type": "unix", "data": { "path": crate::config::path_text(&socket)? } },
-        "max-connections": 0,
-    });
-    match machine.execute("nbd-server-start", server).await {
-        Ok(_) => {}
-        // One server serves all exports of a machine and stays; QEMU has no question to ask whether it is there.
-        Err(Error::Qmp { desc, .. }) if desc.contains("already running") => {}
-        Err(error) => return Err(error),
-    }
+    serve(machine, &socket).await?;
     let arguments = json!({
         "type": "nbd", "id": id, "node-name": active, "name": id, "writable": false, "allocation-depth": true,
     });
     machine.execute("block-export-add", arguments).await?;
     Ok(export)
+}
+
+/// One server serves all exports of a machine and stays; QEMU has no question to ask whether it is there. Its socket is bound here and
+/// handed over, so that QEMU needs no way into the run directory.
+async fn serve(machine: &QemuMachine, socket: &Path) -> Result<()> {
+    let server = json!({
+        "addr": { "type": "fd", "data": { "str": LISTENING } },
+        "max-connections": 0,
+    });
+    let start = || machine.execute("nbd-server-start", server.clone());
+    let refused = match start().await {
+        // It was handed over by a service that died right then.
+        Ok(_) => return Ok(()),
+        Err(Error::Qmp { desc, .. }) => desc,
+        Err(error) => return Err(error),
+    };
+    if refused.contains("already running") {
+        return Ok(());
+    }
+    let listening = super::given::listen(socket)?;
+    let name = json!({ "fdname": LISTENING });
+    machine.execute_with("getfd", name, listening).await?;
+    start().await.map(drop)
 }
 
 pub(super) async fn close(machine: &QemuMachine, drive: &str) -> Result<()> {

@@ -10,6 +10,7 @@ use super::machine::QemuMachine;
 use crate::block::{FreezeReport, NewOverlay, NodeState, PreparedLayers, Quiesced};
 use crate::blockdev::{FileFacts, layer_nodes};
 use crate::config::{ImageFormat, LayerFile};
+use crate::confine::grants::Access;
 use crate::error::{Error, Result};
 use crate::image::NewImage;
 use crate::layers::backing_name;
@@ -160,6 +161,7 @@ async fn create_file(
 }
 
 async fn add_nodes(machine: &QemuMachine, overlay: &NewOverlay) -> Result<()> {
+    machine.grant(&overlay.overlay_path, Access::Write)?;
     for node in layer_nodes(&new_layer(overlay), None, false, &FileFacts::default())? {
         machine.execute("blockdev-add", node).await?;
     }

@@ -1,5 +1,6 @@
 //! One QEMU process as a [`Machine`]. The work itself is in the neighbouring modules.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +10,16 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use super::confinement::Held;
 use super::events::{NodeOwners, pump};
-use super::{commit, drives, exports, graph, layers, state};
+use super::{commit, confinement, drives, exports, graph, layers, state};
 use crate::agent::{Agent, GuestInfo, GuestInterface};
 use crate::block::{
     BlockState, CommitOutcome, CommitSpec, FreezeReport, JobControl, NbdExport, NewOverlay,
     PreparedLayers, Quiesced,
 };
 use crate::config::{DriveConfig, LayerFile, MachineConfig};
+use crate::confine::grants::Access;
 use crate::error::{Error, Result};
 use crate::image::ImageTool;
 use crate::machine::{Exit, FailedDrive, Machine, MachineEvent, MachineStatus, SavedState};
@@ -39,6 +42,7 @@ pub struct QemuMachine {
     agent: Option<Agent>,
     features: Arc<Features>,
     images: ImageTool,
+    held: Held,
     owners: NodeOwners,
     facts: graph::Facts,
     events: broadcast::Sender<MachineEvent>,
@@ -51,6 +55,7 @@ impl QemuMachine {
         qmp: Qmp,
         features: Arc<Features>,
         images: ImageTool,
+        held: Held,
     ) -> Self {
         let files = RunFiles::new(&config.run_dir);
         let owners = NodeOwners::default();
@@ -67,6 +72,11 @@ impl QemuMachine {
             owners.clone(),
             events.clone(),
         ));
+        let (ending, ended) = (process.clone(), held.clone());
+        tokio::spawn(async move {
+            ending.exited().await;
+            confinement::ended(&ended);
+        });
         // The process decides, not a configuration that may have changed since it started.
         let agent = files.agent().exists().then(|| Agent::new(files.agent()));
         Self {
@@ -77,6 +87,7 @@ impl QemuMachine {
             agent,
             features,
             images,
+            held,
             owners,
             facts: graph::Facts::default(),
             events,
@@ -158,7 +169,47 @@ impl QemuMachine {
         state::restore(self, path).await
     }
 
+    /// Lets QEMU open that file so, before it is told to. Nothing has to be done where QEMU runs as the service's own user.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Config`], [`Error::Unsupported`] with a remedy.
+    pub fn grant(&self, path: &Path, access: Access) -> Result<()> {
+        match &self.held.grants {
+            Some(grants) => grants.grant([(path, access)]),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for a whole drive: the topmost layer is written, those beneath are read.
+    pub(super) fn grant_drive(&self, drive: &DriveConfig) -> Result<()> {
+        match &self.held.grants {
+            Some(grants) => grants.grant(confinement::files_of(drive)),
+            None => Ok(()),
+        }
+    }
+
+    /// Executes a monitor command that takes a descriptor along.
+    pub(super) async fn execute_with(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: OwnedFd,
+    ) -> Result<Value> {
+        match self.qmp.execute_with(command, arguments, descriptor).await {
+            Err(Error::ProcessGone { .. }) => Err(self.gone().await),
+            result => result,
+        }
+    }
+
     pub(super) async fn end(&self, within: Duration) -> Result<()> {
+        let ended = self.ask_to_end(within).await;
+        if self.process.exit().is_some() {
+            confinement::ended(&self.held);
+        }
+        ended
+    }
+
+    async fn ask_to_end(&self, within: Duration) -> Result<()> {
         if self.process.exit().is_some() {
             return Ok(());
         }
@@ -235,7 +286,13 @@ impl Machine for QemuMachine {
     }
 
     async fn kill(&self) -> Result<()> {
-        self.process.kill().await
+        self.process.kill().await?;
+        confinement::ended(&self.held);
+        Ok(())
+    }
+
+    fn grant(&self, path: &Path, access: Access) -> Result<()> {
+        Self::grant(self, path, access)
     }
 
     async fn exited(&self) -> Exit {

@@ -1,9 +1,11 @@
 //! Real machines: one QEMU process each.
 
 mod commit;
+mod confinement;
 mod drives;
 mod events;
 mod exports;
+mod given;
 mod graph;
 mod layers;
 mod machine;
@@ -14,14 +16,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::process::Resource;
 use serde_json::json;
 use tokio::time::Instant;
 
+use self::confinement::Held;
 pub use self::machine::QemuMachine;
 
 use crate::argv;
 use crate::blockdev::FileFacts;
 use crate::config::{Generation, MachineConfig, NicBackend};
+use crate::confine::cgroup;
+use crate::confine::steps::Steps;
 use crate::error::{Error, Result};
 use crate::image::ImageTool;
 use crate::machine::{Hypervisor, Launch, Machine};
@@ -65,12 +71,30 @@ impl QemuHypervisor {
         let files = RunFiles::new(&config.run_dir);
         let facts = FileFacts::of(config.drives.iter().flat_map(|drive| &drive.chain));
         let restoring = matches!(launch, Launch::Restore(_));
-        let args = argv::build(config, &features, &facts, restoring)?;
         if let Some(running) = Process::find(&files)? {
             return Err(Error::AlreadyRunning { pid: running.pid() });
         }
         prepare_files(config, &features, &files)?;
-        let process = Process::spawn(&features.qemu, &args, &files)?;
+        let (given, keep) = given::open(config, &files)?;
+        let args = argv::build(config, &features, &facts, &given, restoring)?;
+        let (user, grants) = confinement::open(config, &features)?;
+        let confined = config.confinement.sandbox || user.is_some();
+        let group = confined.then(|| cgroup::prepare(config)).flatten();
+        let (group, cgroup) = group.unzip();
+        let held = Held { grants, group };
+        let steps = Steps {
+            keep,
+            cgroup,
+            user,
+            limits: confined
+                .then_some((Resource::Core, 0))
+                .into_iter()
+                .collect(),
+            no_new_privs: confined,
+            ..Steps::default()
+        };
+        let process = Process::spawn_confined(&features.qemu, &args, &files, steps)
+            .inspect_err(|_| confinement::ended(&held))?;
         let started = async {
             let qmp = first_contact(&process, &files).await?;
             let machine = QemuMachine::attach(
@@ -79,6 +103,7 @@ impl QemuHypervisor {
                 qmp,
                 Arc::clone(&features),
                 self.images.clone(),
+                held.clone(),
             );
             unplug_cables(&machine, config).await?;
             if let Launch::Restore(path) = &launch {
@@ -92,6 +117,8 @@ impl QemuHypervisor {
                 // A half-started process would hold the images.
                 if let Err(kill) = process.kill().await {
                     tracing::error!(machine = %config.id, error = %kill, "a process that failed to start stays");
+                } else {
+                    confinement::ended(&held);
                 }
                 Err(error)
             }
@@ -105,20 +132,26 @@ impl QemuHypervisor {
     pub async fn reattach_qemu(&self, config: &MachineConfig) -> Result<Option<QemuMachine>> {
         let files = RunFiles::new(&config.run_dir);
         let Some(process) = Process::find(&files)? else {
+            confinement::left(config)?;
             return Ok(None);
         };
         let features = self.prober.features().await?;
         let socket = files.qmp();
         let qmp = tokio::select! {
             qmp = Qmp::connect(&socket, ATTACH_DEADLINE) => qmp?,
-            _ = process.exited() => return Ok(None),
+            _ = process.exited() => {
+                confinement::left(config)?;
+                return Ok(None);
+            }
         };
+        let held = confinement::of_running(config, &process);
         Ok(Some(QemuMachine::attach(
             config,
             process,
             qmp,
             features,
             self.images.clone(),
+            held,
         )))
     }
 }

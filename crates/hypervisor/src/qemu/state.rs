@@ -1,6 +1,7 @@
 //! Memory and devices into a file and back, by QEMU's own migration.
 //!
-//! QEMU from 8.2 on writes `file:` itself; older ones write through `cat`, started by QEMU's `exec:` and a shell.
+//! The service opens the file and hands it over: QEMU needs no way to it. QEMU from 8.2 on takes it as `file:` of a set of descriptors,
+//! older ones as `fd:` with a name.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,10 +10,12 @@ use serde_json::{Value, json};
 
 use super::layers::sync_with_dir;
 use super::machine::QemuMachine;
-use crate::config::path_text;
 use crate::error::{Error, Result};
 use crate::machine::{MachineStatus, SavedState};
-use crate::qmp::codec::text;
+use crate::qmp::codec::{number, text};
+
+/// What the open file is called in QEMU.
+const STATE: &str = "state";
 
 /// Migration is looked at this often.
 const LOOK: Duration = Duration::from_millis(20);
@@ -85,11 +88,9 @@ async fn left(machine: &QemuMachine, partial: &Path) -> Result<Left> {
 }
 
 async fn start(machine: &QemuMachine, partial: &Path) -> Result<()> {
-    let uri = if machine.features().migrate_file {
-        format!("file:{}", path_text(partial)?)
-    } else {
-        format!("exec:exec cat > {}", shell_quoted(path_text(partial)?))
-    };
+    let file = std::fs::OpenOptions::new().write(true).open(partial);
+    let file = file.map_err(|source| Error::io("open", partial, source))?;
+    let uri = hand_over(machine, file).await?;
     machine
         .execute(
             "migrate-set-parameters",
@@ -113,16 +114,28 @@ fn synced_length(partial: &Path) -> Result<u64> {
 
 pub(super) async fn restore(machine: &QemuMachine, path: &Path) -> Result<()> {
     crate::config::check_path(path)?;
-    std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let uri = if machine.features().migrate_file {
-        format!("file:{}", path_text(path)?)
-    } else {
-        format!("exec:exec cat < {}", shell_quoted(path_text(path)?))
-    };
+    let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+    let uri = hand_over(machine, file).await?;
     machine
         .execute("migrate-incoming", json!({ "uri": uri }))
         .await?;
     finished(machine, "restoring the state").await
+}
+
+/// Gives QEMU an open file; what it is called there. QEMU closes it when it has used it, or with the monitor's connection.
+async fn hand_over(machine: &QemuMachine, file: std::fs::File) -> Result<String> {
+    if machine.features().migrate_file {
+        let about = json!({ "opaque": STATE });
+        let added = machine.execute_with("add-fd", about, file.into()).await?;
+        let set = number(&added, "fdset-id").ok_or_else(|| Error::Protocol {
+            peer: "QMP",
+            detail: "add-fd names no set".into(),
+        })?;
+        return Ok(format!("file:/dev/fdset/{set}"));
+    }
+    let name = json!({ "fdname": STATE });
+    machine.execute_with("getfd", name, file.into()).await?;
+    Ok(format!("fd:{STATE}"))
 }
 
 async fn finished(machine: &QemuMachine, what: &str) -> Result<()> {
@@ -159,19 +172,4 @@ fn create_private(path: &Path) -> Result<()> {
         .open(path)
         .map(drop)
         .map_err(|source| Error::io("create", path, source))
-}
-
-fn shell_quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_path_can_leave_its_quotes() {
-        assert_eq!(shell_quoted("/a b/$(x)"), "'/a b/$(x)'");
-        assert_eq!(shell_quoted("/it's"), r"'/it'\''s'");
-    }
 }

@@ -4,11 +4,16 @@
 //! closes the connection. A reply whose caller gave up is dropped.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -20,8 +25,19 @@ use crate::error::{Error, Result};
 /// Deadline of a command unless told otherwise. Draining slow storage can take long.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long to wait where QEMU's socket is full.
+const FULL: Duration = Duration::from_millis(1);
+
 /// Events kept for a slow reader.
 const EVENT_BACKLOG: usize = 1024;
+
+/// A command on its way.
+#[derive(Debug)]
+struct Line {
+    bytes: Vec<u8>,
+    /// Goes along with the first byte.
+    descriptor: Option<OwnedFd>,
+}
 
 type Answer = std::result::Result<Value, Fault>;
 
@@ -33,7 +49,7 @@ pub struct Qmp {
 
 #[derive(Debug)]
 struct Inner {
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Line>,
     shared: Arc<Shared>,
     next_id: AtomicU64,
     version: Version,
@@ -89,13 +105,15 @@ impl Qmp {
     ///
     /// # Errors
     /// [`Error::Io`] where there is no socket, [`Error::Timeout`] where nobody greets (another client holds it).
-    pub async fn connect(socket: &Path, within: Duration) -> Result<Self> {
+    pub async fn connect(socket_path: &Path, within: Duration) -> Result<Self> {
         let connecting = async {
-            let stream = UnixStream::connect(socket)
+            let stream = UnixStream::connect(socket_path)
                 .await
-                .map_err(|source| Error::io("connect to", socket, source))?;
+                .map_err(|source| Error::io("connect to", socket_path, source))?;
+            let socket = stream.as_fd().try_clone_to_owned();
+            let socket = socket.map_err(|source| Error::io("connect to", socket_path, source))?;
             let (reader, writer) = stream.into_split();
-            Self::negotiate(reader, writer).await
+            Self::over(reader, writer, Some(socket)).await
         };
         match tokio::time::timeout(within, connecting).await {
             Ok(result) => result,
@@ -110,7 +128,16 @@ impl Qmp {
     ///
     /// # Errors
     /// [`Error::Protocol`] where the peer is not QEMU.
-    pub async fn negotiate<R, W>(mut reader: R, writer: W) -> Result<Self>
+    pub async fn negotiate<R, W>(reader: R, writer: W) -> Result<Self>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        Self::over(reader, writer, None).await
+    }
+
+    /// `socket` is what the writer writes to, where descriptors can go along.
+    async fn over<R, W>(mut reader: R, writer: W, socket: Option<OwnedFd>) -> Result<Self>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
@@ -135,7 +162,7 @@ impl Qmp {
         });
         let (lines, queue) = mpsc::channel(64);
         let reading = tokio::spawn(read_all(reader, decoder, Arc::clone(&shared)));
-        let writing = tokio::spawn(write_all(writer, queue, Arc::clone(&shared)));
+        let writing = tokio::spawn(write_all(writer, socket, queue, Arc::clone(&shared)));
         let tasks = [reading.abort_handle(), writing.abort_handle()];
         let next_id = AtomicU64::new(1);
         let qmp = Self {
@@ -197,13 +224,38 @@ impl Qmp {
         arguments: Value,
         within: Duration,
     ) -> Result<Value> {
+        self.exchange(command, arguments, None, within).await
+    }
+
+    /// Executes a command that takes a descriptor along: `add-fd` or `getfd`.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`]; [`Error::ProcessGone`] also where the monitor is not a socket.
+    pub async fn execute_with(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: OwnedFd,
+    ) -> Result<Value> {
+        self.exchange(command, arguments, Some(descriptor), COMMAND_DEADLINE)
+            .await
+    }
+
+    async fn exchange(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+        within: Duration,
+    ) -> Result<Value> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let mut request = json!({ "execute": command, "id": id });
         if let (Some(members), false) = (request.as_object_mut(), arguments.is_null()) {
             members.insert("arguments".to_owned(), arguments);
         }
-        let mut line = request.to_string().into_bytes();
-        line.push(b'\n');
+        let mut bytes = request.to_string().into_bytes();
+        bytes.push(b'\n');
+        let line = Line { bytes, descriptor };
 
         let (sender, receiver) = oneshot::channel();
         {
@@ -311,14 +363,50 @@ async fn read_all<R: AsyncRead + Unpin>(
     }
 }
 
+/// Sends the beginning of a line with a descriptor; how much of it went.
+async fn send_with(
+    socket: Option<&OwnedFd>,
+    bytes: &[u8],
+    descriptor: &OwnedFd,
+) -> std::io::Result<usize> {
+    let Some(socket) = socket else {
+        return Err(std::io::Error::other(
+            "descriptors travel over sockets only",
+        ));
+    };
+    loop {
+        let sent = {
+            let rights = [descriptor.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&rights));
+            let parts = [IoSlice::new(bytes)];
+            rustix::net::sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)
+        };
+        match sent {
+            Ok(sent) => return Ok(sent),
+            // QEMU is slow to read; nobody else writes meanwhile.
+            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(FULL).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 async fn write_all<W: AsyncWrite + Unpin>(
     mut writer: W,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    socket: Option<OwnedFd>,
+    mut queue: mpsc::Receiver<Line>,
     shared: Arc<Shared>,
 ) {
-    while let Some(line) = queue.recv().await {
+    while let Some(Line { bytes, descriptor }) = queue.recv().await {
         let written = async {
-            writer.write_all(&line).await?;
+            let sent = match descriptor {
+                Some(descriptor) => send_with(socket.as_ref(), &bytes, &descriptor).await?,
+                None => 0,
+            };
+            writer
+                .write_all(bytes.get(sent..).unwrap_or_default())
+                .await?;
             writer.flush().await
         };
         if let Err(error) = written.await {

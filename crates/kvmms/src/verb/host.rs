@@ -108,6 +108,15 @@ fn details(row: Row, own: &Instance) -> Row {
         text(own, "Acceleration").to_lowercase(),
     )
     .yes("sandbox", "QEMU sandbox", boolean(own, "Sandbox"))
+    .both(
+        "confinement",
+        "Confinement",
+        match some_text(own, "ConfinementProblem") {
+            Some(why) => format!("{}: {why}", text(own, "Confinement")),
+            None => text(own, "Confinement"),
+        },
+        json!(some_text(own, "Confinement")),
+    )
     .maybe(
         "firmware",
         "UEFI firmware",

@@ -228,7 +228,8 @@ async fn one(
         evidence.proven = true;
     }
     ctx.checkpoint().await?;
-    let config = machine::restore(vmms, &chain, member.vm, &order.wanted, evidence).await?;
+    let mut config = machine::restore(vmms, &chain, member.vm, &order.wanted, evidence).await?;
+    config.confinement.user = crate::vm::user_of(vmms, member.vm).await?;
     evidence.started = evidence::now();
     let failed = |cause: Fault| match cause.kind() {
         Kind::Cancelled => cause,

@@ -423,6 +423,12 @@ catalogue! {
         ["Put the right file back, together with its -wal and .revision files.", "Or let `kvmmsd recover` rebuild it."];
     // 240..: images and imports that are not trusted
     // 260..: confinement
+    260 MachineUsersSpent OutOfResources Medium Resource "every user from {0} to {1} has been given to a machine",
+        "Each machine's QEMU runs as a user of its own, whose number is never given again.", ["Configure another range: `machine_user_first` and `machine_user_count`.", "Or run QEMU as the service's own user: `confinement = \"sandbox\"`."];
+    261 MachineUsersUnreadable Failed Medium Software "{0} does not hold a number",
+        "The file keeps the next user a machine is given, so that no number is given twice; something else wrote to it.", ["Write into it a number above every uid of the range that any file's access list or owner names.", "Or configure another range: `machine_user_first`."];
+    262 MachineUserTaken InUse Medium Resource "the users of machines, {0} to {1}, are not free: {2}",
+        "Each machine's QEMU runs as a user that nothing else on the host may be.", ["Configure another range: `machine_user_first` and `machine_user_count`."];
     // 275..: limits of the wire
     // 285..: merges of layers
 }

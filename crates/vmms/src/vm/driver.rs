@@ -243,6 +243,7 @@ async fn launch(
     let dir = spec::state_dir(&vmms.dirs, record.id);
     crate::point::make_dir(&dir)?;
     let mut config = spec::machine_config(record, &vmms.dirs, &vmms.options)?;
+    config.confinement.user = super::user_of(vmms, record.id).await?;
     for drive in &config.drives {
         for layer in &drive.chain {
             std::fs::metadata(&layer.path).map_err(|e| Fault::io("open", &layer.path, &e))?;
@@ -452,6 +453,17 @@ pub(crate) async fn reattach(vmms: &Arc<Vmms>) {
         };
         if let Err(error) = set_power(vmms, record.id, power).await {
             tracing::error!(vm = %guid(record.id), %error, "the state of a machine could not be stored");
+        }
+    }
+}
+
+/// At the start of the service: machines that do not run any more may open nothing.
+pub(crate) fn close_files(vmms: &Vmms) {
+    for record in vmms.db.all::<Vm>() {
+        let run = spec::run_dir(&vmms.dirs, record.id);
+        let journal = spec::granted(&vmms.dirs, record.id);
+        if let Err(error) = hypervisor::confine::settle(&run, &journal) {
+            tracing::warn!(vm = %guid(record.id), %error, "what a machine was allowed to open is not all taken back");
         }
     }
 }

@@ -15,6 +15,7 @@ mod record;
 mod room;
 mod runtime;
 pub mod spec;
+mod user;
 
 pub(crate) use autostart::Starts;
 pub use autostart::{Active, BootOptions, HostBoot, Waiting};
@@ -22,8 +23,10 @@ pub(crate) use consoles::Consoles;
 pub use define::{NewVm, change, define, destroy, install, new_vm, validate};
 pub(crate) use define::{check_images, run_destroy};
 pub use driver::{Asked, admit, request_state};
+pub(crate) use driver::{
+    close_files, reattach, run as run_state_change, undo as undo_state_change,
+};
 pub(crate) use driver::{end_unknown, save, start};
-pub(crate) use driver::{reattach, run as run_state_change, undo as undo_state_change};
 pub use ended::Ended;
 pub use health::{DiskFailure, Health};
 pub use host_shutdown::shut_down_guests;
@@ -33,6 +36,8 @@ pub use record::{Device, DeviceKind, Disk, Memory, Power, Processor, Settings, V
 pub use room::RoomOptions;
 pub(crate) use room::Rooms;
 pub use runtime::{Runtime, VmState};
+pub use user::{Confinement, MachineUser};
+pub(crate) use user::{effective, of as user_of};
 
 /// At the start of the service, before machines are looked for.
 pub(crate) async fn begin(vmms: &std::sync::Arc<crate::Vmms>) -> crate::Result<()> {

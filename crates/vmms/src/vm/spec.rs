@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hypervisor::confine::Level;
 use hypervisor::{
     BootSource, Controller, DriveConfig, DriveKind, Generation, LayerFile, MachineConfig, Nic,
     NicBackend, SerialPort, names,
@@ -27,6 +28,11 @@ pub fn state_dir(dirs: &Dirs, vm: Uuid) -> PathBuf {
 /// Where the console log of a machine is.
 pub fn console_log(dirs: &Dirs, vm: Uuid) -> PathBuf {
     state_dir(dirs, vm).join("console.log")
+}
+
+/// Where it is noted what the user of a machine's QEMU may open.
+pub fn granted(dirs: &Dirs, vm: Uuid) -> PathBuf {
+    state_dir(dirs, vm).join("granted.json")
 }
 
 /// The name of a disk's drive towards the hypervisor.
@@ -105,6 +111,9 @@ pub fn machine_config(vm: &Vm, dirs: &Dirs, options: &Options) -> Result<Machine
     config.acceleration = options.acceleration;
     config.machine_type = vm.machine_type.clone();
     config.no_network = vm.settings.no_network;
+    config.confinement.sandbox = options.confinement.level != Level::Off;
+    // Known for every process, also one of a service that was configured otherwise.
+    config.confinement.journal = Some(granted(dirs, vm.id));
     if vm.generation == 2 {
         config.firmware_vars = Some(state_dir(dirs, vm.id).join("firmware-vars.fd"));
     }

@@ -91,7 +91,9 @@ fn own(service: &Service) -> Instance {
         .set("HoldTime", Datetime::interval(options.hold_time))
         .set("HoldBytes", options.hold_bytes)
         .set("JobKeepTime", Datetime::interval(options.job_keep))
-        .set("TamperingPolicy", options.tampering.word());
+        .set("TamperingPolicy", options.tampering.word())
+        .set("Confinement", options.confinement.level.word())
+        .set("ConfinementProblem", options.confinement.problem.clone());
     i
 }
 

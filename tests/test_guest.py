@@ -23,10 +23,13 @@ class Qemu:
                 "-device", "virtserialport,chardev=ga,name=org.qemu.guest_agent.0"]
         if bus == "scsi":
             argv += ["-device", "virtio-scsi-pci"]
+        if bus == "lsi":
+            argv += ["-device", "lsi53c895a"]
         for n, path in enumerate([boot_copy, *disks]):
             fmt = "raw" if path.suffix == ".img" else "qcow2"
             argv += ["-blockdev", json.dumps({"driver": fmt, "node-name": f"d{n}", "file": {"driver": "file", "filename": str(path)}})]
-            device = {"ide": f"ide-hd,drive=d{n},bus=ide.{n // 2},unit={n % 2}", "scsi": f"scsi-hd,drive=d{n},lun={n}"}[bus]
+            device = {"ide": f"ide-hd,drive=d{n},bus=ide.{n // 2},unit={n % 2}", "scsi": f"scsi-hd,drive=d{n},lun={n}",
+                      "lsi": f"scsi-hd,drive=d{n},scsi-id={n}"}[bus]
             argv += ["-device", device + (",bootindex=0" if n == 0 else "")]
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
@@ -126,3 +129,13 @@ def test_the_agent_of_the_linux_guest_freezes_its_file_system(boot, guests, tmp_
     assert checked.returncode == 0, checked.stdout
     told = subprocess.run(["/sbin/dumpe2fs", "-h", frozen], capture_output=True, text=True).stdout
     assert "needs_recovery" not in told
+
+
+def test_a_guest_that_finds_no_disk_says_what_it_found_instead(boot, guests):
+    # The firmware boots from a bus the guest has no driver for.
+    qemu = boot(guests / "linux.img", [], "lsi")
+    qemu.said("guest boot disk none, data disks: none")
+    qemu.said("guest sees no disk at all")
+    qemu.said("guest has the modules: ")
+    qemu.said("guest storage controller ")
+    qemu.said("has no driver")

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Limits;
 use crate::service::Refusals;
 
 /// The configuration, as in `/etc/kvmms/kvmms.toml`.
@@ -75,6 +76,8 @@ pub(crate) struct Config {
     pub(crate) store_copy_hours: u64,
     /// How many copies of the state store are kept; of older ones, one of each day for as many days.
     pub(crate) store_copies: usize,
+    /// What a client can take of the service at most.
+    pub(crate) limits: Limits,
 }
 
 impl Default for Config {
@@ -119,6 +122,7 @@ impl Default for Config {
             quarantine_days: options.quarantine.as_secs() / DAY,
             store_copy_hours: 6,
             store_copies: 6,
+            limits: Limits::default(),
         }
     }
 }

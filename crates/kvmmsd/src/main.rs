@@ -15,9 +15,12 @@ mod association;
 mod config;
 mod ending;
 mod errors;
+mod limits;
 mod logged;
+mod memory;
 mod object;
 mod provider;
+mod query;
 mod refusal;
 mod served;
 mod service;
@@ -30,8 +33,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use wbem::auth::Accounts;
 use wbem::auth::users::{UsersFile, role_named};
-use wbem::auth::{Accounts, AccountsOptions};
 use wbem::server::{Listen, Options, Protocols, Server};
 
 use crate::config::Config;
@@ -242,6 +245,13 @@ async fn serve(config: Config) -> Result<()> {
         .with_ansi(false)
         .with_writer(logged::Lines::default)
         .init();
+    let mut memory = memory::Memory::new();
+    let options = Options {
+        plain_off_loopback: config.plain_http_off_loopback,
+        ..config
+            .limits
+            .server(config.listen.len(), limits::raise_descriptors())?
+    };
     private_dir(&config.state_dir)?;
     private_dir(&config.run_dir)?;
     let store = vmms::open_store(&config.state_dir.join(STORE), Some(config.copies()?))
@@ -258,14 +268,18 @@ async fn serve(config: Config) -> Result<()> {
 
     let users = UsersFile::new(config.users());
     let accounts =
-        Accounts::open(users, AccountsOptions::default()).context("cannot read the users")?;
-    let service = Arc::new(Service::new(Arc::clone(&vmms), config.refusals()?));
+        Accounts::open(users, config.limits.accounts()).context("cannot read the users")?;
+    let query_time = Duration::from_secs(config.limits.query_seconds);
+    let service = Arc::new(Service::new(
+        Arc::clone(&vmms),
+        config.refusals()?,
+        query_time,
+    ));
     let mut host_names = config.host_names.clone();
     host_names.extend([vmms.host.clone(), whole_host_name()]);
     let options = Options {
-        plain_off_loopback: config.plain_http_off_loopback,
         host_names,
-        ..Options::default()
+        ..options
     };
     let mut server = Server::new(service, Arc::new(accounts), options);
     let mut lines = Vec::new();
@@ -305,6 +319,7 @@ async fn serve(config: Config) -> Result<()> {
             loop {
                 ticks.tick().await;
                 vmms.tick().await;
+                memory.tick();
             }
         })
     };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cim::wql::{Environment, Query, Select, Traverse};
@@ -10,13 +11,14 @@ use msvm::Namespace;
 use vmms::vm::Asked;
 use vmms::{Fault, Vmms, fault};
 use wbem::{
-    Caller, Error, Handler, Operation, OutParameter, Request, Response, Role, Status, Walk,
+    Caller, Error, Handler, Limit, Operation, OutParameter, Request, Response, Role, Status, Walk,
 };
 
 use crate::association;
 use crate::errors::{self, CallError};
 use crate::object::Object;
 use crate::provider::{self, Call, Outcome, Provider};
+use crate::query::Queries;
 use crate::refusal;
 use crate::served;
 
@@ -38,13 +40,15 @@ pub(crate) struct Service {
     pub(crate) host: String,
     /// How refusals are told.
     refusals: Refusals,
+    /// Where queries are tested.
+    queries: Queries,
     /// By namespace (lower case) and class (lower case).
     providers: HashMap<(&'static str, String), Arc<dyn Provider>>,
 }
 
 impl Service {
     /// The service with all its providers.
-    pub(crate) fn new(vmms: Arc<Vmms>, refusals: Refusals) -> Self {
+    pub(crate) fn new(vmms: Arc<Vmms>, refusals: Refusals, query_time: Duration) -> Self {
         let mut providers: HashMap<_, Arc<dyn Provider>> = HashMap::new();
         for provider in provider::all() {
             for class in provider.classes() {
@@ -59,6 +63,7 @@ impl Service {
             vmms,
             host,
             refusals,
+            queries: Queries::new(query_time),
             providers,
         }
     }
@@ -167,6 +172,7 @@ impl Service {
     async fn select(
         &self,
         namespace: &'static Namespace,
+        user: &str,
         select: &Select,
     ) -> Result<Vec<Instance>, Error> {
         let class = self.class(namespace, select.class.as_str())?;
@@ -210,10 +216,12 @@ impl Service {
                 }
             }
         }
-        let matching = candidates
-            .into_iter()
-            .filter(|i| select.matches(i, &environment));
-        Ok(matching.map(|i| select.project(i)).collect())
+        let matching = self
+            .queries
+            .matching(user, select, candidates, &environment);
+        matching
+            .await
+            .map_err(|fault| errors::operation_error(self, &fault))
     }
 
     fn traverse(
@@ -477,7 +485,7 @@ impl Handler for Service {
                 Ok(Response::Instances(found))
             }
             Operation::Query { query } => Ok(Response::Instances(match query {
-                Query::Select(select) => self.select(namespace, select).await?,
+                Query::Select(select) => self.select(namespace, &caller.user, select).await?,
                 Query::Associators(walk) => self.traverse(namespace, walk, false)?,
                 Query::References(walk) => self.traverse(namespace, walk, true)?,
             })),
@@ -531,5 +539,9 @@ impl Handler for Service {
 
     fn host(&self) -> &str {
         &self.host
+    }
+
+    fn limit(&self, limit: &Limit) -> Error {
+        errors::operation_error(self, &crate::limits::fault(limit))
     }
 }

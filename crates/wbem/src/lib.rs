@@ -27,8 +27,10 @@ mod cimxml;
 pub mod client;
 mod contexts;
 mod error;
+mod footprint;
 #[doc(hidden)]
 pub mod fuzz;
+mod limit;
 mod operation;
 pub mod server;
 pub mod tls;
@@ -37,4 +39,5 @@ mod wsman;
 
 pub use contexts::ContextLimits;
 pub use error::{Error, Status};
+pub use limit::{Limit, Origin};
 pub use operation::{Caller, Handler, Operation, OutParameter, Request, Response, Role, Walk};

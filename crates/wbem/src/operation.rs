@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use cim::{Class, Instance, Name, Path, Value};
 
-use crate::Error;
+use crate::{Error, Limit, Status};
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,4 +175,9 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The host's name in paths.
     fn host(&self) -> &str;
+
+    /// A bound of the server that a client ran into, in the words of the service.
+    fn limit(&self, limit: &Limit) -> Error {
+        Error::new(Status::LimitExceeded, format!("{limit}."))
+    }
 }

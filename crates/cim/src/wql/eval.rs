@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use super::like::like;
+use super::like::{Pattern, without_doubled_backslashes as single};
 use super::{Comparison, Condition, Operand, Select};
 use crate::embedded::{self, Context};
 use crate::{Instance, Name, Path, Schema, Type, Value, normal_namespace};
@@ -55,6 +55,7 @@ fn truth(condition: &Condition, instance: &Instance, env: &Environment<'_>) -> T
         Condition::And(all) => fold(all, false, instance, env),
         Condition::Or(any) => fold(any, true, instance, env),
         Condition::Not(inner) => truth(inner, instance, env).map(|found| !found),
+        Condition::Like { operand, pattern } => like(&value_of(operand, instance, env), pattern),
         Condition::IsNull { operand, negated } => {
             Some(value_of(operand, instance, env).is_null() != *negated)
         }
@@ -221,14 +222,20 @@ fn any_of(items: &[Value], pair: impl Fn(&Value) -> (Value, Value), op: Comparis
     Some(found != (op == Comparison::NotEqual))
 }
 
-fn compare_scalars(a: &Value, op: Comparison, b: &Value) -> Truth {
-    if op == Comparison::Like {
-        let (text, pattern) = (a.to_text()?, b.to_text()?);
-        return Some(
-            like(&text, &pattern)
-                || pattern.contains('\\') && like(&single(&text), &single(&pattern)),
-        );
+/// Null is like nothing, an array is when an element is.
+fn like(value: &Value, pattern: &Pattern) -> Truth {
+    match value {
+        Value::Null => None,
+        Value::Array(items) => Some(
+            items
+                .iter()
+                .any(|item| item.to_text().is_some_and(|text| pattern.matches(&text))),
+        ),
+        value => Some(pattern.matches(&value.to_text()?)),
     }
+}
+
+fn compare_scalars(a: &Value, op: Comparison, b: &Value) -> Truth {
     let order = match (a.ty()?, b.ty()?) {
         (Type::Object, _) | (_, Type::Object) => return None,
         (Type::Reference, _) => return same_path(a, op, b),
@@ -247,7 +254,6 @@ fn compare_scalars(a: &Value, op: Comparison, b: &Value) -> Truth {
         (Comparison::LessOrEqual, Some(order)) => order.is_le(),
         (Comparison::Greater, Some(order)) => order.is_gt(),
         (Comparison::GreaterOrEqual, Some(order)) => order.is_ge(),
-        (Comparison::Like, _) => false,
     })
 }
 
@@ -329,9 +335,4 @@ fn text_of(value: &Value) -> Option<Cow<'_, str>> {
         Value::String(text) => Some(Cow::Borrowed(text)),
         other => other.to_text().map(Cow::Owned),
     }
-}
-
-/// Doubled backslashes made single.
-fn single(text: &str) -> String {
-    text.replace("\\\\", "\\")
 }

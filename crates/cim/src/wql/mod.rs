@@ -10,7 +10,8 @@
 //! - null with nothing: neither a comparison nor its negation holds, only IS NULL (`= NULL` is the
 //!   same) does.
 //!
-//! Bounded: 64 KiB of text, 64 levels of parentheses and NOT.
+//! Bounded: 64 KiB of text, 64 levels of parentheses and NOT, 5000 conditions, 16 names with dots between, 1024 characters of a
+//! LIKE pattern. LIKE takes time in proportion to the text and to the pattern's 64ths.
 
 mod eval;
 mod lexer;
@@ -18,6 +19,7 @@ mod like;
 mod parser;
 
 pub use eval::Environment;
+pub use like::Pattern;
 
 use crate::{Name, Path, Schema, Value};
 
@@ -113,6 +115,13 @@ pub enum Condition {
         /// Right side.
         right: Operand,
     },
+    /// `operand LIKE 'pattern'`
+    Like {
+        /// What is tested.
+        operand: Operand,
+        /// The pattern, compiled.
+        pattern: Pattern,
+    },
     /// `operand IS NULL` (`negated`: `IS NOT NULL`)
     IsNull {
         /// What is tested.
@@ -154,8 +163,6 @@ pub enum Comparison {
     Greater,
     /// `>=`
     GreaterOrEqual,
-    /// `LIKE`
-    Like,
 }
 
 impl Select {
@@ -190,6 +197,29 @@ impl Select {
         found
     }
 
+    /// About how many steps a test of one instance takes; a comparison is one.
+    pub fn cost(&self) -> usize {
+        fn of(condition: &Condition) -> usize {
+            match condition {
+                Condition::And(all) | Condition::Or(all) => all.iter().map(of).sum(),
+                Condition::Not(inner) => of(inner),
+                Condition::Like { pattern, .. } => 4 + pattern.as_str().len() / 8,
+                Condition::Compare { left, right, .. } => depth(left).max(depth(right)),
+                Condition::IsNull { operand, .. } | Condition::IsA { operand, .. } => {
+                    depth(operand)
+                }
+            }
+        }
+        // What stands in an embedded object is read from its text first.
+        fn depth(operand: &Operand) -> usize {
+            match operand {
+                Operand::Property(names) if names.len() > 1 => 100,
+                _ => 1,
+            }
+        }
+        self.filter.as_ref().map_or(1, of)
+    }
+
     /// The first property of the projection or the condition that the class does not have, to refuse the
     /// query with. `None` also where the schema does not know the class.
     pub fn unknown_property(&self, schema: &dyn Schema) -> Option<&Name> {
@@ -222,9 +252,9 @@ impl Condition {
             Condition::Compare { left, right, .. } => {
                 of(left).into_iter().chain(of(right)).collect()
             }
-            Condition::IsNull { operand, .. } | Condition::IsA { operand, .. } => {
-                of(operand).into_iter().collect()
-            }
+            Condition::Like { operand, .. }
+            | Condition::IsNull { operand, .. }
+            | Condition::IsA { operand, .. } => of(operand).into_iter().collect(),
         }
     }
 }

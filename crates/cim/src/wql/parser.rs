@@ -1,17 +1,22 @@
 //! The grammar.
 
 use super::lexer::{Lexer, Token};
-use super::{Comparison, Condition, Operand, Query, Select, Traverse, WqlError};
+use super::{Comparison, Condition, Operand, Pattern, Query, Select, Traverse, WqlError};
 use crate::{Name, Path, Value};
 
 const MAX_BYTES: usize = 64 * 1024;
 const MAX_DEPTH: usize = 64;
+const MAX_CONDITIONS: usize = 5000;
+/// Names with dots between: objects in objects are not nested deeper than that.
+const MAX_DOTTED: usize = 16;
 
 pub(super) struct Parser<'a> {
     lexer: Lexer<'a>,
     token: Token<'a>,
     /// Where `token` begins.
     start: usize,
+    /// How many conditions there were.
+    conditions: usize,
 }
 
 type Parse<T> = Result<T, WqlError>;
@@ -26,6 +31,7 @@ impl<'a> Parser<'a> {
             lexer,
             token: Token::End,
             start: 0,
+            conditions: 0,
         };
         parser.advance()?;
         Ok(parser)
@@ -147,6 +153,9 @@ impl<'a> Parser<'a> {
     fn dotted(&mut self, what: &str) -> Parse<Vec<String>> {
         let mut names = vec![self.word(what)?.to_string()];
         while self.take_mark(".")? {
+            if names.len() >= MAX_DOTTED {
+                return self.fail(format!("more than {MAX_DOTTED} names with dots between"));
+            }
             names.push(self.word("a property")?.to_string());
         }
         Ok(names)
@@ -182,6 +191,10 @@ impl<'a> Parser<'a> {
                 false => self.unexpected("')'"),
             };
         }
+        self.conditions += 1;
+        if self.conditions > MAX_CONDITIONS {
+            return self.fail(format!("more than {MAX_CONDITIONS} conditions"));
+        }
         let left = self.operand()?;
         if self.take_word("is")? {
             let negated = self.take_word("not")?;
@@ -199,17 +212,13 @@ impl<'a> Parser<'a> {
         }
         if self.take_word("not")? {
             self.expect_word("like")?;
-            let right = self.operand()?;
-            let like = Condition::Compare {
-                left,
-                op: Comparison::Like,
-                right,
-            };
-            return Ok(Condition::Not(Box::new(like)));
+            return Ok(Condition::Not(Box::new(self.like(left)?)));
+        }
+        if self.take_word("like")? {
+            return self.like(left);
         }
         let place = self.start;
         let op = match self.token {
-            Token::Word(word) if word.eq_ignore_ascii_case("like") => Comparison::Like,
             Token::Mark("=") => Comparison::Equal,
             Token::Mark("!=" | "<>") => Comparison::NotEqual,
             Token::Mark("<") => Comparison::Less,
@@ -237,6 +246,22 @@ impl<'a> Parser<'a> {
             }),
             _ => Err(self.lexer.error(place, "NULL has no order")),
         }
+    }
+
+    /// The rest of a LIKE. Its pattern is a literal, as in WMI, and compiled here.
+    fn like(&mut self, operand: Operand) -> Parse<Condition> {
+        let place = self.start;
+        let pattern = match self.operand()? {
+            Operand::Literal(value) if !value.is_null() => value.to_text().unwrap_or_default(),
+            Operand::Literal(_) => return Err(self.lexer.error(place, "NULL is no pattern")),
+            Operand::Property(_) => {
+                return Err(self
+                    .lexer
+                    .error(place, "the pattern of LIKE has to be a string"));
+            }
+        };
+        let pattern = Pattern::new(&pattern).map_err(|why| self.lexer.error(place, why))?;
+        Ok(Condition::Like { operand, pattern })
     }
 
     fn operand(&mut self) -> Parse<Operand> {

@@ -387,8 +387,26 @@ fn size_and_nesting_are_bounded() {
             .message
             .contains("64 KiB")
     );
-    let wide = vec!["A = 1"; 5_000].join(" OR ");
-    assert!(parse(&format!("SELECT * FROM X WHERE {wide}")).is_ok());
+    let wide = |n: usize| {
+        let conditions = vec!["A = 1"; n].join(" OR ");
+        parse(&format!("SELECT * FROM X WHERE {conditions}"))
+    };
+    assert!(wide(5_000).is_ok());
+    let error = wide(5_001).expect_err("wide");
+    assert!(error.message.contains("5000 conditions"), "{error}");
+    let dotted = |n: usize| {
+        let names = vec!["X"; n].join(".");
+        parse(&format!("SELECT * FROM X WHERE {names} = 1"))
+    };
+    assert!(dotted(16).is_ok());
+    let error = dotted(17).expect_err("dotted");
+    assert!(error.message.contains("16 names"), "{error}");
+    let like = |pattern: &str| parse(&format!("SELECT * FROM X WHERE A LIKE {pattern}"));
+    assert!(like(&format!("'{}'", "[".repeat(1024))).is_ok());
+    let error = like(&format!("'{}'", "[".repeat(18_000))).expect_err("a long pattern");
+    assert!(error.message.contains("1024 characters"), "{error}");
+    assert!(like("NULL").is_err());
+    assert!(like("B").is_err(), "WMI takes no property there either");
 }
 
 #[test]

@@ -67,7 +67,11 @@ impl Bench {
         }
         Bench {
             dir,
-            service: Service::new(vmms, crate::service::Refusals::default()),
+            service: Service::new(
+                vmms,
+                crate::service::Refusals::default(),
+                std::time::Duration::from_secs(60),
+            ),
             full,
             bare,
         }

@@ -430,6 +430,27 @@ catalogue! {
     262 MachineUserTaken InUse Medium Resource "the users of machines, {0} to {1}, are not free: {2}",
         "Each machine's QEMU runs as a user that nothing else on the host may be.", ["Configure another range: `machine_user_first` and `machine_user_count`."];
     // 275..: limits of the wire
+    275 ConnectionsTaken OutOfResources Medium Communications "{0} may have {1} connections, and has them open",
+        "A client opens connections without closing them, or many clients share an address.",
+        ["Close connections that are not needed and try again in some seconds.", "Raise max_connections or max_connections_per_address in [limits] of the configuration.", "The local socket, which `kvmms` uses on this host, is not affected."];
+    276 TooManyGuesses AccessDenied Medium Security "too many wrong passwords came from here or for this user; none is looked at for {0} s",
+        "Somebody guesses a password, or a client goes on with one that was changed.",
+        ["Wait that long and use the right one.", "The service's log names user and address of each wrong one.", "On this host `kvmms` needs no password: it uses the local socket."];
+    277 PasswordChecksBusy OutOfResources Medium Security "too many passwords wait to be checked",
+        "Many clients ask to be let in at once; each check takes memory and time on purpose.",
+        ["Try again in a second.", "Raise password_checks in [limits] of the configuration."];
+    278 TooManyEnumerations OutOfResources Medium Software "{0} enumerations of {1} are open, and no more may be",
+        "Clients open enumerations and do not pull them to their end.",
+        ["Pull them to their end or release them; those nobody pulls end by themselves.", "Raise enumerations or enumerations_per_user in [limits] of the configuration."];
+    279 EnumerationsTooLarge OutOfResources Medium Software "the open enumerations of {0} would hold {1} MiB, and may hold {2}",
+        "Clients open enumerations of much and do not pull them to their end.",
+        ["Pull them to their end or release them; those nobody pulls end by themselves.", "Ask for fewer instances, with a WHERE, or for fewer properties.", "Raise enumeration_mib or enumeration_mib_per_user in [limits] of the configuration."];
+    280 SlowBody Timeout Low Communications "the body of the request did not come within {0} s",
+        "The client stopped sending, or the network between is very slow.",
+        ["Send it again.", "Raise body_seconds in [limits] of the configuration."];
+    281 QueryTooCostly OutOfResources Medium Software "the query was tested against {0} of {1} instances in {2} s and ended there",
+        "It has many or large conditions, or very many instances to test.",
+        ["Ask by key, such as Name = '...', or for one class rather than its superclass.", "Raise query_seconds in [limits] of the configuration."];
     // 285..: merges of layers
 }
 

@@ -1,8 +1,11 @@
 //! Checks passwords against the users file. Argon2 is meant to be slow, so recent successes are
 //! remembered under a keyed hash; a client that polls ten times a second pays for one.
+//!
+//! What a stranger can make this cost: `parallel` hashes at once, whoever has left meanwhile, `waiting` more in line, `waiting_each`
+//! of one origin, and after a few wrong ones no more than [`Guard`] lets through. Known users' remembered passwords pass by all that.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use argon2::Argon2;
@@ -11,43 +14,49 @@ use argon2::password_hash::phc::PasswordHash;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use super::Authenticator;
+use super::guard::Guard;
 use super::users::{User, UsersError, UsersFile, hash_password};
-use crate::Caller;
+use super::{Authenticator, Verdict};
+use crate::{Caller, Origin};
 
 /// How [`Accounts`] treats guesses and successes.
 #[derive(Clone, Debug)]
 pub struct AccountsOptions {
-    /// How long a success is remembered. A changed or removed user is forgotten at once.
+    /// How long a success is remembered after its last use. A changed or removed user is forgotten at once.
     pub remember: Duration,
-    /// How long the answer to the first wrong password of a user is held back; it doubles with each further
-    /// one, five times at most, and is forgotten with the next right one or after a minute.
-    pub failure_delay: Duration,
     /// How many passwords are hashed at once; each takes about 19 MiB.
     pub parallel: usize,
+    /// How many more may wait for that.
+    pub waiting: usize,
+    /// How many of them from one origin.
+    pub waiting_each: usize,
 }
 
 impl Default for AccountsOptions {
     fn default() -> Self {
         AccountsOptions {
             remember: Duration::from_secs(300),
-            failure_delay: Duration::from_millis(250),
             parallel: 2,
+            waiting: 256,
+            waiting_each: 32,
         }
     }
 }
 
 const REMEMBERED: usize = 256;
-const FAILURE_MEMORY: Duration = Duration::from_secs(60);
 
 /// The accounts of the users file; changes to the file take effect with the next request.
 pub struct Accounts {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     file: UsersFile,
     options: AccountsOptions,
     key: [u8; 32],
     /// A hash to spend time on where there is no such user.
     decoy: String,
-    hashing: Semaphore,
+    hashing: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -56,7 +65,9 @@ struct State {
     stamp: Option<Stamp>,
     users: Vec<User>,
     successes: HashMap<blake3::Hash, Instant>,
-    failures: HashMap<String, (u32, Instant)>,
+    guard: Guard,
+    /// Attempts in line or being hashed.
+    waiting: HashMap<Origin, usize>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -78,16 +89,38 @@ impl Accounts {
                 reason: "the system has no random numbers".to_owned(),
             })?;
         Ok(Accounts {
-            file,
-            decoy: hash_password("no user has this password")?,
-            hashing: Semaphore::new(options.parallel.max(1)),
-            options,
-            key,
-            state: Mutex::default(),
+            inner: Arc::new(Inner {
+                file,
+                decoy: hash_password("no user has this password")?,
+                hashing: Arc::new(Semaphore::new(options.parallel.max(1))),
+                options,
+                key,
+                state: Mutex::default(),
+            }),
         })
     }
+}
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+/// A place in the line; given back when dropped.
+struct Turn {
+    inner: Arc<Inner>,
+    origin: Origin,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        if let Some(count) = state.waiting.get_mut(&self.origin) {
+            *count -= 1;
+            if *count == 0 {
+                state.waiting.remove(&self.origin);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
         // What is inside is a cache: a panic elsewhere leaves nothing half-done that matters.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -124,16 +157,20 @@ impl Accounts {
     }
 
     fn remembered(&self, fingerprint: &blake3::Hash) -> bool {
-        let state = self.state();
-        state
-            .successes
-            .get(fingerprint)
-            .is_some_and(|at| at.elapsed() < self.options.remember)
+        let mut state = self.state();
+        match state.successes.get_mut(fingerprint) {
+            Some(at) if at.elapsed() < self.options.remember => {
+                *at = Instant::now();
+                true
+            }
+            _ => false,
+        }
     }
 
-    fn succeeded(&self, name: &str, fingerprint: blake3::Hash) {
+    fn succeeded(&self, origin: Origin, name: &str, fingerprint: blake3::Hash) {
         let mut state = self.state();
-        state.failures.remove(name);
+        let now = Instant::now();
+        state.guard.succeeded(origin, name, now);
         if state.successes.len() >= REMEMBERED {
             let remember = self.options.remember;
             state.successes.retain(|_, at| at.elapsed() < remember);
@@ -141,35 +178,72 @@ impl Accounts {
                 state.successes.clear();
             }
         }
-        state.successes.insert(fingerprint, Instant::now());
+        state.successes.insert(fingerprint, now);
     }
 
-    /// Notes a failure and says how long to hold the answer back.
-    fn failed(&self, name: &str) -> Duration {
+    fn failed(&self, origin: Origin, name: &str) {
         let mut state = self.state();
-        if state.failures.len() >= REMEMBERED {
-            state
-                .failures
-                .retain(|_, (_, at)| at.elapsed() < FAILURE_MEMORY);
-            if state.failures.len() >= REMEMBERED {
-                state.failures.clear();
-            }
-        }
-        let key: String = name.chars().take(64).collect();
-        let entry = state.failures.entry(key).or_insert((0, Instant::now()));
-        if entry.1.elapsed() >= FAILURE_MEMORY {
-            entry.0 = 0;
-        }
-        let delay = self.options.failure_delay * 2u32.pow(entry.0.min(5));
-        *entry = (entry.0.saturating_add(1), Instant::now());
-        delay
+        let now = Instant::now();
+        state.guard.sweep(now);
+        state.guard.failed(origin, name, now);
+        drop(state);
+        let shown: String = name.chars().take(64).collect();
+        tracing::warn!(user = shown, %origin, "wrong user name or password");
     }
 
-    async fn verify(&self, hash: String, password: String) -> bool {
-        let Ok(_permit) = self.hashing.acquire().await else {
-            return false;
+    /// A place in the line, where there is one.
+    fn stand_in_line(self: &Arc<Self>, origin: Origin, name: &str) -> Result<Turn, Verdict> {
+        let mut state = self.state();
+        if let Some(wait) = state.guard.wait(origin, name, Instant::now()) {
+            return Err(Verdict::Wait(wait));
+        }
+        let each = state.waiting.get(&origin).copied().unwrap_or(0);
+        let all: usize = state.waiting.values().sum();
+        if each >= self.options.waiting_each.max(1) || all >= self.options.waiting.max(1) {
+            return Err(Verdict::Busy);
+        }
+        state.waiting.insert(origin, each + 1);
+        drop(state);
+        Ok(Turn {
+            inner: Arc::clone(self),
+            origin,
+        })
+    }
+
+    async fn check(self: Arc<Self>, origin: Origin, name: String, password: String) -> Verdict {
+        let user = self.user(&name);
+        let caller = |user: &User| {
+            Verdict::Caller(Caller {
+                user: user.name.clone(),
+                role: user.role,
+            })
         };
-        let verified = tokio::task::spawn_blocking(move || {
+        let known = user.as_ref().map(|u| (u, self.fingerprint(u, &password)));
+        if let Some((user, fingerprint)) = &known
+            && self.remembered(fingerprint)
+        {
+            return caller(user);
+        }
+        let turn = match self.stand_in_line(origin, &name) {
+            Ok(turn) => turn,
+            Err(refused) => return refused,
+        };
+        let Ok(permit) = Arc::clone(&self.hashing).acquire_owned().await else {
+            return Verdict::Busy;
+        };
+        // Others of the same origin or user may have had their turn meanwhile: right ones spare this hash, wrong ones end it.
+        if let Some((user, fingerprint)) = &known
+            && self.remembered(fingerprint)
+        {
+            return caller(user);
+        }
+        if let Some(wait) = self.state().guard.wait(origin, &name, Instant::now()) {
+            return Verdict::Wait(wait);
+        }
+        // An unknown name takes as long as a wrong password.
+        let hash = known.as_ref().map_or(&self.decoy, |(user, _)| &user.hash);
+        let hash = hash.clone();
+        let hashed = tokio::task::spawn_blocking(move || {
             let Ok(hash) = PasswordHash::new(&hash) else {
                 return false;
             };
@@ -177,37 +251,36 @@ impl Accounts {
                 .verify_password(password.as_bytes(), &hash)
                 .is_ok()
         });
-        verified.await.unwrap_or(false)
+        let verified = hashed.await.unwrap_or(false);
+        // Noted before the next one has its turn.
+        let _held = (permit, turn);
+        match known {
+            Some((user, fingerprint)) if verified => {
+                self.succeeded(origin, &name, fingerprint);
+                caller(user)
+            }
+            _ => {
+                self.failed(origin, &name);
+                Verdict::Wrong
+            }
+        }
     }
 }
 
 #[async_trait]
 impl Authenticator for Accounts {
-    async fn check(&self, name: &str, password: &str) -> Option<Caller> {
+    async fn check(&self, origin: Origin, name: &str, password: &str) -> Verdict {
         // Longer than any password that can be set: not worth hashing.
         if password.len() > 1024 {
-            return None;
+            self.inner.failed(origin, name);
+            return Verdict::Wrong;
         }
-        let user = self.user(name);
-        if let Some(user) = user {
-            let fingerprint = self.fingerprint(&user, password);
-            if self.remembered(&fingerprint)
-                || self.verify(user.hash.clone(), password.to_owned()).await
-            {
-                self.succeeded(name, fingerprint);
-                return Some(Caller {
-                    user: user.name,
-                    role: user.role,
-                });
-            }
-        } else {
-            // An unknown name takes as long as a wrong password.
-            self.verify(self.decoy.clone(), password.to_owned()).await;
-        }
-        let delay = self.failed(name);
-        tracing::warn!(user = name, "wrong user name or password");
-        tokio::time::sleep(delay).await;
-        None
+        let check = Arc::clone(&self.inner).check(origin, name.to_owned(), password.to_owned());
+        // A task of its own: a client that leaves before it hears of its wrong password has still sent one.
+        tokio::spawn(check).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a password check failed");
+            Verdict::Busy
+        })
     }
 }
 
@@ -216,54 +289,117 @@ mod tests {
     use super::*;
     use crate::Role;
 
-    fn accounts(dir: &tempfile::TempDir) -> Accounts {
+    fn accounts(dir: &tempfile::TempDir, options: AccountsOptions) -> Accounts {
         let file = UsersFile::new(dir.path().join("users"));
         file.add("alice", Role::Admin, "correct horse")
             .expect("add");
-        let options = AccountsOptions {
-            failure_delay: Duration::ZERO,
-            ..AccountsOptions::default()
-        };
         Accounts::open(file, options).expect("open")
+    }
+
+    fn from(last: u8) -> Origin {
+        Origin::of(std::net::SocketAddr::from(([192, 0, 2, last], 1)))
+    }
+
+    async fn role(accounts: &Accounts, name: &str, password: &str) -> Option<Role> {
+        match accounts.check(from(1), name, password).await {
+            Verdict::Caller(caller) => Some(caller.role),
+            Verdict::Wrong => None,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[tokio::test]
     async fn only_the_right_password_of_a_known_user_passes() {
         let dir = tempfile::tempdir().expect("dir");
-        let accounts = accounts(&dir);
-        let alice = accounts.check("alice", "correct horse").await;
-        assert_eq!(alice.map(|c| c.role), Some(Role::Admin));
-        assert_eq!(accounts.check("alice", "correct horsf").await, None);
-        assert_eq!(accounts.check("alice", "").await, None);
-        assert_eq!(accounts.check("bob", "correct horse").await, None);
-        assert_eq!(accounts.check("Alice", "correct horse").await, None);
+        let accounts = accounts(&dir, AccountsOptions::default());
+        assert_eq!(
+            role(&accounts, "alice", "correct horse").await,
+            Some(Role::Admin)
+        );
+        assert_eq!(role(&accounts, "alice", "correct horsf").await, None);
+        assert_eq!(role(&accounts, "alice", "").await, None);
+        assert_eq!(role(&accounts, "bob", "correct horse").await, None);
+        assert_eq!(role(&accounts, "Alice", "correct horse").await, None);
+        assert_eq!(role(&accounts, "alice", &"x".repeat(2000)).await, None);
     }
 
     #[tokio::test]
     async fn a_remembered_success_ends_with_a_new_password_or_the_user() {
         let dir = tempfile::tempdir().expect("dir");
-        let accounts = accounts(&dir);
-        assert!(accounts.check("alice", "correct horse").await.is_some());
-        assert_eq!(accounts.state().successes.len(), 1, "it is remembered");
-        assert!(accounts.check("alice", "correct horse").await.is_some());
+        let accounts = accounts(&dir, AccountsOptions::default());
+        assert!(role(&accounts, "alice", "correct horse").await.is_some());
+        assert_eq!(
+            accounts.inner.state().successes.len(),
+            1,
+            "it is remembered"
+        );
+        assert!(role(&accounts, "alice", "correct horse").await.is_some());
         let file = UsersFile::new(dir.path().join("users"));
         file.add("alice", Role::Viewer, "battery staple")
             .expect("new password");
-        assert_eq!(accounts.check("alice", "correct horse").await, None);
-        let alice = accounts.check("alice", "battery staple").await;
-        assert_eq!(alice.map(|c| c.role), Some(Role::Viewer));
+        assert_eq!(role(&accounts, "alice", "correct horse").await, None);
+        assert_eq!(
+            role(&accounts, "alice", "battery staple").await,
+            Some(Role::Viewer)
+        );
         file.remove("alice").expect("remove");
-        assert_eq!(accounts.check("alice", "battery staple").await, None);
+        assert_eq!(role(&accounts, "alice", "battery staple").await, None);
     }
 
     #[tokio::test]
-    async fn guessing_gets_slower_and_a_success_forgives() {
+    async fn guesses_have_to_wait_and_are_not_looked_at_meanwhile() {
         let dir = tempfile::tempdir().expect("dir");
-        let mut accounts = accounts(&dir);
-        accounts.options.failure_delay = Duration::from_secs(1);
-        let delays: Vec<_> = (0..7).map(|_| accounts.failed("alice").as_secs()).collect();
-        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 32]);
-        assert!(accounts.check("alice", "correct horse").await.is_some());
-        assert_eq!(accounts.failed("alice").as_secs(), 1);
+        let accounts = accounts(&dir, AccountsOptions::default());
+        for _ in 0..5 {
+            assert_eq!(role(&accounts, "alice", "wrong").await, None);
+        }
+        let right = accounts.check(from(1), "alice", "correct horse").await;
+        assert!(matches!(right, Verdict::Wait(_)), "{right:?}");
+        let elsewhere = accounts.check(from(2), "alice", "correct horse").await;
+        assert!(matches!(elsewhere, Verdict::Caller(_)), "{elsewhere:?}");
+        // It was let in elsewhere, so its password is remembered, and passes by what guesses have brought about.
+        assert!(role(&accounts, "alice", "correct horse").await.is_some());
+    }
+
+    #[tokio::test]
+    async fn of_a_burst_of_wrong_passwords_a_few_are_hashed() {
+        let dir = tempfile::tempdir().expect("dir");
+        let options = AccountsOptions {
+            waiting_each: 8,
+            ..AccountsOptions::default()
+        };
+        let accounts = Arc::new(accounts(&dir, options));
+        let mut burst = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let accounts = Arc::clone(&accounts);
+            burst.spawn(async move { accounts.check(from(1), "alice", "wrong").await });
+        }
+        let answers = burst.join_all().await;
+        let wrong = answers.iter().filter(|a| **a == Verdict::Wrong).count();
+        // Five are free, and as many as are hashed at once may have begun before the fifth was told.
+        assert!((5..=7).contains(&wrong), "{wrong}");
+        assert!(answers.contains(&Verdict::Busy), "more than may wait");
+        let waits = answers.iter().filter(|a| matches!(a, Verdict::Wait(_)));
+        assert!(waits.count() > 0, "in line when the fifth was wrong");
+        assert!(accounts.inner.state().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_guess_counts_though_its_client_did_not_wait() {
+        let dir = tempfile::tempdir().expect("dir");
+        let accounts = accounts(&dir, AccountsOptions::default());
+        for _ in 0..5 {
+            let check = accounts.check(from(1), "alice", "wrong");
+            let left = tokio::time::timeout(Duration::ZERO, check).await;
+            assert!(left.is_err(), "it did not wait");
+        }
+        let held_back = || {
+            let now = Instant::now();
+            accounts.inner.state().guard.wait(from(1), "alice", now)
+        };
+        // Were they not counted, this would wait for ever.
+        while held_back().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

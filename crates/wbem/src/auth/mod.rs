@@ -1,13 +1,16 @@
 //! Who is calling: HTTP Basic credentials, and whoever can tell whether they are right.
 
 mod check;
+mod guard;
 pub mod users;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::Caller;
+use crate::{Caller, Origin};
 
 pub use check::{Accounts, AccountsOptions};
 
@@ -17,9 +20,21 @@ pub(crate) const CHALLENGE: &str = "Basic realm=\"kvmms\"";
 /// Tells whether a user name and password are right, and what that user may do.
 #[async_trait]
 pub trait Authenticator: Send + Sync + 'static {
-    /// The caller, or `None` where the name or the password is wrong. An implementation slows guessing
-    /// down itself; the server bounds how many connections may wait here.
-    async fn check(&self, user: &str, password: &str) -> Option<Caller>;
+    /// Who it is. An implementation bounds guessing itself; the server bounds how many connections may wait here.
+    async fn check(&self, origin: Origin, user: &str, password: &str) -> Verdict;
+}
+
+/// What became of a user name and a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// They are right.
+    Caller(Caller),
+    /// One of them is wrong.
+    Wrong,
+    /// They were not looked at: too many wrong ones came before, and none is looked at for that long.
+    Wait(Duration),
+    /// They were not looked at: too many others are being looked at.
+    Busy,
 }
 
 /// Nobody: for listeners whose callers are all known otherwise (the local socket).
@@ -28,8 +43,8 @@ pub struct Nobody;
 
 #[async_trait]
 impl Authenticator for Nobody {
-    async fn check(&self, _user: &str, _password: &str) -> Option<Caller> {
-        None
+    async fn check(&self, _origin: Origin, _user: &str, _password: &str) -> Verdict {
+        Verdict::Wrong
     }
 }
 

@@ -9,6 +9,8 @@ use cim::{Instance, Path};
 use super::answer::{Answer, InstanceDetail, Piece};
 use super::parameters::Parameters;
 use super::service::Asked;
+use crate::contexts::{self, Held};
+use crate::footprint;
 use crate::{Error, Status};
 
 /// The most items of one piece.
@@ -18,6 +20,14 @@ const MAX_PIECE: u32 = 10_000;
 pub(crate) struct Opened {
     left: Left,
     detail: InstanceDetail,
+    /// What is left holds that much.
+    bytes: usize,
+}
+
+impl Held for Opened {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 /// Which pull an enumeration is for, with what is left.
@@ -38,13 +48,25 @@ impl Opened {
     fn piece(&mut self, count: u32) -> Piece {
         let count = usize::try_from(count.min(MAX_PIECE)).unwrap_or(usize::MAX);
         let count = count.min(self.len());
-        match &mut self.left {
+        let piece = match &mut self.left {
             Left::WithPath(left) => {
                 Piece::WithPath(left.drain(..count).collect(), self.detail.clone())
             }
             Left::Paths(left) => Piece::Paths(left.drain(..count).collect()),
             Left::Bare(left) => Piece::Bare(left.drain(..count).collect(), self.detail.clone()),
+        };
+        let gone: usize = match &piece {
+            Piece::WithPath(items, _) | Piece::Bare(items, _) => {
+                items.iter().map(footprint::instance).sum()
+            }
+            Piece::Paths(items) => items.iter().map(footprint::path).sum(),
+        };
+        self.bytes = self.bytes.saturating_sub(gone);
+        match &mut self.left {
+            Left::WithPath(left) | Left::Bare(left) => contexts::give_back(left),
+            Left::Paths(left) => contexts::give_back(left),
         }
+        piece
     }
 
     fn is_for(&self, pull: &str) -> bool {
@@ -89,7 +111,15 @@ pub(super) fn open(
         .number("OperationTimeout")?
         .filter(|s| *s > 0)
         .map(|s| Duration::from_secs(u64::from(s)));
-    let mut opened = Opened { left, detail };
+    let bytes = match &left {
+        Left::WithPath(items) | Left::Bare(items) => items.iter().map(footprint::instance).sum(),
+        Left::Paths(items) => items.iter().map(footprint::path).sum(),
+    };
+    let mut opened = Opened {
+        left,
+        detail,
+        bytes,
+    };
     let piece = opened.piece(count);
     let context = if opened.len() == 0 {
         None
@@ -97,7 +127,7 @@ pub(super) fn open(
         let contexts = &asked.service.contexts;
         let id = contexts
             .open(&asked.caller.user, idle, opened)
-            .map_err(|e| Error::new(Status::LimitExceeded, format!("{e}.")))?;
+            .map_err(|limit| asked.service.handler.limit(&limit))?;
         Some(id.to_string())
     };
     Ok(Answer::Piece { piece, context })

@@ -13,7 +13,7 @@ use crate::{Caller, Error, Handler, Operation, Request, Response, Status};
 /// The CIM-XML front end.
 pub(crate) struct Service {
     pub(super) handler: Arc<dyn Handler>,
-    pub(super) contexts: Contexts<Opened>,
+    pub(crate) contexts: Contexts<Opened>,
 }
 
 /// Who asks, and where.

@@ -12,14 +12,17 @@
 mod connection;
 mod listen;
 mod origin;
+mod pace;
+mod places;
 mod route;
 mod stall;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::Handler;
@@ -33,12 +36,19 @@ pub use listen::{Bound, Listen, ListenError, Protocols};
 /// The bounds of a server.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Connections at once; further ones wait to be accepted.
+    /// Connections at once of each TCP listener; further ones are told 503, behind TLS closed.
     pub max_connections: usize,
+    /// How many of them from one address (loopback is one, and a /64 of IPv6).
+    pub max_connections_per_address: usize,
+    /// Connections at once of a local socket.
+    pub max_local: usize,
     /// The largest request body in bytes.
     pub max_body: usize,
-    /// How long a connection may take to send the head of a request, idle time before it included.
+    /// How long the head of a request may take from its first byte, the first of a connection from the connection's beginning, a TLS
+    /// handshake, and all a caller who is not known sends.
     pub head_timeout: Duration,
+    /// How long a connection whose last caller was known may be idle.
+    pub idle_timeout: Duration,
     /// How long a body may take.
     pub body_timeout: Duration,
     /// How long a client may leave a part of an answer unread.
@@ -57,8 +67,11 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             max_connections: 512,
+            max_connections_per_address: 256,
+            max_local: 128,
             max_body: 8 * 1024 * 1024,
-            head_timeout: Duration::from_secs(120),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(120),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(10),
@@ -80,7 +93,7 @@ pub(crate) struct Shared {
     options: Options,
     wsman: wsman::Service,
     cimxml: cimxml::Service,
-    connections: Arc<Semaphore>,
+    handler: Arc<dyn Handler>,
 }
 
 impl Server {
@@ -94,8 +107,8 @@ impl Server {
             shared: Arc::new(Shared {
                 authenticator,
                 wsman: wsman::Service::new(Arc::clone(&handler), options.contexts.clone()),
-                cimxml: cimxml::Service::new(handler, options.contexts.clone()),
-                connections: Arc::new(Semaphore::new(options.max_connections.max(1))),
+                cimxml: cimxml::Service::new(Arc::clone(&handler), options.contexts.clone()),
+                handler,
                 options,
             }),
             listeners: Vec::new(),
@@ -118,7 +131,12 @@ impl Server {
             let shared = Arc::clone(&self.shared);
             tasks.spawn(connection::accept(listener, shared, stopping.clone()));
         }
-        shutdown.await;
+        // A timer of its own: what a client left open goes also when no other ever comes.
+        let contexts = sweep(Arc::clone(&self.shared));
+        tokio::select! {
+            () = shutdown => {}
+            never = contexts => match never {},
+        }
         // Fails only where no listener is left to hear it.
         let _ = stop.send(true);
         let ended = async { while tasks.join_next().await.is_some() {} };
@@ -127,6 +145,19 @@ impl Server {
             .is_err()
         {
             tracing::warn!("requests were still under way when the server stopped");
+        }
+    }
+}
+
+/// Ends the enumerations nobody pulls, for ever.
+async fn sweep(shared: Arc<Shared>) -> Infallible {
+    let idle = shared.options.contexts.idle;
+    let every = (idle / 10).clamp(Duration::from_millis(100), Duration::from_secs(10));
+    loop {
+        tokio::time::sleep(every).await;
+        let ended = shared.wsman.contexts.sweep() + shared.cimxml.contexts.sweep();
+        if ended > 0 {
+            tracing::debug!(ended, "enumerations nobody pulled");
         }
     }
 }

@@ -2,17 +2,20 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, StatusCode};
 
 use super::listen::Protocols;
+use super::pace::Pace;
 use super::{Shared, origin};
 use crate::Caller;
-use crate::auth::{CHALLENGE, Credentials};
+use crate::auth::{CHALLENGE, Credentials, Verdict};
+use crate::limit::{Limit, Origin, seconds};
 use crate::wire::{Ask, Reply};
 
 /// Without credentials only Identify is answered; it is far smaller.
@@ -22,6 +25,7 @@ const MAX_UNKNOWN_BODY: usize = 64 * 1024;
 pub(super) struct Peer {
     /// Known from the connection itself (local sockets).
     pub(super) caller: Option<Caller>,
+    pub(super) origin: Origin,
     pub(super) protocols: Protocols,
     /// The address it connected to; local sockets have none.
     pub(super) local: Option<SocketAddr>,
@@ -37,8 +41,12 @@ pub(super) async fn serve(
     request: hyper::Request<Incoming>,
     peer: &Peer,
     shared: &Shared,
+    pace: &Pace,
 ) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
-    let reply = answer(request, peer, shared).await;
+    pace.begun();
+    let mut known = false;
+    let reply = answer(request, peer, shared, &mut known).await;
+    pace.answered(known);
     Ok(to_http(reply))
 }
 
@@ -54,7 +62,12 @@ fn to_http(reply: Reply) -> hyper::Response<Full<Bytes>> {
     response
 }
 
-async fn answer(request: hyper::Request<Incoming>, peer: &Peer, shared: &Shared) -> Reply {
+async fn answer(
+    request: hyper::Request<Incoming>,
+    peer: &Peer,
+    shared: &Shared,
+    known: &mut bool,
+) -> Reply {
     let (head, body) = request.into_parts();
     if let Err(foreign) = origin::check(&head, peer.local, &shared.options.host_names) {
         tracing::warn!(why = foreign.why, "a request was not looked at");
@@ -70,25 +83,33 @@ async fn answer(request: hyper::Request<Incoming>, peer: &Peer, shared: &Shared)
     }
     let caller = match &peer.caller {
         Some(caller) => Some(caller.clone()),
-        None => authenticate(&head.headers, shared).await,
+        None => match authenticate(&head.headers, peer.origin, shared).await {
+            Ok(caller) => caller,
+            Err(reply) => return reply,
+        },
     };
-    let limit = if caller.is_some() {
-        shared.options.max_body
+    *known = caller.is_some();
+    let (limit, within) = if caller.is_some() {
+        (shared.options.max_body, shared.options.body_timeout)
     } else {
-        MAX_UNKNOWN_BODY
+        (MAX_UNKNOWN_BODY, shared.options.head_timeout)
     };
     // An announced length is refused before anything is read; the connection ends with the answer.
     let body = if body.size_hint().lower() > limit as u64 {
         None
     } else {
         let collected = Limited::new(body, limit).collect();
-        match tokio::time::timeout(shared.options.body_timeout, collected).await {
+        match tokio::time::timeout(within, collected).await {
             Ok(Ok(body)) => Some(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => None,
             Ok(Err(error)) => {
                 return Reply::text(400, &format!("the body cannot be read: {error}"));
             }
-            Err(_) => return Reply::text(408, "the body took too long"),
+            Err(_) => {
+                // What is left of it would be taken for the next request.
+                let why = shared.handler.limit(&Limit::SlowBody { within }).message;
+                return Reply::text(408, &why).header(CONNECTION.as_str(), "close");
+            }
         }
     };
     let ask = |caller| Ask {
@@ -125,10 +146,29 @@ fn text_header(headers: &HeaderMap, name: &str) -> Option<String> {
         .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
 }
 
-async fn authenticate(headers: &HeaderMap, shared: &Shared) -> Option<Caller> {
-    let credentials = Credentials::from_header(headers.get(AUTHORIZATION)?.as_bytes())?;
-    shared
+/// Who asks; `None` without credentials and with wrong ones. The answer where they were not looked at.
+async fn authenticate(
+    headers: &HeaderMap,
+    origin: Origin,
+    shared: &Shared,
+) -> Result<Option<Caller>, Reply> {
+    let header = headers.get(AUTHORIZATION);
+    let Some(given) = header.and_then(|h| Credentials::from_header(h.as_bytes())) else {
+        return Ok(None);
+    };
+    let verdict = shared
         .authenticator
-        .check(&credentials.user, &credentials.password)
-        .await
+        .check(origin, &given.user, &given.password)
+        .await;
+    let refused = |status, retry: Duration, limit: &Limit| {
+        Reply::text(status, &shared.handler.limit(limit).message)
+            .header(RETRY_AFTER.as_str(), seconds(retry).to_string())
+            .header(CONNECTION.as_str(), "close")
+    };
+    match verdict {
+        Verdict::Caller(caller) => Ok(Some(caller)),
+        Verdict::Wrong => Ok(None),
+        Verdict::Wait(wait) => Err(refused(429, wait, &Limit::Guesses { wait })),
+        Verdict::Busy => Err(refused(503, Duration::from_secs(1), &Limit::PasswordChecks)),
+    }
 }

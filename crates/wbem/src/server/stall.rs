@@ -1,25 +1,30 @@
-//! A stream whose writes fail when the other side stops reading for too long: hyper bounds the time to read a
-//! request, not the time to write an answer.
+//! A stream whose writes fail when the other side stops reading for too long, and that tells the connection's [`Pace`] what comes
+//! and goes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::pace::Pace;
+
 pub(super) struct Stall<S> {
     stream: S,
     limit: Duration,
+    pace: Arc<Pace>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stall<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
+    pub(super) fn new(stream: S, limit: Duration, pace: Arc<Pace>) -> Self {
         Stall {
             stream,
             limit,
+            pace,
             deadline: None,
         }
     }
@@ -31,6 +36,7 @@ impl<S> Stall<S> {
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.deadline = None;
+            self.pace.went();
             return polled;
         }
         let limit = self.limit;
@@ -50,7 +56,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stall<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() && buf.filled().len() > before {
+            self.pace.came();
+        }
+        polled
     }
 }
 
@@ -96,7 +107,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_stopped_ends_the_write() {
         let (ours, _theirs) = tokio::io::duplex(16);
-        let mut stream = Stall::new(ours, Duration::from_secs(5));
+        let pace = Arc::new(Pace::new(Duration::from_secs(9), Duration::from_secs(9)));
+        let mut stream = Stall::new(ours, Duration::from_secs(5), pace);
         stream.write_all(&[0; 16]).await.expect("fits the pipe");
         let stuck = stream.write_all(&[0; 1]).await;
         assert_eq!(

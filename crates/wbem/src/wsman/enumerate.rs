@@ -13,12 +13,16 @@ use super::fault::{Fault, Subcode};
 use super::service::{Call, Subject, misfit};
 use super::uri::Resource;
 use super::{envelope, epr, instance, ns};
+use crate::contexts::{self, Held};
+use crate::footprint;
 use crate::{Error, Operation, Response, Status, Walk};
 
 /// The most items of one answer.
 pub(super) const MAX_BATCH: usize = 32_000;
 /// Where the client sets no limit, Windows' own default (bytes).
 const DEFAULT_ENVELOPE: usize = 512_000;
+/// What an answer may have whatever the client would take (bytes).
+const LARGEST_ENVELOPE: usize = 8 << 20;
 /// What an answer needs around its items (bytes).
 const ENVELOPE_ITSELF: usize = 1_600;
 
@@ -28,6 +32,14 @@ pub(crate) struct Enumeration {
     total: usize,
     mode: Mode,
     shape: instance::Shape,
+    /// What the items hold.
+    bytes: usize,
+}
+
+impl Held for Enumeration {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 enum Items {
@@ -73,10 +85,17 @@ impl Enumeration {
                 break;
             }
             out.push_str(&item);
-            match &mut self.items {
-                Items::Instances(left) => drop(left.pop_front()),
-                Items::Classes { left, .. } => drop(left.pop_front()),
-            }
+            let gone = match &mut self.items {
+                Items::Instances(left) => left.pop_front().as_ref().map(footprint::instance),
+                Items::Classes { left, .. } => {
+                    left.pop_front().map(|(c, a)| footprint::class(&c, &a))
+                }
+            };
+            self.bytes = self.bytes.saturating_sub(gone.unwrap_or(0));
+        }
+        match &mut self.items {
+            Items::Instances(left) => contexts::give_back(left),
+            Items::Classes { left, .. } => contexts::give_back(left),
         }
         out
     }
@@ -122,6 +141,7 @@ fn room(call: &Call<'_>) -> usize {
     call.message
         .max_envelope
         .unwrap_or(DEFAULT_ENVELOPE)
+        .min(LARGEST_ENVELOPE)
         .saturating_sub(ENVELOPE_ITSELF)
 }
 
@@ -167,6 +187,7 @@ pub(super) async fn enumerate(mut call: Call<'_>) -> Result<String, Fault> {
                     (class, ancestors)
                 })
                 .collect::<VecDeque<_>>();
+            let bytes = left.iter().map(|(c, a)| footprint::class(c, a)).sum();
             Enumeration {
                 total: left.len(),
                 items: Items::Classes {
@@ -175,6 +196,7 @@ pub(super) async fn enumerate(mut call: Call<'_>) -> Result<String, Fault> {
                 },
                 mode: Mode::Object,
                 shape: call.shape(super::uri::Family::CimSchema { namespace }),
+                bytes,
             }
         }
         Resource::Instances { .. } => instances(&call, &body, mode).await?,
@@ -200,8 +222,7 @@ pub(super) async fn enumerate(mut call: Call<'_>) -> Result<String, Fault> {
             .service
             .contexts
             .open(&call.caller.user, idle, enumeration);
-        let id =
-            opened.map_err(|e| Fault::from(Error::new(Status::LimitExceeded, format!("{e}."))))?;
+        let id = opened.map_err(|limit| Fault::from(call.service.handler.limit(&limit)))?;
         format!("uuid:{id}")
     };
     Ok(call.respond(
@@ -305,6 +326,7 @@ async fn instances(call: &Call<'_>, body: &Element, mode: Mode) -> Result<Enumer
     }
     Ok(Enumeration {
         total: found.len(),
+        bytes: found.iter().map(footprint::instance).sum(),
         items: Items::Instances(found.into()),
         mode,
         shape,

@@ -18,7 +18,7 @@ use crate::{Caller, Handler, Operation, Request, Response};
 /// The WS-Management front end.
 pub(crate) struct Service {
     pub(super) handler: Arc<dyn Handler>,
-    pub(super) contexts: Contexts<Enumeration>,
+    pub(crate) contexts: Contexts<Enumeration>,
 }
 
 /// A request with its caller.

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use cim::wql::{Environment, Query};
 use cim::{Class, ClassTable, Datetime, Instance, Name, Path, Property, Schema, Type, Value};
 use tokio::sync::Semaphore;
-use wbem::auth::Authenticator;
+use wbem::auth::{Authenticator, Verdict};
 use wbem::{
-    Caller, Error, Handler, Operation, OutParameter, Request, Response, Role, Status, Walk,
+    Caller, Error, Handler, Operation, Origin, OutParameter, Request, Response, Role, Status, Walk,
 };
 
 pub(crate) const NAMESPACE: &str = "root/virtualization/v2";
@@ -22,11 +22,15 @@ pub(crate) struct OneUser;
 
 #[async_trait]
 impl Authenticator for OneUser {
-    async fn check(&self, user: &str, password: &str) -> Option<Caller> {
-        (user == USER && password == PASSWORD).then(|| Caller {
-            user: user.to_owned(),
-            role: Role::Admin,
-        })
+    async fn check(&self, _origin: Origin, user: &str, password: &str) -> Verdict {
+        match (user, password) {
+            (USER, PASSWORD) => Verdict::Caller(Caller {
+                user: user.to_owned(),
+                role: Role::Admin,
+            }),
+            (USER, "again and again") => Verdict::Wait(Duration::from_millis(2500)),
+            _ => Verdict::Wrong,
+        }
     }
 }
 

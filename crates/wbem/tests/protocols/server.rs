@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use wbem::server::{Listen, ListenError, Options, Protocols, Server};
 
 use crate::scripted::{OneUser, Scripted};
@@ -187,43 +189,153 @@ async fn a_slow_head_is_cut_off() {
 }
 
 #[tokio::test]
-async fn further_connections_wait_for_a_place() {
+async fn silent_and_slow_connections_are_ended_and_one_that_is_known_is_not() {
     let options = Options {
-        max_connections: 1,
+        head_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(600),
         ..Options::default()
     };
     let running = start_with(Scripted::new(), options).await;
-    let mut first = Connection::to(running.addr).await;
-    assert_eq!(
-        first
-            .post("/wsman", &basic(), invoke("Echo").as_bytes())
-            .await
-            .status,
-        200
-    );
-    let text = invoke("Wait");
-    let mut second = Connection::to(running.addr).await;
+    let text = invoke("Echo");
+    let mut known = Connection::to(running.addr).await;
+    let got = known.post("/wsman", &basic(), text.as_bytes()).await;
+    assert_eq!(got.status, 200);
+    let mut stranger = Connection::to(running.addr).await;
+    assert_eq!(stranger.post("/wsman", "", b"").await.status, 401);
+    let mut silent = Connection::to(running.addr).await;
+    assert!(silent.is_closed().await, "no head");
+    assert!(stranger.is_closed().await, "idle, and nobody knows who");
+    let got = known.post("/wsman", &basic(), text.as_bytes()).await;
+    assert_eq!(got.status, 200, "idle for longer than a head may take");
+    // A head that trickles in ends a known connection too.
+    known.raw(b"POST /wsman HT").await;
+    assert!(known.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_told_and_the_connection_ends() {
+    let options = Options {
+        body_timeout: Duration::from_millis(50),
+        ..Options::default()
+    };
+    let running = start_with(Scripted::new(), options).await;
+    let mut connection = Connection::to(running.addr).await;
     let head = format!(
-        "POST /wsman HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{}\r\n{text}",
-        text.len(),
+        "POST /wsman HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n{}\r\nhalf",
         basic()
     );
-    second.raw(head.as_bytes()).await;
-    assert_eq!(
-        first
-            .post("/wsman", &basic(), invoke("Echo").as_bytes())
-            .await
-            .status,
-        200
+    connection.raw(head.as_bytes()).await;
+    let got = connection.answer().await;
+    assert_eq!(got.status, 408);
+    assert!(got.text().contains("did not come within"), "{}", got.text());
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test]
+async fn further_connections_are_told_so_and_the_local_socket_is_apart() {
+    let options = Options {
+        max_connections: 3,
+        max_connections_per_address: 2,
+        max_local: 1,
+        ..Options::default()
+    };
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("s");
+    let handler = Arc::new(Scripted::new());
+    let mut server = Server::new(handler, Arc::new(OneUser), options);
+    let tcp = || Listen::Tcp {
+        addr: ([127, 0, 0, 1], 0).into(),
+        tls: None,
+        protocols: Protocols::BOTH,
+    };
+    let mut addrs = Vec::new();
+    for _ in 0..2 {
+        let bound = server.listen(tcp()).await.expect("listen");
+        addrs.push(bound.addr().expect("address"));
+    }
+    let local = Listen::Unix { path: path.clone() };
+    server.listen(local).await.expect("listen");
+    tokio::spawn(server.run(std::future::pending()));
+
+    let mut first = Connection::to(addrs[0]).await;
+    let second = Connection::to(addrs[0]).await;
+    let text = invoke("Echo");
+    let mut third = Connection::to(addrs[0]).await;
+    let got = third.post("/wsman", &basic(), text.as_bytes()).await;
+    assert_eq!(got.status, 503);
+    let head = got.head.to_ascii_lowercase();
+    assert!(head.contains("retry-after: 5") && head.contains("connection: close"));
+    assert!(
+        got.text().contains("127.0.0.1 has 2 connections open"),
+        "{}",
+        got.text()
     );
+    assert!(third.is_closed().await);
+
+    let got = first.post("/wsman", &basic(), text.as_bytes()).await;
+    assert_eq!(got.status, 200, "whoever has a place keeps it");
     assert_eq!(
-        running.handler.begun.load(Ordering::SeqCst),
-        0,
-        "the second is not served yet"
+        post(addrs[1], "/wsman", "", &text).await.status,
+        200,
+        "another listener"
     );
-    drop(first);
-    running.handler.gate.add_permits(1);
-    assert_eq!(second.answer().await.status, 200);
+    let stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connect");
+    assert!(stream.peer_cred().is_ok());
+    let mut local = Connection::over(stream);
+    let got = local.post("/wsman", "", text.as_bytes()).await;
+    assert_eq!(got.status, 200, "the local socket");
+    drop(second);
+    until_async(async || post(addrs[0], "/wsman", "", &text).await.status == 200).await;
+}
+
+/// Tries until it is so.
+async fn until_async(reached: impl AsyncFn() -> bool) {
+    while !reached().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_come_ends_and_a_full_listener_closes() {
+    let dir = tempfile::tempdir().expect("dir");
+    let options = Options {
+        head_timeout: Duration::from_millis(200),
+        max_connections: 1,
+        ..Options::default()
+    };
+    let tls = wbem::tls::load_or_make(dir.path(), &["localhost".to_owned()]).expect("tls");
+    let mut server = Server::new(Arc::new(Scripted::new()), Arc::new(OneUser), options);
+    let listen = Listen::Tcp {
+        addr: ([127, 0, 0, 1], 0).into(),
+        tls: Some(tls),
+        protocols: Protocols::BOTH,
+    };
+    let bound = server.listen(listen).await.expect("listen");
+    tokio::spawn(server.run(std::future::pending()));
+    let addr = bound.addr().expect("address");
+    let mut silent = Connection::to(addr).await;
+    let mut refused = Connection::to(addr).await;
+    assert!(refused.is_closed().await, "no place");
+    assert!(silent.is_closed().await, "no handshake");
+}
+
+#[tokio::test]
+async fn a_password_that_was_not_looked_at_is_told_apart_from_a_wrong_one() {
+    let running = start().await;
+    let token = STANDARD.encode("alice:again and again");
+    let mut connection = Connection::to(running.addr).await;
+    let headers = format!("Authorization: Basic {token}\r\n");
+    let got = connection.post("/wsman", &headers, b"").await;
+    assert_eq!(got.status, 429);
+    assert!(got.head.to_ascii_lowercase().contains("retry-after: 3\r\n"));
+    assert!(
+        got.text().contains("too many wrong passwords"),
+        "{}",
+        got.text()
+    );
+    assert!(connection.is_closed().await);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufStream};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -66,16 +66,25 @@ pub(crate) fn basic() -> String {
     format!("Authorization: Basic {token}\r\n")
 }
 
+/// Bytes in both directions.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 pub(crate) struct Connection {
-    stream: BufStream<TcpStream>,
+    stream: BufStream<Box<dyn Stream>>,
 }
 
 impl Connection {
     pub(crate) async fn to(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
+        Connection::over(stream)
+    }
+
+    pub(crate) fn over(stream: impl Stream + 'static) -> Self {
         Connection {
-            stream: BufStream::new(stream),
+            stream: BufStream::new(Box::new(stream)),
         }
     }
 

@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => ExportPlan::full(&chain, &target),
     };
     plan.threads = threads.unwrap_or(plan.threads);
-    plan.block_list = list.then(|| target.with_extension("map"));
+    plan.block_list = list.then(|| target.with_extension("map").into());
     let report = export_disk(&plan, &|_| {}, &CancelFlag::new())?;
     let seconds = start.elapsed().as_secs_f64();
     let peak = std::fs::read_to_string("/proc/self/status")?

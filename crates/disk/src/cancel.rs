@@ -17,6 +17,19 @@ enum State {
 #[derive(Clone, Debug)]
 pub struct CancelFlag {
     shared: Arc<(Mutex<State>, Condvar)>,
+    /// How many threads are at work, and the bell for when none is.
+    working: Arc<(Mutex<usize>, Condvar)>,
+}
+
+/// A thread is at work; until it is dropped.
+#[derive(Debug)]
+pub struct Working(CancelFlag);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        *self.0.workers() -= 1;
+        self.0.working.1.notify_all();
+    }
 }
 
 impl Default for CancelFlag {
@@ -31,6 +44,33 @@ impl CancelFlag {
     pub fn new() -> Self {
         Self {
             shared: Arc::new((Mutex::new(State::Running), Condvar::new())),
+            working: Arc::default(),
+        }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, usize> {
+        self.working
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that a thread is at work which heeds this switch, so that others can wait for its end.
+    #[must_use]
+    pub fn work(&self) -> Working {
+        *self.workers() += 1;
+        Working(self.clone())
+    }
+
+    /// Waits until no thread is at work.
+    pub fn wait_until_idle(&self) {
+        let mut workers = self.workers();
+        while *workers > 0 {
+            workers = self
+                .working
+                .1
+                .wait(workers)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -106,6 +146,19 @@ mod tests {
         flag.cancel();
         flag.resume();
         assert!(matches!(flag.check(), Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn the_end_of_all_work_can_be_waited_for() {
+        let flag = CancelFlag::new();
+        flag.wait_until_idle();
+        let (one, two) = (flag.work(), flag.clone().work());
+        let waiting = flag.clone();
+        let handle = std::thread::spawn(move || waiting.wait_until_idle());
+        drop(one);
+        assert!(!handle.is_finished());
+        drop(two);
+        handle.join().unwrap();
     }
 
     #[test]

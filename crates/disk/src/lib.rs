@@ -27,7 +27,7 @@
 //!
 //! # Durability
 //! Every file is written under a temporary name (`.partial`), synced, renamed, and its directory synced. What has no final
-//! name is unfinished, and may be removed by [`target::remove_leftovers`].
+//! name is unfinished. Where others may own directories, everything goes through [`confined`].
 
 pub mod atomic;
 pub mod blocks;
@@ -48,9 +48,9 @@ pub mod verify;
 pub mod writer;
 mod zero;
 
-pub use cancel::CancelFlag;
+pub use cancel::{CancelFlag, Working};
 pub use error::{Error, ErrorKind, Result};
-pub use export::{DiskReport, ExportPlan, Progress, export_disk, flatten};
+pub use export::{DiskReport, ExportPlan, Mark, Marks, Progress, export_disk, flatten};
 pub use map::{ChangeMap, MapError, Page};
 pub use nbd::{NbdAddress, NbdClient, NbdSource};
 pub use qcow2::Qcow2Layer;

@@ -1,19 +1,25 @@
 //! Writing a qcow2 image once, front to back.
 //!
-//! Version 3, clusters of 64 KiB, 16-bit reference counts. Clusters are handed out one after the other: data, and each L2 table as
-//! soon as the guest range it covers is done; then the L1 table, the reference counts (every cluster of such a file has exactly one
-//! owner, so they need no memory), and last the header. Until the header stands the file is no image, and until the rename it has
-//! no name. Memory: one L2 table and the L1 table (8 bytes per 512 MiB of disk).
+//! Version 3, clusters of 64 KiB, 16-bit reference counts. Clusters are handed out one after the other: the L1 table, data, and each L2
+//! table as soon as the guest range it covers is done, or at a mark; then the reference counts (every cluster of such a file has
+//! exactly one owner, so they need no memory), and last the header. Until the header stands the file is no image, and until the
+//! rename it has no name. Memory: one L2 table and the L1 table (8 bytes per 512 MiB of disk).
+//!
+//! At a mark ([`Qcow2Writer::mark`]) tables and data are durable, and what is needed to go on from there after a crash is small.
 //!
 //! Data may be written by several threads at once ([`DataArea`]); the mapping is
 //! set by one ([`Mapping`]), in ascending order.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::atomic::AtomicFile;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::{AtomicFile, Slot};
 use crate::error::{Error, Result};
+use crate::manifest::HexHash;
 use crate::qcow2::{COPIED, EXT_BACKING_FORMAT, MAGIC, ZERO};
 use crate::zero::{BLOCK, BLOCK_SIZE, block_count};
 
@@ -80,6 +86,22 @@ pub struct Qcow2Writer {
     backing: Option<Backing>,
 }
 
+/// What is needed, beside the file, to go on with an unfinished image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMark {
+    /// Clusters handed out.
+    clusters: u64,
+    /// The lowest block that may still be set.
+    least: u64,
+    /// The L2 table under construction, and where it was written.
+    open: Option<(usize, u64)>,
+    /// Hash of the tables as they were written.
+    tables: HexHash,
+}
+
+/// The L1 table lies right behind the header.
+const L1_AT: u64 = 1;
+
 impl Qcow2Writer {
     /// Creates `<target>.partial`.
     ///
@@ -87,49 +109,80 @@ impl Qcow2Writer {
     /// [`Error::Invalid`] for a disk too large for the format (2 PiB) or an unusable backing name; [`Error::Io`], also when the
     /// target exists already.
     pub fn create(target: &Path, virtual_size: u64, backing: Option<Backing>) -> Result<Self> {
-        let l1_entries = virtual_size.div_ceil(BLOCK_SIZE * L2_ENTRIES);
-        if l1_entries > MAX_L1_ENTRIES {
-            return Err(Error::invalid(format!(
-                "a disk of {virtual_size} bytes is too large for a qcow2 image"
-            )));
-        }
-        if let Some(Backing { file, format }) = &backing {
-            if file.is_empty() || file.len() > MAX_BACKING_NAME || file.contains('\0') {
-                return Err(Error::invalid(format!(
-                    "a backing file name has 1 to {MAX_BACKING_NAME} bytes, this one {}",
-                    file.len()
-                )));
-            }
-            if Path::new(file).is_absolute() || file.contains(':') {
-                return Err(Error::invalid(format!(
-                    "the backing file name {file:?} is not a relative path"
-                )));
-            }
-            if !matches!(format.as_str(), "qcow2" | "raw") {
-                return Err(Error::invalid(format!(
-                    "backing format {format:?} is not served"
-                )));
-            }
-        }
-        let file = AtomicFile::create(target)?;
-        // Cluster 0 is the header's.
-        let area = DataArea {
-            file,
-            next: AtomicU64::new(1),
-        };
-        let tables = Tables {
-            l1: vec![0; l1_entries.max(1) as usize],
-            table: vec![0; L2_ENTRIES as usize],
-            used: false,
-            index: 0,
-            least: 0,
-            blocks: block_count(virtual_size),
-        };
+        Self::start(&target.into(), virtual_size, backing)
+    }
+
+    /// As [`Qcow2Writer::create`], in a slot.
+    ///
+    /// # Errors
+    /// As [`Qcow2Writer::create`].
+    pub fn start(slot: &Slot, virtual_size: u64, backing: Option<Backing>) -> Result<Self> {
+        let tables = Tables::new(virtual_size, backing.as_ref())?;
+        let l1_clusters = tables.l1_clusters();
         Ok(Self {
-            area,
+            area: DataArea {
+                file: AtomicFile::start(slot)?,
+                // Cluster 0 is the header's.
+                next: AtomicU64::new(L1_AT + l1_clusters),
+            },
             tables,
             virtual_size,
             backing,
+        })
+    }
+
+    /// Goes on with an image where a mark was set; `None` where the file is not what it was then.
+    ///
+    /// # Errors
+    /// As [`Qcow2Writer::create`].
+    pub(crate) fn go_on(
+        slot: &Slot,
+        virtual_size: u64,
+        backing: Option<Backing>,
+        mark: &ImageMark,
+    ) -> Result<Option<Self>> {
+        let mut tables = Tables::new(virtual_size, backing.as_ref())?;
+        let Some(file) = AtomicFile::go_on(slot) else {
+            return Ok(None);
+        };
+        let io = |action, e| Error::io(action, file.path(), e);
+        let length = mark.clusters.saturating_mul(BLOCK_SIZE);
+        let found = file.file().metadata().map_err(|e| io("look at", e))?.len();
+        if found < length || !tables.read(file.file(), mark) {
+            return Ok(None);
+        }
+        file.file().set_len(length).map_err(|e| io("cut", e))?;
+        Ok(Some(Self {
+            area: DataArea {
+                file,
+                next: AtomicU64::new(mark.clusters),
+            },
+            tables,
+            virtual_size,
+            backing,
+        }))
+    }
+
+    /// Makes what was written and set so far durable. No thread may be writing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn mark(&mut self) -> Result<ImageMark> {
+        let area = &self.area;
+        let open = self.tables.write_open(area)?;
+        area.write(L1_AT, &be_bytes(&self.tables.l1))?;
+        let file = area.file.file();
+        let length = area.reserve(0) * BLOCK_SIZE;
+        // Also where the last table is shorter than its cluster.
+        file.set_len(length)
+            .map_err(|e| Error::io("extend", area.file.path(), e))?;
+        file.sync_data()
+            .map_err(|e| Error::io("sync", area.file.path(), e))?;
+        Ok(ImageMark {
+            clusters: area.reserve(0),
+            least: self.tables.least,
+            open,
+            tables: HexHash(self.tables.hash()),
         })
     }
 
@@ -151,10 +204,7 @@ impl Qcow2Writer {
     pub fn finish(mut self) -> Result<u64> {
         self.tables.flush(&self.area)?;
         let area = &self.area;
-        let l1_bytes = be_bytes(&self.tables.l1);
-        let l1_clusters = (l1_bytes.len() as u64).div_ceil(BLOCK_SIZE);
-        let l1_at = area.reserve(l1_clusters);
-        area.write(l1_at, &l1_bytes)?;
+        area.write(L1_AT, &be_bytes(&self.tables.l1))?;
 
         let before = area.reserve(0);
         let (blocks, tables) = count_clusters(before);
@@ -182,12 +232,12 @@ impl Qcow2Writer {
             .map_err(|e| Error::io("extend", area.file.path(), e))?;
         file.sync_data()
             .map_err(|e| Error::io("sync", area.file.path(), e))?;
-        area.write(0, &self.header(l1_at, table_at, tables))?;
+        area.write(0, &self.header(table_at, tables))?;
         self.area.file.commit()?;
         Ok(length)
     }
 
-    fn header(&self, l1_at: u64, table_at: u64, tables: u64) -> Vec<u8> {
+    fn header(&self, table_at: u64, tables: u64) -> Vec<u8> {
         let mut h = Vec::with_capacity(2048);
         let mut extensions = Vec::new();
         let mut backing_at = 0u64;
@@ -210,7 +260,7 @@ impl Qcow2Writer {
         h.extend(self.virtual_size.to_be_bytes());
         h.extend(0u32.to_be_bytes()); // not encrypted
         h.extend((self.tables.l1.len() as u32).to_be_bytes());
-        h.extend((l1_at * BLOCK_SIZE).to_be_bytes());
+        h.extend((L1_AT * BLOCK_SIZE).to_be_bytes());
         h.extend((table_at * BLOCK_SIZE).to_be_bytes());
         h.extend((tables as u32).to_be_bytes());
         h.extend(0u32.to_be_bytes()); // no internal snapshots
@@ -272,6 +322,8 @@ struct Tables {
     /// The L2 table under construction.
     table: Vec<u64>,
     used: bool,
+    /// Where it was written at a mark.
+    place: Option<u64>,
     index: usize,
     /// The lowest block that may still be set.
     least: u64,
@@ -279,17 +331,92 @@ struct Tables {
 }
 
 impl Tables {
-    fn flush(&mut self, area: &DataArea) -> Result<()> {
-        if self.used {
-            let cluster = area.reserve(1);
-            area.write(cluster, &be_bytes(&self.table))?;
-            if let Some(entry) = self.l1.get_mut(self.index) {
-                *entry = (cluster * BLOCK_SIZE) | COPIED;
-            }
-            self.table.fill(0);
-            self.used = false;
+    /// Empty ones, for an image that the format can hold.
+    fn new(virtual_size: u64, backing: Option<&Backing>) -> Result<Self> {
+        let l1_entries = virtual_size.div_ceil(BLOCK_SIZE * L2_ENTRIES);
+        if l1_entries > MAX_L1_ENTRIES {
+            return Err(Error::invalid(format!(
+                "a disk of {virtual_size} bytes is too large for a qcow2 image"
+            )));
         }
+        if let Some(Backing { file, format }) = backing {
+            if file.is_empty() || file.len() > MAX_BACKING_NAME || file.contains('\0') {
+                return Err(Error::invalid(format!(
+                    "a backing file name has 1 to {MAX_BACKING_NAME} bytes, this one {}",
+                    file.len()
+                )));
+            }
+            if Path::new(file).is_absolute() || file.contains(':') {
+                return Err(Error::invalid(format!(
+                    "the backing file name {file:?} is not a relative path"
+                )));
+            }
+            if !matches!(format.as_str(), "qcow2" | "raw") {
+                return Err(Error::invalid(format!(
+                    "backing format {format:?} is not served"
+                )));
+            }
+        }
+        Ok(Self {
+            l1: vec![0; l1_entries.max(1) as usize],
+            table: vec![0; L2_ENTRIES as usize],
+            used: false,
+            place: None,
+            index: 0,
+            least: 0,
+            blocks: block_count(virtual_size),
+        })
+    }
+
+    fn l1_clusters(&self) -> u64 {
+        (self.l1.len() as u64 * 8).div_ceil(BLOCK_SIZE)
+    }
+
+    fn flush(&mut self, area: &DataArea) -> Result<()> {
+        self.write_open(area)?;
+        self.table.fill(0);
+        self.used = false;
+        self.place = None;
         Ok(())
+    }
+
+    /// Writes the table under construction; returns its index and place, where there is one.
+    fn write_open(&mut self, area: &DataArea) -> Result<Option<(usize, u64)>> {
+        if !self.used {
+            return Ok(None);
+        }
+        let cluster = *self.place.get_or_insert_with(|| area.reserve(1));
+        area.write(cluster, &be_bytes(&self.table))?;
+        if let Some(entry) = self.l1.get_mut(self.index) {
+            *entry = (cluster * BLOCK_SIZE) | COPIED;
+        }
+        Ok(Some((self.index, cluster)))
+    }
+
+    fn hash(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&be_bytes(&self.l1));
+        hasher.update(&be_bytes(&self.table));
+        hasher.finalize()
+    }
+
+    /// Takes the tables from a file; whether they are those of the mark.
+    fn read(&mut self, file: &File, mark: &ImageMark) -> bool {
+        let words = |at: u64, words: &mut [u64]| {
+            let mut bytes = vec![0; words.len() * 8];
+            let there = file.read_exact_at(&mut bytes, at * BLOCK_SIZE).is_ok();
+            for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *word = u64::from_be_bytes(*bytes);
+            }
+            there
+        };
+        let mut there = words(L1_AT, &mut self.l1);
+        if let Some((index, place)) = mark.open {
+            there &= words(place, &mut self.table);
+            (self.index, self.place, self.used) = (index, Some(place), true);
+        }
+        self.least = mark.least;
+        there && self.hash() == mark.tables.0
     }
 }
 

@@ -27,7 +27,7 @@ fn name(path: &Path) -> String {
 
 fn full(source: &dyn Source, dir: &Path, file: &str) -> DiskReport {
     let mut plan = ExportPlan::full(source, dir.join(file));
-    plan.block_list = Some(dir.join(file).with_extension("map"));
+    plan.block_list = Some(dir.join(file).with_extension("map").into());
     export_disk(&plan, &quiet, &CancelFlag::new()).unwrap()
 }
 
@@ -85,7 +85,7 @@ fn full_and_differentials_equal_the_disk_at_each_point(options: &str, sizes: &[u
             }
         };
         plan.base_lists = points.iter().map(|p| p.list.clone()).collect();
-        plan.block_list = Some(list.clone());
+        plan.block_list = Some(list.clone().into());
         plan.threads = 1 + n % 4;
         let last = Mutex::new(None);
         let note = |p: Progress| *last.lock().unwrap() = Some(p);
@@ -240,7 +240,7 @@ fn a_cancelled_export_leaves_nothing() {
     fs::create_dir(&out).unwrap();
     let cancel = CancelFlag::new();
     let mut plan = ExportPlan::full(&chain, out.join("x.qcow2"));
-    plan.block_list = Some(out.join("x.map"));
+    plan.block_list = Some(out.join("x.map").into());
     let stop = |p: Progress| {
         if p.done > 10 * MIB {
             cancel.cancel();
@@ -379,7 +379,7 @@ fn changes_are_found_by_hashes_when_there_is_no_map() {
     let target = dir.path().join("repaired.qcow2");
     let mut plan = ExportPlan::differential(&now, &changes, backing, &target);
     plan.base_lists = lists.to_vec();
-    plan.block_list = Some(dir.path().join("repaired.map"));
+    plan.block_list = Some(dir.path().join("repaired.map").into());
     let report = export_disk(&plan, &quiet, &CancelFlag::new()).unwrap();
     identical(&disk, "qcow2", &target, "qcow2");
     let raw = dir.path().join("raw");

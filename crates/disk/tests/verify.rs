@@ -75,7 +75,7 @@ fn scene(seed: u64) -> Scene {
             plan.base_lists = lists.clone();
             base_file = Some(relative(&base));
         }
-        plan.block_list = Some(export.join(&list));
+        plan.block_list = Some(export.join(&list).into());
         let report = export_disk(&plan, &quiet, &CancelFlag::new()).unwrap();
         lists.push(export.join(&list));
 

@@ -76,6 +76,14 @@ pub(crate) struct Config {
     pub(crate) store_copy_hours: u64,
     /// How many copies of the state store are kept; of older ones, one of each day for as many days.
     pub(crate) store_copies: usize,
+    /// Directories that exports may go to; empty: any but system directories and the service's own.
+    pub(crate) export_roots: Vec<PathBuf>,
+    /// Directories that disk images may lie in; empty: likewise.
+    pub(crate) image_roots: Vec<PathBuf>,
+    /// Directories that imports are read from; empty: likewise.
+    pub(crate) import_roots: Vec<PathBuf>,
+    /// Whether exports may go to directories in which others than root and the service's user could exchange files.
+    pub(crate) allow_foreign_directories: bool,
     /// What a client can take of the service at most.
     pub(crate) limits: Limits,
 }
@@ -122,6 +130,10 @@ impl Default for Config {
             quarantine_days: options.quarantine.as_secs() / DAY,
             store_copy_hours: 6,
             store_copies: 6,
+            export_roots: options.places.exports,
+            image_roots: options.places.images,
+            import_roots: options.places.imports,
+            allow_foreign_directories: options.places.allow_foreign,
             limits: Limits::default(),
         }
     }
@@ -232,6 +244,16 @@ impl Config {
             bail!("tampering_policy is fail, full or repair, not {wanted:?}");
         };
         options.tampering = policy;
+        let roots = [&self.export_roots, &self.image_roots, &self.import_roots];
+        if let Some(relative) = roots.into_iter().flatten().find(|r| !r.is_absolute()) {
+            bail!("{} is no absolute path", relative.display());
+        }
+        options.places = vmms::Places {
+            exports: self.export_roots.clone(),
+            images: self.image_roots.clone(),
+            imports: self.import_roots.clone(),
+            allow_foreign: self.allow_foreign_directories,
+        };
         Ok(options)
     }
 
@@ -303,6 +325,23 @@ mod tests {
         assert!(options("confinement = \"some\"").is_err());
         assert!(options("machine_user_first = 1000").is_err());
         assert!(options("machine_user_first = 2147483647").is_err());
+    }
+
+    #[test]
+    fn roots_are_absolute_paths() {
+        let read = |text: &str| {
+            let config: Config = toml::from_str(text).expect("a partial file");
+            config.options().map(|o| o.places)
+        };
+        assert_eq!(read("").ok(), Some(vmms::Places::default()));
+        let some = read("export_roots = [\"/srv\"]\nallow_foreign_directories = true").ok();
+        let expected = vmms::Places {
+            exports: vec!["/srv".into()],
+            allow_foreign: true,
+            ..vmms::Places::default()
+        };
+        assert_eq!(some, Some(expected));
+        assert!(read("import_roots = [\"srv\"]").is_err());
     }
 
     #[test]

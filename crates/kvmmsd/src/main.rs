@@ -19,6 +19,7 @@ mod limits;
 mod logged;
 mod memory;
 mod object;
+mod private;
 mod provider;
 mod query;
 mod refusal;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    private::umask();
     if let Some(Command::ThawWatchdog(watch)) = arguments.command {
         return stand_watch(watch);
     }
@@ -201,7 +203,8 @@ async fn recover(config: &Config) -> Result<()> {
 }
 
 fn user(config: &Config, command: UserCommand) -> Result<()> {
-    private_dir(&config.state_dir)?;
+    private::directory(&config.state_dir)?;
+    private::file(&config.users())?;
     let users = UsersFile::new(config.users());
     match command {
         UserCommand::Add { name, role, .. } => {
@@ -226,16 +229,6 @@ fn user(config: &Config, command: UserCommand) -> Result<()> {
     Ok(())
 }
 
-/// A directory only the service may read: it holds password hashes and keys.
-fn private_dir(dir: &std::path::Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("cannot create {}", dir.display()))
-}
-
 #[tokio::main]
 async fn serve(config: Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KVMMS_LOG")
@@ -252,8 +245,10 @@ async fn serve(config: Config) -> Result<()> {
             .limits
             .server(config.listen.len(), limits::raise_descriptors())?
     };
-    private_dir(&config.state_dir)?;
-    private_dir(&config.run_dir)?;
+    private::directory(&config.state_dir)?;
+    private::directory(&config.run_dir)?;
+    private::file(&config.users())?;
+    private::file(&config.state_dir.join("tls").join(wbem::tls::KEY))?;
     let store = vmms::open_store(&config.state_dir.join(STORE), Some(config.copies()?))
         .await
         .map_err(|fault| told("cannot open the state store", &fault))?;
@@ -381,9 +376,10 @@ fn listen(config: &Config, url: &str) -> Result<Listen> {
                     .context("TLS certificate")?,
             )
         }
-        "https" => Some(
-            wbem::tls::load(&config.tls_certificate, &config.tls_key).context("TLS certificate")?,
-        ),
+        "https" => Some({
+            private::key(&config.tls_key)?;
+            wbem::tls::load(&config.tls_certificate, &config.tls_key).context("TLS certificate")?
+        }),
         _ => bail!(bad()),
     };
     Ok(Listen::Tcp {

@@ -28,6 +28,7 @@ pub mod layer;
 pub mod names;
 pub mod owner;
 mod pick;
+mod places;
 pub mod point;
 pub mod recover;
 mod service;
@@ -43,7 +44,8 @@ pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};
 pub use hypervisor::confine::Level as ConfinementLevel;
 pub use hypervisor::probe::{Features, KvmState};
 pub use hypervisor::thaw::{SUBCOMMAND as THAW_WATCHDOG, stand_watch};
-pub use hypervisor::{Acceleration, ImageFormat};
+pub use hypervisor::{Acceleration, ImageFormat, plain_mode};
+pub use places::{Places, Use};
 pub use service::{Dirs, Options, TamperingPolicy, Vmms};
 pub use wiring::{in_memory, open_store, start_qemu};
 

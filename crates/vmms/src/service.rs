@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::job::Engine;
 use crate::vm::Runtime;
-use crate::{Result, group, point, vm};
+use crate::{Places, Result, group, point, vm};
 
 /// Directories of the service.
 #[derive(Clone, Debug)]
@@ -96,6 +96,10 @@ pub struct Options {
     pub shutdown_again: Duration,
     /// How QEMU is shut in.
     pub confinement: vm::Confinement,
+    /// Where exports, images and imports may lie.
+    pub places: Places,
+    /// Bytes of content that an export of a disk writes between two marks it can go on from after a restart.
+    pub export_mark: u64,
 }
 
 impl Default for Options {
@@ -119,6 +123,8 @@ impl Default for Options {
             console_bytes: 16 << 20,
             shutdown_again: Duration::from_secs(15),
             confinement: vm::Confinement::default(),
+            places: Places::default(),
+            export_mark: 256 << 20,
         }
     }
 }

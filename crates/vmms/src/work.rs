@@ -175,7 +175,7 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::RemoveData { point } => point::release::undo(vmms, ctx, *point).await,
         Task::ExportPoint { .. }
         | Task::ExportGroupPoint { .. }
-        | Task::ExportGroupSnapshot { .. } => export::undo(ctx).await,
+        | Task::ExportGroupSnapshot { .. } => export::undo(vmms, ctx).await,
         Task::CreateGroupSnapshot {
             snapshot, members, ..
         } => group::snapshot::undo_create(vmms, ctx, *snapshot, members).await,

@@ -130,10 +130,9 @@ async fn one_directory_takes_each_point_once() {
     let point = bed.point(PointType::Log).await;
     let job = bed.export(point, None, "out").await;
     let before = files(&bench.path("out"));
-    assert_eq!(
-        refusal(&bed, point, None, &[], "out").await.message,
-        Message::ExportExists
-    );
+    let again = bed.try_export(point, None, "out").await;
+    assert_eq!(again.state, JobState::Exception);
+    assert!(again.faults[0].has(Message::ExportExists));
     assert_eq!(files(&bench.path("out")), before);
     let vm = vmms::guid(bed.vm);
     let guid = vmms::guid(point);

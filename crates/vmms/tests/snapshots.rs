@@ -293,7 +293,8 @@ async fn a_recovery_snapshot_is_exported_converted_and_a_base_of_the_next() {
     assert!(job.output.bytes_written < held["a.qcow2"].len() as u64 * 2);
     let again =
         vmms::export::export_system(&bench.vmms, bed.vm, difference, &Asked::default()).await;
-    assert_eq!(again.unwrap_err().message, Message::ExportExists);
+    let again = bench.vmms.wait(again.unwrap()).await.unwrap();
+    assert!(again.faults[0].has(Message::ExportExists));
     let merged = backup(second, Some(first), true, "merged");
     let job = export(&bed, merged).await;
     bed.assert_exported(&job, &held).await;

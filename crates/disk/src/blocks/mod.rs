@@ -16,7 +16,7 @@ mod write;
 pub(crate) use compare::Compare;
 pub use merged::Merged;
 pub use read::{BlockListReader, check_block_list};
-pub use write::BlockListWriter;
+pub use write::{BlockListWriter, ListMark};
 
 use std::path::PathBuf;
 

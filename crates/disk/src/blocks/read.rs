@@ -9,6 +9,7 @@ use blake3::{Hash, Hasher};
 use super::{
     BlockHash, BlockListError, BlockRun, MAGIC, Runs, TAG_END, TAG_HASHES, TAG_ZEROS, VERSION,
 };
+use crate::confined::open_plain;
 use crate::error::{Error, Result};
 use crate::map::ChangeMap;
 use crate::zero::{BLOCK_SIZE, block_count};
@@ -36,7 +37,7 @@ impl BlockListReader {
     /// # Errors
     /// [`Error::Io`], or [`Error::BlockList`] when it is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let file = open_plain(path)?;
         Self::from_reader(path, BufReader::with_capacity(128 << 10, file))
     }
 }

@@ -1,14 +1,16 @@
 //! Writing a list.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use blake3::{Hash, Hasher};
+use serde::{Deserialize, Serialize};
 
 use super::{BlockHash, BlockListInfo, MAGIC, TAG_END, TAG_HASHES, TAG_ZEROS, VERSION};
-use crate::atomic::AtomicFile;
+use crate::atomic::{AtomicFile, Slot};
 use crate::error::{Error, Result};
+use crate::manifest::HexHash;
 use crate::map::ChangeMap;
 use crate::zero::{BLOCK_SIZE, block_count};
 
@@ -31,19 +33,102 @@ pub struct BlockListWriter {
     limit: u64,
 }
 
+/// What is needed, beside the file, to go on with an unfinished list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListMark {
+    bytes: u64,
+    hash: HexHash,
+    next: u64,
+    listed: u64,
+}
+
 impl BlockListWriter {
     /// Starts the list of a disk of `disk_size` bytes; `changes` are the bytes a differential export speaks of.
     ///
     /// # Errors
     /// [`Error::Io`], also when the target exists already.
     pub fn create(target: &Path, disk_size: u64, changes: Option<&ChangeMap>) -> Result<Self> {
-        let file = AtomicFile::create(target)?;
-        let handle = file
+        Self::start(&target.into(), disk_size, changes)
+    }
+
+    /// As [`BlockListWriter::create`], in a slot.
+    ///
+    /// # Errors
+    /// As [`BlockListWriter::create`].
+    pub fn start(slot: &Slot, disk_size: u64, changes: Option<&ChangeMap>) -> Result<Self> {
+        let mut this = Self::over(AtomicFile::start(slot)?, slot, disk_size)?;
+        let map = changes.map(|map| map.encode(disk_size)).unwrap_or_default();
+        this.put(MAGIC)?;
+        this.put(&VERSION.to_le_bytes())?;
+        this.put(&(BLOCK_SIZE as u32).to_le_bytes())?;
+        this.put(&disk_size.to_le_bytes())?;
+        this.put(&(map.len() as u64).to_le_bytes())?;
+        this.put(&map)?;
+        Ok(this)
+    }
+
+    /// Goes on with a list where a mark was set; `None` where the file is not what it was then.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn go_on(slot: &Slot, disk_size: u64, mark: &ListMark) -> Result<Option<Self>> {
+        let Some(file) = AtomicFile::go_on(slot) else {
+            return Ok(None);
+        };
+        let mut this = Self::over(file, slot, disk_size)?;
+        let mut handle = this.file.file();
+        let io = |action, e| Error::io(action, slot.target(), e);
+        let mut left = mark.bytes;
+        let mut buffer = vec![0; 128 << 10];
+        while left > 0 {
+            let most = left.min(buffer.len() as u64) as usize;
+            let part = buffer.get_mut(..most).unwrap_or_default();
+            let read = handle.read(part).map_err(|e| io("read", e))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            this.hasher.update(part.get(..read).unwrap_or_default());
+            left -= read as u64;
+        }
+        if this.hasher.finalize() != mark.hash.0 {
+            return Ok(None);
+        }
+        handle.set_len(mark.bytes).map_err(|e| io("cut", e))?;
+        this.bytes = mark.bytes;
+        (this.next, this.listed) = (mark.next, mark.listed);
+        Ok(Some(this))
+    }
+
+    /// Makes what was listed so far durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn mark(&mut self) -> Result<ListMark> {
+        self.close_run()?;
+        let io = |action, e| Error::io(action, self.file.path(), e);
+        self.out.flush().map_err(|e| io("write", e))?;
+        let file = self.file.file();
+        file.sync_data().map_err(|e| io("sync", e))?;
+        Ok(ListMark {
+            bytes: self.bytes,
+            hash: HexHash(self.hasher.finalize()),
+            next: self.next,
+            listed: self.listed,
+        })
+    }
+
+    /// An empty one, to be written from the start of the file on.
+    fn over(file: AtomicFile, slot: &Slot, disk_size: u64) -> Result<Self> {
+        let mut handle = file
             .file()
             .try_clone()
             .map_err(|e| Error::io("open", file.path(), e))?;
-        let mut this = Self {
-            target: target.to_owned(),
+        // Another handle of the file may have moved where it is written.
+        handle
+            .seek(SeekFrom::Start(0))
+            .map_err(|e| Error::io("write", file.path(), e))?;
+        Ok(Self {
+            target: slot.target().to_owned(),
             file,
             out: BufWriter::with_capacity(128 << 10, handle),
             hasher: Hasher::new(),
@@ -54,15 +139,7 @@ impl BlockListWriter {
             next: 0,
             listed: 0,
             limit: block_count(disk_size),
-        };
-        let map = changes.map(|map| map.encode(disk_size)).unwrap_or_default();
-        this.put(MAGIC)?;
-        this.put(&VERSION.to_le_bytes())?;
-        this.put(&(BLOCK_SIZE as u32).to_le_bytes())?;
-        this.put(&disk_size.to_le_bytes())?;
-        this.put(&(map.len() as u64).to_le_bytes())?;
-        this.put(&map)?;
-        Ok(this)
+        })
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

@@ -5,6 +5,7 @@ mod plan;
 mod pump;
 mod rescan;
 
+use pump::Copied;
 pub use pump::flatten;
 pub(crate) use pump::{Copy, Run};
 
@@ -13,19 +14,21 @@ use plan::Planner;
 pub use rescan::changed_blocks;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use blake3::Hash;
+use serde::{Deserialize, Serialize};
 
-use crate::atomic::sync_parent;
+use crate::atomic::{Slot, sync_parent};
 use crate::blocks::{
-    BlockHash, BlockListInfo, BlockListReader, BlockListWriter, DiskDigest, Merged,
+    BlockHash, BlockListInfo, BlockListReader, BlockListWriter, DiskDigest, ListMark, Merged,
 };
 use crate::cancel::CancelFlag;
 use crate::error::{Error, Result};
+use crate::manifest::HexHash;
 use crate::map::ChangeMap;
 use crate::source::Source;
-use crate::writer::{Backing, BlockState, L2_ENTRIES, Qcow2Writer};
+use crate::writer::{Backing, BlockState, ImageMark, L2_ENTRIES, Qcow2Writer};
 use crate::zero::BLOCK_SIZE;
 
 /// What is to be exported, and where to.
@@ -35,22 +38,45 @@ pub struct ExportPlan<'a> {
     /// For a differential export: the bytes that differ from the base.
     pub changes: Option<&'a ChangeMap>,
     /// The image to write. It must not exist.
-    pub target: PathBuf,
+    pub target: Slot,
     /// For a differential export: the image of the base, relative to the target's directory.
     pub backing: Option<Backing>,
     /// Where the block list goes. It must not exist. `None`: no list is kept.
-    pub block_list: Option<PathBuf>,
+    pub block_list: Option<Slot>,
     /// For a differential export: the block lists of the exports beneath it, the full one FIRST. With them the report carries the
     /// digest of the whole disk, and a change of the disk's size needs no care of the caller.
     pub base_lists: Vec<PathBuf>,
     /// Reader threads, 1 to 16.
     pub threads: usize,
+    /// Durable marks on the way, to go on from after a crash; for slots that stay ([`Slot::kept`]).
+    pub marks: Option<Marks<'a>>,
+}
+
+/// How an export sets its marks.
+#[derive(Clone, Copy)]
+pub struct Marks<'a> {
+    /// Bytes of content between two of them.
+    pub every: u64,
+    /// The mark to go on from. Where plan or files are not what they were, the export begins anew.
+    pub from: Option<&'a Mark>,
+    /// Told each mark, after everything before it is durable.
+    pub note: &'a dyn Fn(Mark),
+}
+
+/// How far an unfinished export of a disk is: all before it is durable in the image and in the block list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Hash of what was to be exported.
+    plan: HexHash,
+    image: ImageMark,
+    list: Option<ListMark>,
+    numbers: Copied,
 }
 
 impl<'a> ExportPlan<'a> {
     /// A full export.
     #[must_use]
-    pub fn full(source: &'a dyn Source, target: impl Into<PathBuf>) -> Self {
+    pub fn full(source: &'a dyn Source, target: impl Into<Slot>) -> Self {
         Self {
             source,
             changes: None,
@@ -59,6 +85,7 @@ impl<'a> ExportPlan<'a> {
             block_list: None,
             base_lists: Vec::new(),
             threads: default_threads(),
+            marks: None,
         }
     }
 
@@ -68,7 +95,7 @@ impl<'a> ExportPlan<'a> {
         source: &'a dyn Source,
         changes: &'a ChangeMap,
         backing: Backing,
-        target: impl Into<PathBuf>,
+        target: impl Into<Slot>,
     ) -> Self {
         Self {
             changes: Some(changes),
@@ -119,7 +146,7 @@ pub struct DiskReport {
 }
 
 /// Exports a disk. The image and the block list appear under their names only when they are complete and durable; a failed or
-/// cancelled export leaves neither.
+/// cancelled export leaves neither, but for what lies in slots that are kept.
 ///
 /// `progress` is called from the reader threads, about once per MiB. Memory: about 1 MiB per thread and what the source needs,
 /// whatever the size of the disk.
@@ -137,13 +164,17 @@ pub fn export_disk(
     let resized = resized_changes(plan)?;
     let changes = resized.as_ref().or(plan.changes);
 
-    let mut writer = Qcow2Writer::create(&plan.target, size, plan.backing.clone())?;
-    let list = match &plan.block_list {
-        Some(path) => Some(BlockListWriter::create(path, size, changes)?),
-        None => None,
+    let from = plan.marks.and_then(|m| m.from);
+    let Parts {
+        mut writer,
+        mut list,
+        numbers: mut copied,
+    } = match from.map(|mark| go_on(plan, changes, mark)).transpose()? {
+        Some(Some(parts)) => parts,
+        _ => Parts::new(plan, changes)?,
     };
-    let mut list = list;
-    let mut digest = DiskDigest::new(size);
+    // The hashes before a mark are in the list alone.
+    let mut digest = (copied == Copied::default()).then(|| DiskDigest::new(size));
     let copy = Copy {
         source: plan.source,
         changes,
@@ -154,16 +185,22 @@ pub fn export_disk(
     };
     // Without a backing image, what is never mentioned reads as zeros.
     let flag_zeros = plan.backing.is_some();
-    let copied = {
+    let blocks = plan
+        .marks
+        .map_or(u64::MAX, |m| (m.every / BLOCK_SIZE).max(1));
+    let mut planner = copy.planner(&copied);
+    loop {
         let (area, mut mapping) = writer.split();
         let store = |_: u64, bytes: &[u8]| {
             let place = area.reserve(bytes.len() as u64 / BLOCK_SIZE);
             area.write(place, bytes)?;
             Ok(place)
         };
-        copy.run(&store, &mut |run| {
+        let ended = copy.part(&mut planner, blocks, &mut copied, &store, &mut |run| {
             let mut note = |first, count, hash| {
-                digest.push(first, count, hash);
+                if let Some(digest) = &mut digest {
+                    digest.push(first, count, hash);
+                }
                 list.as_mut()
                     .map_or(Ok(()), |list| list.push(first, count, hash))
             };
@@ -185,14 +222,25 @@ pub fn export_disk(
                         .try_for_each(|(block, hash)| note(block, 1, BlockHash::Hash(*hash)))
                 }
             }
-        })?
-    };
+        })?;
+        if ended {
+            break;
+        }
+        if let Some(marks) = plan.marks {
+            (marks.note)(Mark {
+                plan: fingerprint(plan, changes),
+                image: writer.mark()?,
+                list: list.as_mut().map(BlockListWriter::mark).transpose()?,
+                numbers: copied,
+            });
+        }
+    }
     let bytes_written = writer.finish()?;
-    let finished = finish(plan, list, &digest);
+    let finished = finish(plan, list, digest.as_ref());
     if finished.is_err() {
         discard(&plan.target);
-        if let Some(path) = &plan.block_list {
-            discard(path);
+        if let Some(slot) = &plan.block_list {
+            discard(slot);
         }
     }
     let (block_list, digest) = finished?;
@@ -243,8 +291,10 @@ fn check(plan: &ExportPlan<'_>) -> Result<()> {
         .is_some_and(|map| map.end() > plan.source.size())
     {
         "the change map reaches beyond the disk"
-    } else if plan.block_list.as_ref() == Some(&plan.target) {
+    } else if plan.block_list.as_ref().map(Slot::target) == Some(plan.target.target()) {
         "image and block list have the same name"
+    } else if plan.marks.is_some() && (!plan.target.stays() || plan.block_list.is_none()) {
+        "marks need files that stay, and a block list"
     } else {
         return Ok(());
     };
@@ -269,22 +319,82 @@ fn resized_changes(plan: &ExportPlan<'_>) -> Result<Option<ChangeMap>> {
 fn finish(
     plan: &ExportPlan<'_>,
     list: Option<BlockListWriter>,
-    digest: &DiskDigest,
+    digest: Option<&DiskDigest>,
 ) -> Result<(Option<BlockListInfo>, Option<Hash>)> {
     let info = list.map(BlockListWriter::finish).transpose()?;
-    if plan.changes.is_none() {
+    if let (None, Some(digest)) = (plan.changes, digest) {
         return Ok((info, Some(digest.finish())));
     }
-    if plan.base_lists.is_empty() {
+    if plan.changes.is_some() && plan.base_lists.is_empty() {
         return Ok((info, None));
     }
     let mut lists = plan.base_lists.clone();
-    lists.extend(plan.block_list.clone());
+    lists.extend(plan.block_list.iter().map(|s| s.target().to_owned()));
     let digest = Merged::open(&lists)?.digest()?;
     Ok((info, Some(digest)))
 }
 
-fn discard(path: &Path) {
+/// A writer and a list, and how far they are.
+struct Parts {
+    writer: Qcow2Writer,
+    list: Option<BlockListWriter>,
+    numbers: Copied,
+}
+
+impl Parts {
+    fn new(plan: &ExportPlan<'_>, changes: Option<&ChangeMap>) -> Result<Self> {
+        let size = plan.source.size();
+        let list = |slot| BlockListWriter::start(slot, size, changes);
+        Ok(Self {
+            writer: Qcow2Writer::start(&plan.target, size, plan.backing.clone())?,
+            list: plan.block_list.as_ref().map(list).transpose()?,
+            numbers: Copied::default(),
+        })
+    }
+}
+
+/// What was written up to a mark; `None` where it cannot be gone on with.
+fn go_on(plan: &ExportPlan<'_>, changes: Option<&ChangeMap>, mark: &Mark) -> Result<Option<Parts>> {
+    if mark.plan != fingerprint(plan, changes) {
+        return Ok(None);
+    }
+    let size = plan.source.size();
+    let (Some(slot), Some(listed)) = (&plan.block_list, &mark.list) else {
+        return Ok(None);
+    };
+    let writer = Qcow2Writer::go_on(&plan.target, size, plan.backing.clone(), &mark.image)?;
+    let list = BlockListWriter::go_on(slot, size, listed)?;
+    let (Some(writer), Some(list)) = (writer, list) else {
+        return Ok(None);
+    };
+    Ok(Some(Parts {
+        writer,
+        list: Some(list),
+        numbers: mark.numbers,
+    }))
+}
+
+/// What tells one plan from another: the size of the disk, what of it is exported, and the base.
+fn fingerprint(plan: &ExportPlan<'_>, changes: Option<&ChangeMap>) -> HexHash {
+    let size = plan.source.size();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&size.to_le_bytes());
+    if let Some(map) = changes {
+        hasher.update(&map.encode(size));
+    }
+    if let Some(backing) = &plan.backing {
+        hasher.update(backing.format.as_bytes());
+        hasher.update(b"\0");
+        hasher.update(backing.file.as_bytes());
+    }
+    HexHash(hasher.finalize())
+}
+
+fn discard(slot: &Slot) {
+    if slot.stays() {
+        return;
+    }
+    let path = slot.target();
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "a useless file stays behind");

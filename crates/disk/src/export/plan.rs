@@ -38,6 +38,16 @@ pub(crate) struct Item {
 }
 
 impl Item {
+    /// Blocks it reads.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads
+    }
+
+    /// The block behind its last one.
+    pub(crate) fn end(&self) -> u64 {
+        self.pieces.last().map_or(0, |p| p.first + p.count)
+    }
+
     fn is_full(&self) -> bool {
         self.reads >= ITEM_BLOCKS || self.covered >= ITEM_SPAN || self.pieces.len() >= ITEM_PIECES
     }
@@ -82,10 +92,19 @@ pub(crate) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub(crate) fn new(source: &'a dyn Source, changes: Option<&'a ChangeMap>) -> Self {
+        Self::from(source, changes, 0)
+    }
+
+    /// As [`Planner::new`], without the blocks before `start`.
+    pub(crate) fn from(source: &'a dyn Source, changes: Option<&'a ChangeMap>, start: u64) -> Self {
         let blocks = block_count(source.size());
         let ranges: Box<dyn Iterator<Item = Range<u64>> + Send + 'a> = match changes {
-            None => Box::new(std::iter::once(0..blocks)),
-            Some(map) => Box::new(block_ranges(map, blocks)),
+            None => Box::new(std::iter::once(start.min(blocks)..blocks)),
+            Some(map) => Box::new(
+                block_ranges(map, blocks)
+                    .map(move |r| r.start.max(start)..r.end)
+                    .filter(|r| !r.is_empty()),
+            ),
         };
         Self {
             source,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blake3::Hash;
+use serde::{Deserialize, Serialize};
 
 use super::plan::{ITEM_BYTES, Item, Piece, Planner, planned_bytes};
 use super::{ExportPlan, Progress, default_threads, export_disk};
@@ -30,13 +31,18 @@ pub(crate) enum Run {
     },
 }
 
-/// Numbers of a finished copy.
-#[derive(Debug, Clone, Copy, Default)]
+/// Numbers of a copy, and how far it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Copied {
     pub(crate) read: u64,
     pub(crate) extents: u64,
     pub(crate) data_blocks: u64,
     pub(crate) zero_blocks: u64,
+    /// Bytes of the disk dealt with.
+    done: u64,
+    /// The block behind the last one dealt with, and behind the last one that held data.
+    next: u64,
+    data_end: Option<u64>,
 }
 
 /// One copy (or one reading for its hashes).
@@ -64,22 +70,54 @@ impl Copy<'_> {
         store: &(dyn Fn(u64, &[u8]) -> Result<u64> + Sync),
         record: &mut (dyn FnMut(&Run) -> Result<()> + Send),
     ) -> Result<Copied> {
+        let mut numbers = Copied::default();
+        let mut planner = Planner::new(self.source, self.changes);
+        self.part(&mut planner, u64::MAX, &mut numbers, store, record)?;
+        Ok(numbers)
+    }
+
+    /// What is left to do after `numbers`.
+    pub(crate) fn planner(&self, numbers: &Copied) -> Planner<'_> {
+        Planner::from(self.source, self.changes, numbers.next)
+    }
+
+    /// As [`Copy::run`], up to the end or until this many blocks were read. Nothing is under way when it returns; it returns whether
+    /// the end was reached.
+    pub(crate) fn part(
+        &self,
+        planner: &mut Planner<'_>,
+        blocks: u64,
+        numbers: &mut Copied,
+        store: &(dyn Fn(u64, &[u8]) -> Result<u64> + Sync),
+        record: &mut (dyn FnMut(&Run) -> Result<()> + Send),
+    ) -> Result<bool> {
         let size = self.source.size();
         let total = planned_bytes(self.changes, size);
-        let mut planner = Planner::new(self.source, self.changes);
-        let mut numbers = Copied::default();
-        let (mut done, mut last_end) = (0u64, None);
-        let written = AtomicU64::new(0);
+        let written = AtomicU64::new(numbers.data_blocks * BLOCK_SIZE);
+        let (mut given, mut ended, mut next) = (0u64, false, numbers.next);
         (self.progress)(Progress {
-            done,
+            done: numbers.done,
             total,
-            written: 0,
+            written: written.load(Ordering::Relaxed),
         });
         ordered::run(
             self.threads,
             ITEM_BYTES,
             self.cancel,
-            || planner.next_item(),
+            || {
+                if given >= blocks {
+                    return Ok(None);
+                }
+                let item = planner.next_item()?;
+                match &item {
+                    Some(item) => {
+                        given += item.reads();
+                        next = item.end();
+                    }
+                    None => ended = true,
+                }
+                Ok(item)
+            },
             |item, buffer| self.work(&item, buffer, store, &written),
             |result: Done| {
                 for run in &result.runs {
@@ -89,23 +127,23 @@ impl Copy<'_> {
                         Run::Data { first, hashes, .. } => {
                             let count = hashes.len() as u64;
                             numbers.data_blocks += count;
-                            numbers.extents += u64::from(last_end != Some(*first));
-                            last_end = Some(first + count);
+                            numbers.extents += u64::from(numbers.data_end != Some(*first));
+                            numbers.data_end = Some(first + count);
                         }
                     }
                 }
                 numbers.read += result.read;
-                done += result.covered;
-                let written = written.load(Ordering::Relaxed);
+                numbers.done += result.covered;
                 (self.progress)(Progress {
-                    done,
+                    done: numbers.done,
                     total,
-                    written,
+                    written: written.load(Ordering::Relaxed),
                 });
                 Ok(())
             },
         )?;
-        Ok(numbers)
+        numbers.next = next;
+        Ok(ended)
     }
 
     fn work(

@@ -14,14 +14,14 @@ pub use entries::{
 pub use names::{HexHash, RelativePath};
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use blake3::Hash;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::AtomicFile;
+use crate::atomic::{AtomicFile, Slot};
+use crate::confined::open_plain;
 use crate::error::{Error, Result};
 use crate::zero::BLOCK_SIZE;
 
@@ -198,17 +198,19 @@ impl Manifest {
     /// # Errors
     /// [`Error::Io`], also when there is one already; [`Error::Manifest`] for contradictions.
     pub fn save(&self, dir: &Path) -> Result<Hash> {
-        let path = dir.join(MANIFEST_NAME);
+        self.save_to(&dir.join(MANIFEST_NAME).into())
+    }
+
+    /// As [`Manifest::save`], into a slot of that name.
+    ///
+    /// # Errors
+    /// As [`Manifest::save`].
+    pub fn save_to(&self, slot: &Slot) -> Result<Hash> {
         let bytes = self.encode().map_err(|source| Error::Manifest {
-            path: path.clone(),
+            path: slot.target().to_owned(),
             source,
         })?;
-        let file = AtomicFile::create(&path)?;
-        let mut handle = file.file();
-        handle
-            .write_all(&bytes)
-            .map_err(|e| Error::io("write", file.path(), e))?;
-        file.commit()?;
+        AtomicFile::fill(slot, &bytes)?;
         Ok(blake3::hash(&bytes))
     }
 
@@ -218,14 +220,16 @@ impl Manifest {
     /// [`Error::Unfinished`] when there is none, [`Error::Io`], [`Error::Manifest`].
     pub fn load(dir: &Path) -> Result<(Self, Hash)> {
         let path = dir.join(MANIFEST_NAME);
-        let file = match File::open(&path) {
+        let file = match open_plain(&path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.is_dir() => {
+            Err(Error::Io { source: e, .. })
+                if e.kind() == io::ErrorKind::NotFound && dir.is_dir() =>
+            {
                 return Err(Error::Unfinished {
                     path: dir.to_owned(),
                 });
             }
-            Err(e) => return Err(Error::io("open", &path, e)),
+            Err(other) => return Err(other),
         };
         let mut bytes = Vec::new();
         file.take(MAX_BYTES + 1)

@@ -7,6 +7,7 @@
 mod confined;
 mod fold;
 mod locks;
+mod owner;
 mod run;
 mod tag;
 #[cfg(test)]
@@ -116,7 +117,8 @@ impl ImageTool {
             std::fs::remove_file(&image.path)
                 .map_err(|source| Error::io("remove", &image.path, source))?;
         }
-        self.create(image).await
+        self.create(image).await?;
+        owner::take_after(image)
     }
 
     /// What the image is. The format is told by its content, so do not use this on a file a guest wrote as raw.

@@ -266,11 +266,12 @@ async fn look(vmms: &Arc<Vmms>) -> Result<Vec<Finding>> {
     // What is listed before the records are read is named by them, if anything names it.
     let mut found = run_dirs::look(vmms)?;
     let shared = Arc::clone(vmms);
+    let past = vmms.db.newest_history(exports::PAST).await?;
     let more = blocking(move || {
         let listed = (
             state::list(&shared),
             layers::list(&shared),
-            exports::list(&shared),
+            exports::list(&shared, &past),
         );
         let known = Known::of(&shared);
         let opened = Opened::now();

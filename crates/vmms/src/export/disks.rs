@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use disk::atomic::AtomicFile;
+use disk::confined::Dir;
 use disk::manifest::{
     self, DiskEntry, HexHash, MachineIdentity, Manifest, PlainFile, PointIdentity, RelativePath,
 };
 use disk::verify::{self, Export};
-use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_disk};
+use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Marks, Source, export_disk};
 use serde::Serialize;
 
 use super::layout;
+use super::own::{self, Finished, Ledger};
 use super::repair::{self, Decided, Extent};
 use crate::group::{Group, GroupPoint, GroupSnapshot};
 use crate::point::{self, Consistency, Point, PointDisk, PointType, disk_id_text};
@@ -37,7 +40,8 @@ pub(super) struct Order {
     /// The directory the user named.
     pub(super) directory: PathBuf,
     /// The directory for the manifest.
-    pub(super) root: PathBuf,
+    pub(super) dir: Dir,
+    pub(super) ledger: Ledger,
     pub(super) disks: Vec<PointDisk>,
     pub(super) cancel: CancelFlag,
 }
@@ -51,11 +55,35 @@ struct Job<'a> {
     total: u64,
 }
 
-/// How many bytes of the disks a copy will go through; fails where one cannot be read.
-pub(super) fn total(order: &Order) -> Result<u64> {
+/// What an export will need.
+pub(crate) struct Needs {
+    /// Bytes of the disks that the copy goes through.
+    pub(crate) total: u64,
+    /// Bytes it writes, where that can be known before.
+    pub(crate) bytes: u64,
+}
+
+/// What the export will need; fails where a disk cannot be read.
+pub(super) fn needs(order: &Order) -> Result<Needs> {
     let vm = order.vmms.db.get::<Vm>(order.point.vm)?;
     let decided = repair::decide(order, &vm)?;
-    Ok(known(&decided) + repair::compared_bytes(&decided))
+    let mut bytes = OVERHEAD;
+    for (disk, (source, extent)) in order.disks.iter().zip(&decided.disks) {
+        order.cancel.check()?;
+        if order.ledger.progress(disk.uid)?.0.is_some() {
+            continue;
+        }
+        bytes += match extent {
+            Extent::Whole => content(source, &order.cancel)?,
+            Extent::Changed(map) => copied(source, map),
+            // Known only after the comparison, and little.
+            Extent::Compared(_) => 0,
+        };
+    }
+    Ok(Needs {
+        total: known(&decided) + repair::compared_bytes(&decided),
+        bytes: bytes.saturating_sub(order.ledger.written(&order.dir)),
+    })
 }
 
 /// Bytes that a copy goes through whatever a comparison finds.
@@ -112,8 +140,6 @@ pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Resu
             }
         })
         .collect();
-    make_room(order, &jobs)?;
-
     let mut manifest = head(order, &vm);
     manifest.decisions.extend(decisions);
     let base = order
@@ -131,9 +157,10 @@ pub(super) fn write(order: &Order, progress: &(dyn Fn(u64, u64) + Sync)) -> Resu
     progress(before, total);
     for job in &jobs {
         let told = |p: disk::Progress| progress(before + p.done.min(job.total), total);
-        let (entry, lists) = write_disk(order, job, base.as_ref(), &mut manifest.decisions, &told)?;
-        manifest.disks.push(entry);
-        written.push((job.disk.uid, lists));
+        let done = one_disk(order, job, base.as_ref(), &told)?;
+        manifest.decisions.extend(done.decisions);
+        manifest.disks.push(done.entry);
+        written.push((job.disk.uid, done.lists));
         before += job.total;
         progress(before, total);
     }
@@ -154,34 +181,6 @@ fn untouched(order: &Order) -> Result<()> {
             .ok_or_else(|| fault!(DiskNotFound, guid(vm.id), disk.device))?;
         point::check_chain(&disk.device, &found.layers, disk.node)
     })
-}
-
-/// Makes the directories and fails early where the content will not fit.
-fn make_room(order: &Order, jobs: &[Job<'_>]) -> Result<()> {
-    let mut needed = OVERHEAD;
-    for job in jobs {
-        order.cancel.check()?;
-        needed += match &job.changes {
-            Some(_) => job.total,
-            None => content(&job.source, &order.cancel)?,
-        };
-    }
-    let unusable =
-        |cause: Fault| fault!(ExportDirectory, order.directory.display()).caused_by(cause);
-    for dir in [layout::MACHINES, layout::DISKS].map(|d| order.root.join(d)) {
-        std::fs::create_dir_all(&dir).map_err(|e| unusable(Fault::io("create", &dir, &e)))?;
-        disk::target::check_writable(&dir).map_err(|e| unusable(e.into()))?;
-    }
-    let room = disk::target::space(&order.root)?;
-    if room.available < needed {
-        let what = format!(
-            "{} ({needed} bytes needed, {} free)",
-            order.root.display(),
-            room.available
-        );
-        return Err(fault!(NoSpace, what));
-    }
-    Ok(())
 }
 
 /// Bytes that are not known to be zero.
@@ -275,8 +274,17 @@ struct Base {
 fn find_base(order: &Order, base: &Point) -> Result<Option<Base>> {
     let near = layout::exports_in(&order.directory, base.vm);
     let known = base.exports.iter().rev().cloned();
+    // Without links: none of a stranger's leads to what the new image stands on.
+    let real = |dir: PathBuf| match Dir::open(&dir) {
+        Ok(dir) => Some(dir.path().to_owned()),
+        Err(disk::Error::Refused { source, .. }) => {
+            tracing::warn!(dir = %dir.display(), why = %source, "an export of the base is not used");
+            None
+        }
+        Err(_) => None,
+    };
     let found = layout::find(
-        near.into_iter().chain(known),
+        near.into_iter().chain(known).filter_map(real),
         &guid(base.vm),
         &guid(base.id),
     );
@@ -298,22 +306,57 @@ fn find_base(order: &Order, base: &Point) -> Result<Option<Base>> {
     }))
 }
 
+/// Exports a disk, unless that was done before the job was interrupted; notes it durably.
+fn one_disk(
+    order: &Order,
+    job: &Job<'_>,
+    base: Option<&Base>,
+    progress: &(dyn Fn(disk::Progress) + Sync),
+) -> Result<Finished> {
+    let (finished, mark) = order.ledger.progress(job.disk.uid)?;
+    let on = order.base.as_ref().map(|b| b.id);
+    if let Some(finished) = finished.filter(|f| f.base == on)
+        && order.ledger.is_there(&order.dir, &finished.entry)?
+    {
+        return Ok(finished);
+    }
+    let finished = write_disk(order, job, base, mark.as_ref(), progress)?;
+    order.ledger.finished(finished.clone())?;
+    Ok(finished)
+}
+
 /// Exports a disk; returns its entry, and the block lists that together tell all its blocks, where they are known.
 fn write_disk(
     order: &Order,
     job: &Job<'_>,
     base: Option<&Base>,
-    decisions: &mut Vec<manifest::Decision>,
+    mark: Option<&disk::Mark>,
     progress: &(dyn Fn(disk::Progress) + Sync),
-) -> Result<(DiskEntry, Vec<PathBuf>)> {
+) -> Result<Finished> {
     let id = disk_id_text(order.point.vm, &job.disk.device);
     let image = layout::image(job.disk, order.point.id)?;
     let list = layout::block_list(job.disk, order.point.id)?;
-    let target = order.root.join(&image);
-    let mut plan = ExportPlan::full(&job.source, &target);
-    plan.block_list = Some(order.root.join(&list));
+    let paths = [image.as_ref(), list.as_ref()];
+    let slots = order.ledger.slots(&order.dir, &paths)?;
+    let [image_slot, list_slot]: [_; 2] = slots
+        .try_into()
+        .map_err(|_| fault!(Internal, "files without slots"))?;
+    let mut plan = ExportPlan::full(&job.source, image_slot);
+    let list_path = list_slot.target().to_owned();
+    plan.block_list = Some(list_slot);
     plan.threads = order.vmms.options.export_threads.clamp(1, 16);
+    let note = |mark| {
+        if let Err(error) = order.ledger.mark(job.disk.uid, mark) {
+            tracing::warn!(%error, "how far an export is could not be noted");
+        }
+    };
+    plan.marks = Some(Marks {
+        every: order.vmms.options.export_mark,
+        from: mark,
+        note: &note,
+    });
     let mut base_file = None;
+    let mut decisions = Vec::new();
     if let (Some(changes), Some(base_point)) = (&job.changes, &order.base) {
         plan.changes = Some(changes);
         // What is known of the base without its exports.
@@ -340,8 +383,7 @@ fn write_disk(
                         ),
                     ),
                 }
-                let here = canonical(target.parent().unwrap_or(&order.root))?;
-                layout::relative(&here, &there)
+                layout::relative(&order.dir.path().join(layout::DISKS), &there)
             }
             None => {
                 decide(
@@ -368,14 +410,19 @@ fn write_disk(
             format: "qcow2".to_owned(),
         });
     }
-    let report = export_disk(&plan, progress, &order.cancel)?;
+    let report = export_disk(&plan, progress, &order.cancel).map_err(own::named)?;
     let mut lists = Vec::new();
     if job.changes.is_none() || !plan.base_lists.is_empty() {
         lists.clone_from(&plan.base_lists);
-        lists.extend(plan.block_list.clone());
+        lists.push(list_path);
     }
-    let entry = DiskEntry::of(id, image, list, base_file, &report)?;
-    Ok((entry, lists))
+    Ok(Finished {
+        disk: job.disk.uid,
+        base: order.base.as_ref().map(|b| b.id),
+        entry: DiskEntry::of(id, image, list, base_file, &report)?,
+        lists,
+        decisions,
+    })
 }
 
 /// The image of a disk in an export, if it is there.
@@ -385,11 +432,8 @@ fn image_of(export: &Export, disk: &str) -> Option<PathBuf> {
         .disks
         .iter()
         .find(|d| d.instance_id == disk)?;
-    export.dir.join(&entry.file).canonicalize().ok()
-}
-
-fn canonical(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().map_err(|e| Fault::io("find", path, &e))
+    let there = Dir::open(&export.dir).and_then(|dir| dir.open_file(entry.file.as_ref()));
+    there.ok().map(|_| export.dir.join(&entry.file))
 }
 
 /// Guest state as it is exported.
@@ -406,40 +450,40 @@ fn small_files(order: &Order, vm: &Vm) -> Result<Vec<PlainFile>> {
     let id = guid(vm.id);
     let config = std::fs::read(&order.point.config)
         .map_err(|e| Fault::io("read", &order.point.config, &e))?;
-    let mut files = vec![plain(order, CONFIGURATION, &format!("{id}.json"), &config)?];
+    let mut files = vec![(CONFIGURATION, format!("{id}.json"), config)];
     let firmware = order.point.config.with_file_name(point::FIRMWARE_VARS);
     let firmware_name = format!("{id}.firmware.fd");
-    let firmware = match std::fs::read(&firmware) {
-        Ok(bytes) => Some(bytes),
+    let firmware_variables = match std::fs::read(&firmware) {
+        Ok(bytes) => {
+            files.push((FIRMWARE, firmware_name.clone(), bytes));
+            Some(firmware_name)
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(Fault::io("read", &firmware, &e)),
     };
-    if let Some(bytes) = &firmware {
-        files.push(plain(order, FIRMWARE, &firmware_name, bytes)?);
-    }
     let state = GuestState {
         format: "kvmms-guest-state",
         version: 1,
         consistency: order.point.consistency,
-        firmware_variables: firmware.is_some().then_some(firmware_name),
+        firmware_variables,
     };
     let state = serde_json::to_vec_pretty(&state).map_err(|e| fault!(Internal, e))?;
-    files.push(plain(
-        order,
-        GUEST_STATE,
-        &format!("{id}.guest.json"),
-        &state,
-    )?);
-    Ok(files)
-}
-
-fn plain(order: &Order, role: &str, name: &str, bytes: &[u8]) -> Result<PlainFile> {
-    let path = RelativePath::new(format!("{}/{name}", layout::MACHINES))?;
-    disk::atomic::AtomicFile::replace(&order.root.join(&path), bytes)?;
-    Ok(PlainFile {
-        role: role.to_owned(),
-        path,
-        bytes: bytes.len() as u64,
-        blake3: HexHash(blake3::hash(bytes)),
-    })
+    files.push((GUEST_STATE, format!("{id}.guest.json"), state));
+    let path = |(_, name, _): &(&str, String, Vec<u8>)| {
+        RelativePath::new(format!("{}/{name}", layout::MACHINES))
+    };
+    let paths = files.iter().map(path).collect::<Result<Vec<_>, _>>()?;
+    let relative: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
+    let slots = order.ledger.slots(&order.dir, &relative)?;
+    let mut written = Vec::new();
+    for (((role, _, bytes), path), slot) in files.into_iter().zip(paths).zip(&slots) {
+        AtomicFile::fill(slot, &bytes).map_err(own::named)?;
+        written.push(PlainFile {
+            role: role.to_owned(),
+            path,
+            bytes: bytes.len() as u64,
+            blake3: HexHash(blake3::hash(&bytes)),
+        });
+    }
+    Ok(written)
 }

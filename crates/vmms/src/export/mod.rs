@@ -17,29 +17,36 @@
 //!
 //! Frozen layers are read straight from their files by the data plane, on threads for blocking work, without any
 //! lock: the running job itself is the claim that keeps them ([`crate::point`]).
+//!
+//! What is written where, and what may be deleted again, is [`own`]'s.
 
 mod disks;
 pub(crate) mod layout;
+pub(crate) mod own;
 mod repair;
 mod system;
 
+pub(crate) use disks::Needs;
 pub(crate) use layout::SNAPSHOTS;
+pub(crate) use own::undo;
+use own::{Held, Ledger, Wanted};
 pub(crate) use repair::{Doubtful, kept_list, proven_lists};
 pub use system::{LiveState, SystemExport, export_system};
 pub(crate) use system::{
-    RUNTIME, add_memory, admit as admit_snapshot, instant_of, merged, run as run_system,
+    RUNTIME, add_memory, admit as admit_snapshot, instant_of, length, merged, run as run_system,
     undo as undo_system,
 };
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use disk::atomic::Slot;
+use disk::confined::Dir;
 use disk::manifest::{MANIFEST_NAME, Manifest};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::db::Draft;
-use crate::job::{ExportedDisk, ExportedMachine, Job, JobContext, Output, Task};
+use crate::job::{ExportedDisk, ExportedMachine, JobContext, Output, Task};
 use crate::point::{self, Point, PointDisk, disk_id_text};
 use crate::snapshot::Snapshot;
 use crate::vm::{Asked, Vm};
@@ -49,7 +56,7 @@ use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
 /// (`Microsoft:<machine>\<resource>`) or resource ids, in any case, with or without the last `\L` or `\D`; none means all.
 ///
 /// Refused at once: points that do not hold their content, bases that are newer, of another machine or do not know a
-/// disk, unknown disks, relative directories, and a directory that holds an export of this point already.
+/// disk, unknown disks, and relative directories. What the directory holds is looked at by the job.
 pub async fn export_point(
     vmms: &Arc<Vmms>,
     point: Uuid,
@@ -76,14 +83,6 @@ pub async fn export_point(
             directory.display(),
             "it is not absolute"
         ));
-    }
-    let dirs = layout::exports_in(directory, record.vm);
-    if layout::find(dirs, &guid(record.vm), &guid(point)).is_some() {
-        return Err(about(fault!(
-            ExportExists,
-            directory.display(),
-            guid(point)
-        )));
     }
     let task = Task::ExportPoint {
         point,
@@ -197,17 +196,6 @@ fn means(text: &str, vm: Uuid, disk: &PointDisk) -> bool {
         || given == disk.uid.to_string().to_ascii_uppercase()
 }
 
-/// What an export has noted of its way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Notes {
-    /// The directory with the manifest.
-    root: PathBuf,
-    /// Files it writes, relative to the root.
-    files: Vec<PathBuf>,
-    /// Directories that were not there before, the innermost first.
-    made: Vec<PathBuf>,
-}
-
 /// Exports the point.
 pub(crate) async fn run(
     vmms: &Arc<Vmms>,
@@ -238,22 +226,15 @@ async fn export(
     ctx.checkpoint().await?;
     let record = vmms.db.get::<Point>(point)?;
     let base = base.map(|b| vmms.db.get::<Point>(b)).transpose()?;
-    let notes = match ctx.notes::<Notes>() {
-        // Resumed: the job kept the content all the time.
-        Some(notes) => notes,
-        None => {
-            admit(vmms, &record, base.as_deref())?;
-            begin(vmms, ctx, &record, directory, disks).await?
-        }
-    };
-    let part = Part {
-        point: record,
-        base,
-        directory: directory.to_owned(),
-        disks: disks.to_vec(),
-        notes,
-    };
+    if Ledger::new(vmms, ctx, point).noted().is_none() {
+        // Resumed, the job kept the content all the time.
+        admit(vmms, &record, base.as_deref())?;
+    }
+    let part = Part::open(vmms, ctx, wanted(&record, directory, disks)?, base, disks).await?;
     if !part.is_whole() {
+        let needs = part.needs(vmms, ctx).await?;
+        let memory = length(part.point.memory.as_deref());
+        check_room(&[(&part, needs.bytes + memory)])?;
         let progress = ctx.clone();
         let mut manifest = part
             .write(vmms, ctx, move |done, total| progress.progress(done, total))
@@ -263,7 +244,7 @@ async fn export(
         }
         // The manifest makes it an export: what comes before is nothing, what comes after is done.
         ctx.no_return().await?;
-        part.seal(manifest).await?;
+        part.seal(ctx, manifest).await?;
     }
     let made = part.made()?;
     made.warn(ctx).await?;
@@ -280,13 +261,47 @@ pub(crate) struct Part {
     pub(crate) directory: PathBuf,
     /// The uids of the disks to export.
     pub(crate) disks: Vec<Uuid>,
-    pub(crate) notes: Notes,
+    /// The directory with the manifest, claimed.
+    dir: Dir,
+    ledger: Ledger,
 }
 
 impl Part {
+    /// Claims and makes the directories; what a job that goes on has claimed already is its own.
+    pub(crate) async fn open(
+        vmms: &Arc<Vmms>,
+        ctx: &JobContext,
+        wanted: Wanted,
+        base: Option<Arc<Point>>,
+        disks: &[Uuid],
+    ) -> Result<Part> {
+        let ledger = Ledger::new(vmms, ctx, wanted.point.id);
+        let (point, directory) = (Arc::clone(&wanted.point), wanted.directory.clone());
+        let (own, working) = (ledger.clone(), ctx.cancel_flag().work());
+        let Held { dir } = point::tidy::blocking(move || {
+            let _working = working;
+            own.claim(&wanted)
+        })
+        .await?;
+        Ok(Part {
+            point,
+            base,
+            directory,
+            disks: disks.to_vec(),
+            dir,
+            ledger,
+        })
+    }
+
+    /// The directory with the manifest.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Whether its manifest is there.
     pub(crate) fn is_whole(&self) -> bool {
-        self.notes.root.join(MANIFEST_NAME).exists()
+        let notes = self.ledger.noted();
+        notes.is_some_and(|n| n.is_whole(&self.dir))
     }
 
     fn order(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> disks::Order {
@@ -295,7 +310,8 @@ impl Part {
             point: Arc::clone(&self.point),
             base: self.base.clone(),
             directory: self.directory.clone(),
-            root: self.notes.root.clone(),
+            dir: self.dir.clone(),
+            ledger: self.ledger.clone(),
             disks: self
                 .point
                 .disks
@@ -307,14 +323,18 @@ impl Part {
         }
     }
 
-    /// How many bytes of the disks the copy will go through.
-    pub(crate) async fn total(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<u64> {
+    /// What the copy will go through and take.
+    pub(crate) async fn needs(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<Needs> {
         stand_still(vmms, self.point.vm).await?;
-        let order = self.order(vmms, ctx);
-        point::tidy::blocking(move || disks::total(&order)).await
+        let (order, working) = (self.order(vmms, ctx), ctx.cancel_flag().work());
+        point::tidy::blocking(move || {
+            let _working = working;
+            disks::needs(&order)
+        })
+        .await
     }
 
-    /// Writes everything but the manifest.
+    /// Writes everything but the manifest; goes on where it was interrupted.
     pub(crate) async fn write(
         &self,
         vmms: &Arc<Vmms>,
@@ -322,25 +342,43 @@ impl Part {
         progress: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> Result<Manifest> {
         stand_still(vmms, self.point.vm).await?;
-        let order = self.order(vmms, ctx);
-        let files = self.notes.files.clone();
+        let (order, working) = (self.order(vmms, ctx), ctx.cancel_flag().work());
         point::tidy::blocking(move || {
-            clear(&order.root, &files)?;
+            let _working = working;
             disks::write(&order, &progress)
         })
         .await
     }
 
+    /// Writes one more file, as `write` does; on a thread for blocking work.
+    pub(crate) async fn file<T: Send + 'static>(
+        &self,
+        ctx: &JobContext,
+        name: String,
+        write: impl FnOnce(&Slot) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (ledger, dir, working) = (
+            self.ledger.clone(),
+            self.dir.clone(),
+            ctx.cancel_flag().work(),
+        );
+        point::tidy::blocking(move || {
+            let _working = working;
+            write(&ledger.slot(&dir, Path::new(&name))?)
+        })
+        .await
+    }
+
     /// Writes the manifest.
-    pub(crate) async fn seal(&self, manifest: Manifest) -> Result<()> {
-        let root = self.notes.root.clone();
-        point::tidy::blocking(move || Ok(manifest.save(&root).map(drop)?)).await
+    pub(crate) async fn seal(&self, ctx: &JobContext, manifest: Manifest) -> Result<()> {
+        let save = move |slot: &Slot| manifest.save_to(slot).map(drop).map_err(own::named);
+        self.file(ctx, MANIFEST_NAME.to_owned(), save).await
     }
 
     /// What was made, as its manifest tells.
     pub(crate) fn made(&self) -> Result<Made> {
-        let (manifest, _) = Manifest::load(&self.notes.root)?;
-        let (root, point) = (&self.notes.root, &self.point);
+        let (manifest, _) = Manifest::load(self.root())?;
+        let (root, point) = (self.root(), &self.point);
         let whole = |p: &disk::manifest::RelativePath| root.join(p);
         let file = |role: &str| {
             let found = manifest.files.iter().find(|f| f.role == role);
@@ -391,7 +429,7 @@ impl Part {
         ctx: &JobContext,
         doubtful: &[Doubtful],
     ) -> Result<()> {
-        let root = &self.notes.root;
+        let root = self.root();
         vmms.db
             .change(|draft| {
                 let (exports, disks, decisions) = match draft.get_mut::<Snapshot>(self.point.id) {
@@ -402,7 +440,7 @@ impl Part {
                     }
                 };
                 exports.retain(|e| e != root);
-                exports.push(root.clone());
+                exports.push(root.to_owned());
                 repair::note_lists(vmms, self.point.id, disks);
                 repair::note_decisions(decisions, root, doubtful);
                 Ok(())
@@ -468,118 +506,55 @@ impl Made {
     }
 }
 
-/// The directories that jobs which have not ended, other than `job`, write to.
-pub(crate) fn taken(draft: &mut Draft<'_>, job: Uuid) -> Vec<PathBuf> {
-    let others = draft.all::<Job>().into_iter();
-    let running = others.filter(|j| j.id != job && !j.state.is_final());
-    running
-        .flat_map(|j| all_notes(j.notes))
-        .map(|n| n.root)
-        .collect()
-}
-
-/// The notes of an export, or of each machine of a collection's.
-fn all_notes(notes: serde_json::Value) -> Vec<Notes> {
-    match notes {
-        list @ serde_json::Value::Array(_) => serde_json::from_value(list).unwrap_or_default(),
-        one => serde_json::from_value(one).into_iter().collect(),
+/// What the export of a point claims: the machine's directory, or one for the point in it.
+pub(crate) fn wanted(point: &Arc<Point>, directory: &Path, disks: &[Uuid]) -> Result<Wanted> {
+    let mut wanted = Wanted {
+        point: Arc::clone(point),
+        directory: directory.to_owned(),
+        roots: vec![
+            layout::machine_dir(directory, point.vm),
+            layout::point_dir(directory, point.vm, point.id),
+        ],
+        files: files(point, disks)?,
+    };
+    if point.memory.is_some() {
+        wanted.may_have_memory();
     }
+    Ok(wanted)
 }
 
-/// Chooses the directory, durably, so that no other export takes it and undoing finds it.
-async fn begin(
-    vmms: &Vmms,
-    ctx: &JobContext,
-    point: &Point,
-    directory: &Path,
-    disks: &[Uuid],
-) -> Result<Notes> {
-    let job = ctx.job();
-    vmms.db
-        .change(|draft| {
-            let taken = taken(draft, job);
-            let mut notes = plan(point, directory, disks, &taken)?;
-            if point.memory.is_some() {
-                notes.may_have_memory(point.vm);
-            }
-            draft.get_mut::<Job>(job)?.notes =
-                serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
-            Ok(notes)
-        })
-        .await
-}
-
-/// What the export of a point will write, and where: not where others write.
-pub(crate) fn plan(
-    point: &Point,
-    directory: &Path,
-    disks: &[Uuid],
-    taken: &[PathBuf],
-) -> Result<Notes> {
-    let free = |root: &Path| !taken.iter().any(|t| t == root) && !root.join(MANIFEST_NAME).exists();
-    let own = layout::machine_dir(directory, point.vm);
-    let root = [own, layout::point_dir(directory, point.vm, point.id)]
-        .into_iter()
-        .find(|r| free(r));
-    let root = root.ok_or_else(|| fault!(ExportExists, directory.display(), guid(point.id)))?;
-    notes_in(point, root, disks)
-}
-
-/// What the export of a point into that directory will write.
-fn notes_in(point: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
+/// The files that the export of an instant may write, without the manifest.
+fn files(point: &Point, disks: &[Uuid]) -> Result<Vec<PathBuf>> {
+    let machine =
+        |what: &str| PathBuf::from(layout::MACHINES).join(format!("{}.{what}", guid(point.vm)));
     let mut files = vec![
-        PathBuf::from(layout::MACHINES).join(format!("{}.json", guid(point.vm))),
-        PathBuf::from(layout::MACHINES).join(format!("{}.guest.json", guid(point.vm))),
-        PathBuf::from(layout::MACHINES).join(format!("{}.firmware.fd", guid(point.vm))),
+        machine("json"),
+        machine("guest.json"),
+        machine("firmware.fd"),
     ];
     for disk in point.disks.iter().filter(|d| disks.contains(&d.uid)) {
         files.push(layout::image(disk, point.id)?.as_ref().to_owned());
         files.push(layout::block_list(disk, point.id)?.as_ref().to_owned());
     }
-    let inner = [root.join(layout::DISKS), root.join(layout::MACHINES)];
-    let above = root.ancestors().map(Path::to_owned);
-    let made = inner
-        .into_iter()
-        .chain(above)
-        .filter(|d| !d.exists())
-        .collect();
-    Ok(Notes { root, files, made })
+    Ok(files)
 }
 
-/// Removes what an earlier attempt left.
-fn clear(root: &Path, files: &[PathBuf]) -> Result<()> {
-    for file in files {
-        let file = root.join(file);
-        for path in [disk::atomic::partial_name(&file), file] {
-            match std::fs::remove_file(&path) {
-                Err(e)
-                    if e.kind() != std::io::ErrorKind::NotFound
-                        && e.kind() != std::io::ErrorKind::NotADirectory =>
-                {
-                    return Err(Fault::io("remove", &path, &e));
-                }
-                _ => {}
-            }
+/// Whether there is room for all of it, on each file system; before the first byte.
+pub(crate) fn check_room(parts: &[(&Part, u64)]) -> Result<()> {
+    let mut needed: BTreeMap<u64, (&Part, u64)> = BTreeMap::new();
+    for (part, bytes) in parts {
+        let device = part.dir.identity()?.device;
+        needed.entry(device).or_insert((part, 0)).1 += bytes;
+    }
+    for (part, bytes) in needed.into_values() {
+        let room = part.dir.space()?.available;
+        if room < bytes {
+            let what = format!(
+                "{} ({bytes} bytes needed, {room} free)",
+                part.directory.display()
+            );
+            return Err(fault!(NoSpace, what));
         }
     }
     Ok(())
-}
-
-/// Removes everything the export wrote, of one machine or of several, and every directory it made.
-pub(crate) async fn undo(ctx: &JobContext) -> Result<()> {
-    let Some(notes) = ctx.notes::<serde_json::Value>().map(all_notes) else {
-        return Ok(());
-    };
-    point::tidy::blocking(move || {
-        for part in notes.iter().rev() {
-            clear(&part.root, &[PathBuf::from(MANIFEST_NAME)])?;
-            clear(&part.root, &part.files)?;
-        }
-        for dir in notes.iter().flat_map(|part| &part.made) {
-            // One that others put files into meanwhile stays.
-            let _ = std::fs::remove_dir(dir);
-        }
-        Ok(())
-    })
-    .await
 }

@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::manifest::{HexHash, MANIFEST_NAME, PlainFile, RelativePath};
+use disk::atomic::Slot;
+use disk::manifest::{HexHash, PlainFile, RelativePath};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Made, Notes, Part, layout, repair};
-use crate::job::{Job, JobContext, Output, Task};
+use super::own::Wanted;
+use super::{Made, Part, layout, own, repair};
+use crate::job::{JobContext, Output, Task};
 use crate::point::{self, Consistency, Point};
 use crate::snapshot::{self, Definition, Snapshot, SnapshotKind};
 use crate::vm::{Asked, Power, Vm};
@@ -71,7 +73,7 @@ pub enum LiveState {
 /// Starts a job that exports a machine; returns the job.
 ///
 /// Refused at once: planned machines, snapshots and bases of other machines, bases that are not older or do not know a
-/// disk, unknown disks, relative directories, and a directory that holds an export of this instant already.
+/// disk, unknown disks, and relative directories. What the directory holds is looked at by the job.
 pub async fn export_system(
     vmms: &Arc<Vmms>,
     vm: Uuid,
@@ -113,7 +115,6 @@ pub async fn export_system(
             if let Some(base) = &base {
                 check_base(base, &instant, &disks)?;
             }
-            free_root(&order, &instant, &[])?;
             affected.push((Element::Snapshot(id), Effect::Other));
         }
         None => {
@@ -192,23 +193,15 @@ fn chosen(order: &SystemExport, instant: &Point) -> Result<Vec<Uuid>> {
         .collect())
 }
 
-/// The directory for the manifest: not where there is one already, and not where others write.
-fn free_root(order: &SystemExport, instant: &Point, taken: &[PathBuf]) -> Result<PathBuf> {
+/// Where the manifest may go.
+fn roots(order: &SystemExport, instant: &Point) -> Vec<PathBuf> {
     let own = if order.subdirectory {
         layout::machine_dir(&order.directory, instant.vm)
     } else {
         order.directory.clone()
     };
-    let exists = || fault!(ExportExists, order.directory.display(), guid(instant.id));
-    let there = layout::exports_in(&order.directory, instant.vm);
-    if layout::find(there, &guid(instant.vm), &guid(instant.id)).is_some() {
-        return Err(exists());
-    }
     let further = own.join(guid(instant.id));
-    [own, further]
-        .into_iter()
-        .find(|root| !taken.contains(root) && !root.join(MANIFEST_NAME).exists())
-        .ok_or_else(exists)
+    vec![own, further]
 }
 
 /// Exports.
@@ -239,6 +232,13 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
     }
     let main = vmms.db.get::<Snapshot>(id)?;
     let jobs = plan(vmms, ctx, &main, order).await?;
+    let mut needed = Vec::new();
+    for (snapshot, part) in jobs.iter().filter(|(_, part)| !part.is_whole()) {
+        let memory = snapshot.memory.as_deref().filter(|_| order.runtime);
+        let bytes = part.needs(vmms, ctx).await?.bytes + length(memory);
+        needed.push((part, bytes));
+    }
+    super::check_room(&needed)?;
     let count = u64::try_from(jobs.len()).unwrap_or(1).max(1);
     let mut made: Option<Made> = None;
     let mut doubtful = BTreeMap::new();
@@ -257,21 +257,24 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
                 );
             }
         };
-        let mut manifest = part.write(vmms, ctx, progress).await?;
-        if let Some(memory) = snapshot.memory.clone().filter(|_| order.runtime) {
-            manifest.files.push(add_memory(ctx, part, &memory).await?);
+        if !part.is_whole() {
+            let mut manifest = part.write(vmms, ctx, progress).await?;
+            if let Some(memory) = snapshot.memory.clone().filter(|_| order.runtime) {
+                manifest.files.push(add_memory(ctx, part, &memory).await?);
+            }
+            if order.all_snapshots {
+                let definition = Definition::of(snapshot, snapshot.id == id);
+                let file = add_definition(ctx, part, definition).await?;
+                manifest.files.push(file);
+            }
+            if let (true, Some(base)) = (order.merge && snapshot.id == id, order.base) {
+                manifest.decisions.push(merged(base));
+            }
+            if snapshot.id == id {
+                ctx.no_return().await?;
+            }
+            part.seal(ctx, manifest).await?;
         }
-        if order.all_snapshots {
-            let file = add_definition(part, Definition::of(snapshot, snapshot.id == id)).await?;
-            manifest.files.push(file);
-        }
-        if let (true, Some(base)) = (order.merge && snapshot.id == id, order.base) {
-            manifest.decisions.push(merged(base));
-        }
-        if snapshot.id == id {
-            ctx.no_return().await?;
-        }
-        part.seal(manifest).await?;
         let whole = part.made()?;
         doubtful.insert(snapshot.id, whole.doubtful.clone());
         made = Some(whole);
@@ -279,7 +282,7 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
     if let Some(made) = made {
         let memory = jobs
             .last()
-            .map(|(_, p)| p.notes.root.join(runtime_name(vm)))
+            .map(|(_, p)| p.root().join(runtime_name(vm)))
             .filter(|f| f.exists());
         made.warn(ctx).await?;
         ctx.output(|output| {
@@ -294,9 +297,9 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
         .change(|draft| {
             for (snapshot, part) in &jobs {
                 if let Ok(record) = draft.get_mut::<Snapshot>(snapshot.id) {
-                    let root = &part.notes.root;
+                    let root = part.root();
                     record.exports.retain(|e| e != root);
-                    record.exports.push(root.clone());
+                    record.exports.push(root.to_owned());
                     repair::note_lists(vmms, record.id, &mut record.disks);
                     let doubtful = doubtful.get(&record.id).map_or(&[][..], Vec::as_slice);
                     repair::note_decisions(&mut record.export_decisions, root, doubtful);
@@ -311,28 +314,40 @@ async fn export(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, order: &SystemExpo
     Ok(())
 }
 
+/// Bytes of a memory file.
+pub(crate) fn length(memory: Option<&Path>) -> u64 {
+    let found = memory.and_then(|m| std::fs::metadata(m).ok());
+    found.map_or(0, |m| m.len())
+}
+
 /// Copies a snapshot's memory into its export; returns its entry.
 pub(crate) async fn add_memory(ctx: &JobContext, part: &Part, memory: &Path) -> Result<PlainFile> {
-    let (memory, target) = (memory.to_owned(), part.notes.root.clone());
-    let (cancel, name) = (ctx.cancel_flag(), runtime_name(part.point.vm));
-    point::tidy::blocking(move || copy_memory(&memory, &target, &name, &cancel)).await
+    let (memory, cancel) = (memory.to_owned(), ctx.cancel_flag());
+    let name = runtime_name(part.point.vm);
+    let path = RelativePath::new(name.clone())?;
+    let copy = move |slot: &Slot| copy_memory(&memory, slot, path, &cancel);
+    part.file(ctx, name, copy).await
 }
 
 /// Writes what is known of a snapshot beside its disks into its export; returns its entry.
-async fn add_definition(part: &Part, definition: Definition) -> Result<PlainFile> {
-    let (root, name) = (part.notes.root.clone(), definition_name(part.point.vm));
-    point::tidy::blocking(move || {
+async fn add_definition(
+    ctx: &JobContext,
+    part: &Part,
+    definition: Definition,
+) -> Result<PlainFile> {
+    let name = definition_name(part.point.vm);
+    let path = RelativePath::new(name.clone())?;
+    let write = move |slot: &Slot| {
         let bytes = serde_json::to_vec_pretty(&definition).map_err(|e| fault!(Internal, e))?;
-        let path = RelativePath::new(name)?;
-        disk::atomic::AtomicFile::replace(&root.join(&path), &bytes)?;
+        disk::atomic::AtomicFile::fill(slot, &bytes).map_err(own::named)?;
         Ok(PlainFile {
             role: Definition::ROLE.to_owned(),
             path,
             bytes: bytes.len() as u64,
             blake3: HexHash(blake3::hash(&bytes)),
         })
-    })
-    .await
+    };
+    part.file(ctx, name, write).await
 }
 
 fn definition_name(vm: Uuid) -> String {
@@ -351,10 +366,13 @@ pub(crate) fn merged(base: Uuid) -> disk::manifest::Decision {
     }
 }
 
-impl Notes {
+impl Wanted {
     /// The export may also write the machine's memory.
-    pub(crate) fn may_have_memory(&mut self, vm: Uuid) {
-        self.files.push(runtime_name(vm).into());
+    pub(crate) fn may_have_memory(&mut self) {
+        let memory = PathBuf::from(runtime_name(self.point.vm));
+        if !self.files.contains(&memory) {
+            self.files.push(memory);
+        }
     }
 }
 
@@ -404,82 +422,57 @@ async fn plan(
         .iter()
         .map(|id| vmms.db.get::<Snapshot>(*id))
         .collect::<Result<Vec<_>>>()?;
-    let job = ctx.job();
-    vmms.db
-        .change(|draft| {
-            let taken = super::taken(draft, job);
-            let root = free_root(order, &instant, &taken)?;
-            let mut parts = Vec::new();
-            for other in others {
-                let point = Arc::new(other.as_point());
-                // One after the other, so that each parent is written before its children.
-                let base = other.parent.and_then(|p| {
-                    let found = parts
-                        .iter()
-                        .find(|(s, _): &&(Arc<Snapshot>, Part)| s.id == p);
-                    found.map(|(_, part)| Arc::clone(&part.point))
-                });
-                let disks: Vec<Uuid> = if order.storage {
-                    point.disks.iter().map(|d| d.uid).collect()
-                } else {
-                    Vec::new()
-                };
-                let base = base.filter(|b| check_base(b, &point, &disks).is_ok());
-                let root = root.join(layout::SNAPSHOTS).join(guid(other.id));
-                let notes = notes(&point, root.clone(), &disks)?;
-                let directory = root.parent().unwrap_or(&root).to_owned();
-                parts.push((
-                    other,
-                    Part {
-                        point,
-                        base,
-                        directory,
-                        disks,
-                        notes,
-                    },
-                ));
-            }
-            let notes = notes(&instant, root, &disks)?;
-            let directory = order.directory.clone();
-            parts.push((
-                Arc::clone(main),
-                Part {
-                    point: instant,
-                    base,
-                    directory,
-                    disks,
-                    notes,
-                },
-            ));
-            let all: Vec<&Notes> = parts.iter().map(|(_, p)| &p.notes).collect();
-            draft.get_mut::<Job>(job)?.notes =
-                serde_json::to_value(&all).map_err(|e| fault!(Internal, e))?;
-            Ok(parts)
-        })
-        .await
-}
-
-fn notes(instant: &Point, root: PathBuf, disks: &[Uuid]) -> Result<Notes> {
-    let mut notes = super::notes_in(instant, root, disks)?;
-    notes.may_have_memory(instant.vm);
-    notes.files.push(definition_name(instant.vm).into());
-    Ok(notes)
+    let claimed = |point: &Arc<Point>, directory: &Path, roots, disks: &[Uuid]| {
+        let mut files = super::files(point, disks)?;
+        files.push(definition_name(point.vm).into());
+        let mut wanted = Wanted {
+            point: Arc::clone(point),
+            directory: directory.to_owned(),
+            roots,
+            files,
+        };
+        wanted.may_have_memory();
+        Ok::<_, Fault>(wanted)
+    };
+    let wanted = claimed(&instant, &order.directory, roots(order, &instant), &disks)?;
+    let whole = Part::open(vmms, ctx, wanted, base, &disks).await?;
+    let mut parts: Vec<(Arc<Snapshot>, Part)> = Vec::new();
+    for other in others {
+        let point = Arc::new(other.as_point());
+        // One after the other, so that each parent is written before its children.
+        let base = other.parent.and_then(|p| {
+            let found = parts.iter().find(|(s, _)| s.id == p);
+            found.map(|(_, part)| Arc::clone(&part.point))
+        });
+        let disks: Vec<Uuid> = if order.storage {
+            point.disks.iter().map(|d| d.uid).collect()
+        } else {
+            Vec::new()
+        };
+        let base = base.filter(|b| check_base(b, &point, &disks).is_ok());
+        let directory = whole.root().join(layout::SNAPSHOTS);
+        let root = directory.join(guid(other.id));
+        let wanted = claimed(&point, &directory, vec![root], &disks)?;
+        parts.push((other, Part::open(vmms, ctx, wanted, base, &disks).await?));
+    }
+    parts.push((Arc::clone(main), whole));
+    Ok(parts)
 }
 
 /// Copies the memory into the export; returns its entry.
 fn copy_memory(
     memory: &Path,
-    root: &Path,
-    name: &str,
+    slot: &Slot,
+    path: RelativePath,
     cancel: &disk::CancelFlag,
 ) -> Result<PlainFile> {
-    use std::io::{Read, Write};
-    let path = RelativePath::new(name.to_owned())?;
-    let target = root.join(&path);
+    use std::io::{Read, Seek, Write};
     let read = |e: std::io::Error| Fault::io("read", memory, &e);
-    let write = |e: std::io::Error| Fault::io("write", &target, &e);
+    let write = |e: std::io::Error| Fault::io("write", slot.target(), &e);
     let mut from = std::fs::File::open(memory).map_err(read)?;
-    let mut to = std::fs::File::create(&target).map_err(write)?;
+    let file = disk::atomic::AtomicFile::start(slot)?;
+    let mut to = file.file();
+    to.rewind().map_err(write)?;
     let mut hash = blake3::Hasher::new();
     let (mut buffer, mut bytes) = (vec![0; 1 << 20], 0_u64);
     loop {
@@ -492,7 +485,7 @@ fn copy_memory(
         to.write_all(piece).map_err(write)?;
         bytes += n as u64;
     }
-    to.sync_all().map_err(write)?;
+    file.commit().map_err(own::named)?;
     Ok(PlainFile {
         role: RUNTIME.to_owned(),
         path,
@@ -508,7 +501,7 @@ pub(crate) async fn undo(
     vm: Uuid,
     order: &SystemExport,
 ) -> Result<()> {
-    super::undo(ctx).await?;
+    super::undo(vmms, ctx).await?;
     match order.snapshot.filter(|_| order.own) {
         Some(id) => snapshot::create::undo_for_export(vmms, vm, id).await,
         None => Ok(()),

@@ -3,7 +3,7 @@
 //! Every member is looked at before anything is written, so that all that cannot be exported are told at once, each
 //! with its own failure. The manifests, which make the directories exports, are written when all disks of all members are there.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use disk::manifest::Manifest;
@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::create::member_failed;
 use super::{GroupPoint, MemberPoint};
-use crate::export::{self, Part, layout};
-use crate::job::{ExportedMachine, Job, JobContext, MemberExport, Output, Task};
+use crate::export::{self, Part};
+use crate::job::{ExportedMachine, JobContext, MemberExport, Output, Task};
 use crate::point::Point;
 use crate::snapshot::Snapshot;
 use crate::vm::Asked;
@@ -29,9 +29,9 @@ pub struct MachineDisks {
 
 /// Starts a job that exports a collection's point; returns the job. `only`: these machines and disks; empty means all.
 ///
-/// Refused at once: unknown machines and disks, a base of another collection, a newer one, one that does not know a machine,
-/// relative directories, directories that hold an export of a member's point. What is wrong with the
-/// content of a member fails the job, with a failure for each such member.
+/// Refused at once: unknown machines and disks, a base of another collection, a newer one, one that does not know a machine, and
+/// relative directories. What is wrong with the content of a member, or with its directory, fails the job, with a failure for each
+/// such member.
 pub async fn export_point(
     vmms: &Arc<Vmms>,
     point: Uuid,
@@ -75,11 +75,6 @@ pub async fn export_point(
                 Some(known)
             }
         };
-        let dirs = layout::exports_in(directory, member.vm);
-        if layout::find(dirs, &guid(member.vm), &guid(member.point)).is_some() {
-            let exists = fault!(ExportExists, directory.display(), guid(member.point));
-            return Err(exists.about(Element::Vm(member.vm)));
-        }
         members.push(MemberExport {
             vm: member.vm,
             point: member.point,
@@ -198,11 +193,15 @@ pub(crate) async fn run(
         .map_err(failed_or(&failed))?;
     if !parts.iter().all(Part::is_whole) {
         let mut totals = Vec::new();
+        let mut needed = Vec::new();
         let mut failures = Vec::new();
         for part in &parts {
             ctx.checkpoint().await?;
-            match part.total(vmms, ctx).await {
-                Ok(total) => totals.push(total),
+            match part.needs(vmms, ctx).await {
+                Ok(needs) => {
+                    totals.push(needs.total);
+                    needed.push((part, needs.bytes + memory_of(vmms, whole_of, part)));
+                }
                 Err(cause) if cause.kind() == Kind::Cancelled => return Err(cause),
                 Err(cause) => failures.push((part.point.vm, cause)),
             }
@@ -210,6 +209,10 @@ pub(crate) async fn run(
         if !failures.is_empty() {
             return Err(failed(failures));
         }
+        export::check_room(&needed).map_err(|cause| {
+            let all = members.len();
+            whole_of.failed(all, all, directory).caused_by(cause)
+        })?;
         let whole: u64 = totals.iter().sum();
         let mut before = 0;
         let mut manifests = Vec::new();
@@ -217,17 +220,21 @@ pub(crate) async fn run(
             ctx.checkpoint().await?;
             let progress = ctx.clone();
             let told = move |done: u64, _: u64| progress.progress(before + done.min(total), whole);
-            let written = match part.write(vmms, ctx, told).await {
-                Ok(manifest) => complete(vmms, ctx, whole_of, part, manifest).await,
-                Err(cause) => Err(cause),
-            };
-            manifests.push(written.map_err(|cause| of_one(part.point.vm, cause))?);
+            // Sealed before the service ended.
+            if !part.is_whole() {
+                let written = match part.write(vmms, ctx, told).await {
+                    Ok(manifest) => complete(vmms, ctx, whole_of, part, manifest).await,
+                    Err(cause) => Err(cause),
+                };
+                let manifest = written.map_err(|cause| of_one(part.point.vm, cause))?;
+                manifests.push((part, manifest));
+            }
             before += total;
         }
         // The manifests make it an export: what comes before is nothing, what comes after is done.
         ctx.no_return().await?;
-        for (part, manifest) in parts.iter().zip(manifests) {
-            part.seal(manifest)
+        for (part, manifest) in manifests {
+            part.seal(ctx, manifest)
                 .await
                 .map_err(|cause| of_one(part.point.vm, cause))?;
         }
@@ -251,6 +258,15 @@ pub(crate) async fn run(
         part.record(vmms, ctx, doubtful).await?;
     }
     Ok(())
+}
+
+/// Bytes of memory that are exported with a member.
+fn memory_of(vmms: &Vmms, whole: Whole, part: &Part) -> u64 {
+    let Whole::Snapshot(..) = whole else {
+        return export::length(part.point.memory.as_deref());
+    };
+    let snapshot = vmms.db.get::<Snapshot>(part.point.id).ok();
+    export::length(snapshot.as_ref().and_then(|s| s.memory.as_deref()))
 }
 
 /// Whether the instant of a member can be exported: a point while it has its data, a snapshot always.
@@ -308,8 +324,7 @@ fn failed_or(failed: &impl Fn(Vec<(Uuid, Fault)>) -> Fault) -> impl Fn(Refusal) 
     }
 }
 
-/// Chooses the directories, durably, so that no other export takes them and undoing finds them. A resumed job has them
-/// already, and kept the content all the time.
+/// Claims and makes the directories of all members. A resumed job has them already, and kept the content all the time.
 async fn begin(
     vmms: &Arc<Vmms>,
     ctx: &JobContext,
@@ -317,15 +332,13 @@ async fn begin(
     members: &[MemberExport],
 ) -> Result<Vec<Part>, Refusal> {
     let (mut parts, mut failures) = (Vec::new(), Vec::new());
-    let noted = ctx.notes::<Vec<export::Notes>>();
+    let fresh = ctx.notes::<Vec<serde_json::Value>>().is_none();
     let mut records = Vec::new();
     for member in members {
         let point = export::instant_of(vmms, member.point)?;
         let base = member.base.map(|b| export::instant_of(vmms, b));
         let base = base.transpose()?;
-        if noted.is_none()
-            && let Err(cause) = admit(vmms, &point, base.as_deref())
-        {
+        if fresh && let Err(cause) = admit(vmms, &point, base.as_deref()) {
             failures.push((member.vm, cause));
         }
         records.push((point, base, member));
@@ -333,36 +346,17 @@ async fn begin(
     if !failures.is_empty() {
         return Err(Refusal::Machines(failures));
     }
-    let notes = match noted {
-        Some(notes) => notes,
-        None => {
-            let job = ctx.job();
-            let plan = |draft: &mut crate::db::Draft<'_>| {
-                let taken: Vec<PathBuf> = export::taken(draft, job);
-                let mut notes = Vec::new();
-                for (point, _, member) in &records {
-                    let mut plan = export::plan(point, directory, &member.disks, &taken)?;
-                    plan.may_have_memory(member.vm);
-                    notes.push(plan);
-                }
-                draft.get_mut::<Job>(job)?.notes =
-                    serde_json::to_value(&notes).map_err(|e| fault!(Internal, e))?;
-                Ok(notes)
-            };
-            vmms.db.change(plan).await?
+    for (point, base, member) in records {
+        let mut wanted = export::wanted(&point, directory, &member.disks)?;
+        wanted.may_have_memory();
+        match Part::open(vmms, ctx, wanted, base, &member.disks).await {
+            Ok(part) => parts.push(part),
+            Err(cause) if cause.kind() == Kind::Cancelled => return Err(cause.into()),
+            Err(cause) => failures.push((member.vm, cause)),
         }
-    };
-    if notes.len() != records.len() {
-        return Err(fault!(Internal, "an export's notes do not fit its task").into());
     }
-    for ((point, base, member), notes) in records.into_iter().zip(notes) {
-        parts.push(Part {
-            point,
-            base,
-            directory: directory.to_owned(),
-            disks: member.disks.clone(),
-            notes,
-        });
+    match failures.is_empty() {
+        true => Ok(parts),
+        false => Err(Refusal::Machines(failures)),
     }
-    Ok(parts)
 }

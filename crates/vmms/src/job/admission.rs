@@ -64,8 +64,10 @@ fn points_collide(a: &Task, b: &Task) -> bool {
             || meet(&export.builds_on(), &other.deletes())
             || meet(&export.reads(), &other.drops_data_of())
     };
-    // Two exports into one directory would write the same manifest.
-    let one_target = a.exports_to().is_some() && a.exports_to() == b.exports_to();
+    // One directory takes each point once. Under another name of the directory the job finds out.
+    let one_target = a.exports_to().is_some()
+        && a.exports_to() == b.exports_to()
+        && meet(&a.reads(), &b.reads());
     let gone = |t: &Task| [t.deletes(), t.drops_data_of()].concat();
     one_target || takes_from(a, b) || takes_from(b, a) || meet(&gone(a), &gone(b))
 }
@@ -142,8 +144,15 @@ mod tests {
         assert!(excludes(&running, &destroy_point(1)), "the base too");
         assert!(
             excludes(&running, &running),
-            "one directory takes one export at a time"
+            "one directory takes each point once"
         );
+        let beside = Task::ExportPoint {
+            point: Uuid::from_u128(5),
+            base: None,
+            directory: "/2".into(),
+            disks: Vec::new(),
+        };
+        assert!(!excludes(&running, &beside), "but several points at once");
     }
 
     #[test]
@@ -216,7 +225,7 @@ mod tests {
         assert!(excludes(&running, &delete) && excludes(&delete, &drop_data));
         assert!(
             excludes(&running, &running),
-            "one directory takes one export at a time"
+            "one directory takes each point once"
         );
     }
 }

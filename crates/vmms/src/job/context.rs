@@ -15,6 +15,8 @@ use crate::{Effect, Element, Fault, Result, Vmms, fault};
 pub struct JobContext {
     pub(super) vmms: Arc<Vmms>,
     pub(super) live: Arc<Live>,
+    /// Of the runtime that the job's tasks run in: progress is told from threads of its own.
+    pub(super) handle: tokio::runtime::Handle,
 }
 
 impl JobContext {
@@ -59,9 +61,23 @@ impl JobContext {
         self.live.flag.clone()
     }
 
-    /// Tells how much is done. Cheap; never goes backwards.
+    /// Tells how much is done. Cheap; never goes backwards, for a job that goes on after a restart not even then.
     pub fn progress(&self, done: u64, total: u64) {
-        self.live.progress(done, total);
+        let Some(percent) = self.live.progress(done, total) else {
+            return;
+        };
+        let ctx = self.clone();
+        self.handle.spawn(async move {
+            let noted = ctx.change(|job| {
+                if !job.state.is_final() {
+                    job.percent = job.percent.max(percent);
+                    ctx.live.show(job);
+                }
+            });
+            if let Err(error) = noted.await {
+                tracing::warn!(%error, "the progress of a job could not be stored");
+            }
+        });
     }
 
     /// What the task noted before, if it fits `T`.

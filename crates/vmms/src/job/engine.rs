@@ -180,6 +180,7 @@ impl Vmms {
         let context = || JobContext {
             vmms: Arc::clone(&self),
             live: Arc::clone(&live),
+            handle: tokio::runtime::Handle::current(),
         };
         let result = if undo_only {
             Err(fault!(HostInterrupted, format!("job {}", guid(id))).about(Element::Job(id)))

@@ -1,6 +1,6 @@
 //! A running job in memory: its progress and the switches by which clients stop it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use disk::CancelFlag;
 use tokio::sync::watch;
@@ -26,6 +26,9 @@ pub(super) struct Live {
     pub(super) ended: watch::Sender<bool>,
     done: AtomicU64,
     total: AtomicU64,
+    /// For a job that goes on after a restart: the percent that were handed on to be stored. Only what is stored is shown, so that
+    /// it never goes back.
+    noted: Option<AtomicU8>,
 }
 
 impl Live {
@@ -37,12 +40,21 @@ impl Live {
             ended: watch::Sender::new(false),
             done: AtomicU64::new(job.done),
             total: AtomicU64::new(job.total),
+            noted: job
+                .task
+                .traits()
+                .suspendable
+                .then(|| AtomicU8::new(job.percent)),
         }
     }
 
-    pub(super) fn progress(&self, done: u64, total: u64) {
+    /// Takes what is done; returns the percent that are to be stored, when they grew.
+    pub(super) fn progress(&self, done: u64, total: u64) -> Option<u8> {
         self.total.fetch_max(total, Ordering::Relaxed);
-        self.done.fetch_max(done, Ordering::Relaxed);
+        let done = self.done.fetch_max(done, Ordering::Relaxed).max(done);
+        let noted = self.noted.as_ref()?;
+        let percent = percent(done, self.total.load(Ordering::Relaxed));
+        (noted.fetch_max(percent, Ordering::Relaxed) < percent).then_some(percent)
     }
 
     /// Puts the progress into a copy of the record. Below 100 until the job has ended.
@@ -53,10 +65,8 @@ impl Live {
             .load(Ordering::Relaxed)
             .max(job.done)
             .min(job.total);
-        if !job.state.is_final() {
-            let share = u128::from(job.done) * 100 / u128::from(job.total.max(1));
-            let percent = u8::try_from(share.min(99)).unwrap_or(99);
-            job.percent = job.percent.max(percent);
+        if !job.state.is_final() && self.noted.is_none() {
+            job.percent = job.percent.max(percent(job.done, job.total));
         }
     }
 
@@ -77,4 +87,10 @@ impl Live {
             Wish::Stop(_) => self.flag.cancel(),
         }
     }
+}
+
+/// Below 100, which is for what has ended.
+fn percent(done: u64, total: u64) -> u8 {
+    let share = u128::from(done.min(total)) * 100 / u128::from(total.max(1));
+    u8::try_from(share.min(99)).unwrap_or(99)
 }

@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use super::super::{GroupPoint, GroupSnapshot};
 use super::finished;
-use crate::export::layout;
 use crate::job::{ExportedMachine, MemberExport, Output, Task};
 use crate::snapshot::Snapshot;
 use crate::vm::Asked;
@@ -50,11 +49,6 @@ pub async fn export_snapshot(
             }
             _ => None,
         };
-        let dirs = layout::exports_in(directory, member.vm);
-        if layout::find(dirs, &guid(member.vm), &guid(member.point)).is_some() {
-            let exists = fault!(ExportExists, directory.display(), guid(member.point));
-            return Err(exists.about(Element::Vm(member.vm)));
-        }
         members.push(MemberExport {
             vm: member.vm,
             point: member.point,

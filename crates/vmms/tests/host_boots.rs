@@ -299,6 +299,45 @@ async fn when_the_host_goes_down_machines_end_as_their_settings_say_and_start_wi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_said_to_go_down_twice_still_knows_what_ran() {
+    let mut h = host().await;
+    let vm = h.machine("one", 3, |_| {}).await;
+    let late = h
+        .machine("late", 4, |s| s.automatic_startup_delay = 60)
+        .await;
+    h.boots().await;
+    h.go(vm, StateChange::Start).await;
+    vmms::vm::change(&h.bench.vmms, late, |vm| {
+        vm.settings.automatic_startup_action = 3;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for _ in 0..2 {
+        let job = vmms::vm::shut_down_guests(&h.bench.vmms, None, &Asked::default())
+            .await
+            .unwrap();
+        h.bench.done(job).await;
+    }
+    h.up.store(100, Ordering::SeqCst);
+    h.settles().await;
+    assert_eq!(
+        h.state(late),
+        VmState::Off,
+        "nothing starts while the host goes down"
+    );
+    h.boots().await;
+    h.up.store(100, Ordering::SeqCst);
+    h.settles().await;
+    assert_eq!(h.state(vm), VmState::Running);
+    assert_eq!(
+        h.state(late),
+        VmState::Running,
+        "it was about to be started"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_user_does_after_the_host_did_not_go_down_counts() {
     let mut h = host().await;
     let vm = h.machine("one", 3, |_| {}).await;

@@ -217,18 +217,29 @@ pub(super) async fn settle(vmms: &Vmms) -> Result<()> {
         .await
 }
 
-/// Notes that these machines run now and are about to be ended because the host goes down.
+/// Notes that these machines run now and are about to be ended because the host goes down. Those that were ended for it before and
+/// were left alone since stay noted, and those that still wait for their start wait for the next boot.
 pub(super) async fn note_active(vmms: &Vmms, machines: &[Uuid]) -> Result<()> {
-    let active = machines.iter().map(|vm| Active {
-        vm: *vm,
-        changed: None,
-    });
-    let active: Vec<Active> = active.collect();
     vmms.db
         .change(|draft| {
-            if let Ok(host) = draft.get_mut::<HostBoot>(ONE) {
-                host.active = active;
-            }
+            let all = draft.all::<Vm>();
+            let Ok(host) = draft.get_mut::<HostBoot>(ONE) else {
+                return Ok(());
+            };
+            let waiting = std::mem::take(&mut host.waiting).into_iter();
+            host.active.extend(waiting.map(|w| Active {
+                vm: w.vm,
+                changed: w.changed,
+            }));
+            host.active.retain(|a| {
+                let vm = all.iter().find(|vm| vm.id == a.vm);
+                vm.is_some_and(|vm| a.changed == Some(vm.power_changed))
+                    && !machines.contains(&a.vm)
+            });
+            host.active.extend(machines.iter().map(|vm| Active {
+                vm: *vm,
+                changed: None,
+            }));
             Ok(())
         })
         .await

@@ -334,7 +334,7 @@ fn enough(room: Room) -> bool {
     room.free >= (64 * MIB).min(room.size / 20)
 }
 
-/// Comes round: guests that lacked room and are meant to run go on where there is some.
+/// Guests that lacked room and are meant to run go on where there is some.
 pub(super) fn look_again(vmms: &Arc<Vmms>) {
     for record in vmms.db.all::<Vm>() {
         if record.power != Power::Running {

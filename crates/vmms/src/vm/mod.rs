@@ -55,6 +55,5 @@ pub(crate) async fn settle(vmms: &std::sync::Arc<crate::Vmms>) -> crate::Result<
 pub(crate) fn tick(vmms: &std::sync::Arc<crate::Vmms>) {
     autostart::look(vmms);
     consoles::look(vmms);
-    room::look(vmms);
-    health::look_again(vmms);
+    room::look_around(vmms);
 }

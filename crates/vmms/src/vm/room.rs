@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,7 +55,10 @@ impl fmt::Debug for RoomOptions {
 
 /// What was seen of the file systems.
 #[derive(Default)]
-pub(crate) struct Rooms(Mutex<Seen>);
+pub(crate) struct Rooms {
+    seen: Mutex<Seen>,
+    busy: AtomicBool,
+}
 
 #[derive(Default)]
 struct Seen {
@@ -65,7 +69,7 @@ struct Seen {
 
 impl Rooms {
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something has changed: what was seen last counts no more.
@@ -79,8 +83,21 @@ impl Rooms {
     }
 }
 
-/// Comes round: looks at the room where running machines write.
-pub(super) fn look(vmms: &Vmms) {
+/// Comes round. A file system that does not answer stops nothing but the looking itself.
+pub(super) fn look_around(vmms: &Arc<Vmms>) {
+    if vmms.rooms.busy.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let vmms = Arc::clone(vmms);
+    tokio::task::spawn_blocking(move || {
+        look(&vmms);
+        health::look_again(&vmms);
+        vmms.rooms.busy.store(false, Ordering::Release);
+    });
+}
+
+/// Looks at the room where running machines write.
+fn look(vmms: &Vmms) {
     let now = Instant::now();
     {
         let mut seen = vmms.rooms.seen();

@@ -229,8 +229,18 @@ fn user(config: &Config, command: UserCommand) -> Result<()> {
     Ok(())
 }
 
-#[tokio::main]
-async fn serve(config: Config) -> Result<()> {
+fn serve(config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the threads")?;
+    let served = runtime.block_on(serve_on(config));
+    // A thread that waits for storage must not keep the service from ending.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    served
+}
+
+/// How long what is under way may take to come to rest when the service ends.
+const PARK: Duration = Duration::from_millis(800);
+
+async fn serve_on(config: Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KVMMS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -318,8 +328,15 @@ async fn serve(config: Config) -> Result<()> {
             }
         })
     };
-    server.run(stop).await;
-    ticking.abort();
+    let parked = {
+        let vmms = Arc::clone(&vmms);
+        async move {
+            stop.await;
+            ticking.abort();
+            vmms.park(PARK).await;
+        }
+    };
+    server.run(parked).await;
     // Machines go on; the next start finds them.
     tracing::info!("stopped; machines keep running");
     Ok(())

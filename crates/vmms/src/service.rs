@@ -76,6 +76,8 @@ pub struct Options {
     /// How long each member of a collection may take to stand still, to have its disks marked, and to go on, before the
     /// whole point fails. All members stand still meanwhile.
     pub stop_deadline: Duration,
+    /// How long a job that is killed may take to end before it is shown as killed with its undo still under way.
+    pub kill_deadline: Duration,
     /// How long a guest may take to shut down before the job fails.
     pub shutdown_deadline: Duration,
     /// KVM or emulation.
@@ -113,6 +115,7 @@ impl Default for Options {
             agent_deadline: Duration::from_secs(10),
             thaw_watchdog: None,
             stop_deadline: Duration::from_secs(3),
+            kill_deadline: Duration::from_secs(3),
             shutdown_deadline: Duration::from_secs(180),
             acceleration: hypervisor::Acceleration::Auto,
             tampering: TamperingPolicy::default(),
@@ -212,6 +215,7 @@ impl Vmms {
     /// Work that comes round: called every few seconds by the service's main loop.
     pub async fn tick(self: &Arc<Self>) {
         vm::tick(self);
+        self.tend_jobs().await;
         self.retire_old_jobs(SystemTime::now()).await;
         point::sweep(self).await;
         point::forget_memories(self).await;

@@ -264,6 +264,8 @@ impl Machine for QemuMachine {
     }
 
     async fn resume(&self) -> Result<()> {
+        // A save that was interrupted goes on by itself in QEMU, and would stop the guest again at its end.
+        state::abandon(self).await?;
         self.execute("cont", Value::Null).await.map(drop)
     }
 

@@ -50,7 +50,9 @@ pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedStat
         if !matches!(left, Left::Written) {
             finished(machine, "saving the state").await?;
         }
-        synced_length(&partial)
+        // Several machines may be saved at once, their guests standing still: none waits for the disk of another.
+        let written = partial.clone();
+        blocking(move || synced_length(&written)).await
     };
     let bytes = match written.await {
         Ok(bytes) => bytes,
@@ -60,8 +62,13 @@ pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedStat
             return Err(error);
         }
     };
-    std::fs::rename(&partial, path).map_err(|source| Error::io("rename", &partial, source))?;
-    sync_with_dir(path)?;
+    let whole = path.to_owned();
+    blocking(move || {
+        std::fs::rename(&partial, &whole)
+            .map_err(|source| Error::io("rename", &partial, source))?;
+        sync_with_dir(&whole)
+    })
+    .await?;
     machine.end(QUIT_DEADLINE).await?;
     Ok(SavedState {
         path: path.to_owned(),
@@ -69,6 +76,35 @@ pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedStat
         stopped_at,
         took: started.elapsed(),
     })
+}
+
+/// Waits for storage on a thread made for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::conflict(format!("a thread ended: {error}"))),
+    }
+}
+
+/// Ends the writing of a state that somebody began and did not wait for. Cheap where there is none.
+pub(super) async fn abandon(machine: &QemuMachine) -> Result<()> {
+    let mut asked = false;
+    loop {
+        let migration = machine.execute("query-migrate", Value::Null).await?;
+        match text(&migration, "status") {
+            Some(
+                "setup" | "active" | "device" | "pre-switchover" | "wait-unplug" | "cancelling",
+            ) => {}
+            _ => return Ok(()),
+        }
+        if !asked {
+            asked = true;
+            machine.execute("migrate_cancel", Value::Null).await?;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// The service may have died while QEMU was writing; QEMU goes on by itself.

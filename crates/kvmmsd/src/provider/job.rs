@@ -117,14 +117,14 @@ impl Provider for Jobs {
                 if timeout.is_some_and(|t| !t.is_zero()) {
                     return Err(fault!(TimeoutNotServed).into());
                 }
-                request(service, job.id, given.requested_state).await
+                request(service, job.id, given.requested_state, &call.asked.owner).await
             }
             Ok(Method::KillJob) | Err(_) => Err(super::unserved(call.target.class, call.method)),
         }
     }
 }
 
-async fn request(service: &Service, job: Uuid, wanted: Option<u16>) -> CallResult {
+async fn request(service: &Service, job: Uuid, wanted: Option<u16>, by: &str) -> CallResult {
     let request = match msvm::required("RequestedState", wanted)? {
         2 => JobRequest::Start,
         3 => JobRequest::Suspend,
@@ -132,7 +132,8 @@ async fn request(service: &Service, job: Uuid, wanted: Option<u16>) -> CallResul
         5 => JobRequest::Kill,
         other => return Err(fault!(JobBadRequest, other).into()),
     };
-    service.vmms.request_job_state(job, request).await?;
+    let jobs = &service.vmms;
+    jobs.request_job_state_as(job, request, by).await?;
     Ok(Outcome::done())
 }
 

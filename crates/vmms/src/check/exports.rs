@@ -45,10 +45,11 @@ pub(super) fn list(vmms: &Vmms, past: &[Job]) -> Vec<Listed> {
         exports(&snapshot.exports, &mut tops);
     }
     let mut of_job = |job: &Job| {
-        let Some(directory) = job.task.exports_to() else {
+        let written = job.task.claims().writes_to;
+        if written.is_empty() {
             return;
-        };
-        tops.insert(directory.to_owned());
+        }
+        tops.extend(written);
         for notes in own::all_notes(job.notes.clone()) {
             // Without links, and the one above where not even the directory was finished.
             tops.extend(notes.root.ancestors().skip(1).take(3).map(Path::to_owned));
@@ -116,7 +117,7 @@ pub(super) fn judge(listed: Vec<Listed>, known: &Known, opened: &Opened) -> Vec<
     let running: Vec<own::Notes> = known
         .running
         .iter()
-        .filter(|j| j.task.exports_to().is_some())
+        .filter(|j| !j.claims().writes_to.is_empty())
         .flat_map(|j| own::all_notes(j.notes.clone()))
         .collect();
     let found = listed.into_iter().filter_map(|export| {

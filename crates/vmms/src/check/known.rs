@@ -30,7 +30,7 @@ pub(super) struct Known {
     pub(super) vms: Vec<Arc<Vm>>,
     pub(super) points: Vec<Arc<Point>>,
     pub(super) snapshots: Vec<Arc<Snapshot>>,
-    /// Jobs that have not ended.
+    /// Jobs that are not over.
     pub(super) running: Vec<Arc<Job>>,
     /// Every instant of every disk.
     pub(super) nodes: BTreeSet<Uuid>,
@@ -45,7 +45,7 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn of(vmms: &Vmms) -> Self {
         let mut running = vmms.db.all::<Job>();
-        running.retain(|j| !j.state.is_final());
+        running.retain(|j| !j.is_over());
         let mut known = Known {
             vms: vmms.db.all::<Vm>(),
             points: vmms.db.all::<Point>(),
@@ -59,12 +59,9 @@ impl Known {
         };
         let jobs = known.running.clone();
         for job in &jobs {
-            for value in [
-                serde_json::to_value(&job.task).ok(),
-                Some(job.notes.clone()),
-            ] {
-                ids_in(&value.unwrap_or_default(), &mut known.spoken_of);
-            }
+            known.spoken_of.extend(job.task.claims().ids());
+            // What it has noted of its way may be in files already, and in no other record.
+            ids_in(&job.notes, &mut known.spoken_of);
         }
         let (vms, snapshots) = (known.vms.clone(), known.snapshots.clone());
         for vm in vms

@@ -501,9 +501,9 @@ pub(crate) async fn undo(
     vm: Uuid,
     order: &SystemExport,
 ) -> Result<()> {
-    super::undo(vmms, ctx).await?;
-    match order.snapshot.filter(|_| order.own) {
-        Some(id) => snapshot::create::undo_for_export(vmms, vm, id).await,
-        None => Ok(()),
+    // The machine before the files: it may be waiting to go on.
+    if let Some(id) = order.snapshot.filter(|_| order.own) {
+        snapshot::create::undo_for_export(vmms, ctx, vm, id).await?;
     }
+    super::undo(vmms, ctx).await
 }

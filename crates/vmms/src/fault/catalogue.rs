@@ -357,6 +357,15 @@ catalogue! {
     150 CollectionIncomplete InvalidState Medium Software "{0} does not hold the exports of all machines of the collection's point {1}; missing: {2}",
         "Some machines were left out of the export, or their directories are elsewhere.", ["Bring the missing exports into the directory.", "Or import the machines that are there one by one: `kvmms import`."];
     // 160..: jobs that are told to end
+    160 JobEnding InvalidState Low Software "job {0} was told to end and cannot be {1} any more",
+        "What it began is being taken back.", ["Wait until it has ended, or kill it."];
+    161 ServiceEnding NotAvailable Medium Software "the service is ending and starts nothing new",
+        "It was told to stop; jobs under way go on at its next start.", ["Ask again when it has started."];
+    162 Overtaken InvalidState Low Software "{0} machine {1} was overtaken by a later request to turn it off",
+        "The machine was asked to be turned off while its guest was shutting down; that was carried out.", ["Start the machine if it is to run."];
+    163 MachineSilent NotAvailable High Software "the process of machine {0} does not answer",
+        "QEMU is stopped, overloaded or waits for storage. It is looked for again and again; nobody touches the machine's files meanwhile.",
+        ["Wait, and look at the host's load and storage.", "Or end the process by hand: its number is in qemu.pid in the machine's run directory."];
     // 170..: what an export may touch
     170 PathRefused AccessDenied Medium Security "{0} is not used: {1}",
         "Somebody else could make the name stand for another file: it is a link, no plain file, or lies where others may exchange it.",

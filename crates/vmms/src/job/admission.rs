@@ -3,80 +3,54 @@
 
 use uuid::Uuid;
 
-use super::{StateChange, Task};
+use super::{Access, Claims, StateChange};
 
-/// Whether `new` may not start while `running` runs, both on one machine.
-pub fn excludes(running: &Task, new: &Task) -> bool {
-    match (running, new) {
+/// Whether a job with the claims `new` may not start while one with the claims `running` runs, both on one machine.
+pub fn excludes(running: &Claims, new: &Claims) -> bool {
+    match (running.access, new.access) {
         // Merging in the background makes way for everything but itself.
-        (Task::Tidy { .. }, Task::Tidy { .. }) => true,
-        (Task::Tidy { .. }, _) => false,
+        (Access::Background, Access::Background) => true,
+        (Access::Background, _) => false,
         // A machine that is being deleted, or made, takes nothing else.
-        (Task::DestroyVm { .. } | Task::Import { .. }, _) | (_, Task::DestroyVm { .. }) => true,
+        (Access::Whole, _) | (_, Access::Whole) => true,
         // A hard stop overtakes a shutdown the guest does not follow.
         (
-            Task::ChangeState {
-                to: StateChange::Shutdown | StateChange::Reboot,
-                ..
-            },
-            Task::ChangeState {
-                to: StateChange::Stop,
-                ..
-            },
+            Access::State(StateChange::Shutdown | StateChange::Reboot),
+            Access::State(StateChange::Stop),
         ) => false,
         // Applying a snapshot replaces what everything else works on; exports read only what it leaves alone.
-        (
-            Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. },
-            Task::ExportPoint { .. }
-            | Task::ExportGroupPoint { .. }
-            | Task::ExportGroupSnapshot { .. }
-            | Task::AuditPoint { .. },
-        )
-        | (
-            Task::ExportPoint { .. }
-            | Task::ExportGroupPoint { .. }
-            | Task::ExportGroupSnapshot { .. }
-            | Task::AuditPoint { .. },
-            Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. },
-        ) => false,
-        (Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. }, _)
-        | (_, Task::ApplySnapshot { .. } | Task::ApplyGroupSnapshot { .. }) => true,
-        (Task::AdoptPoint { .. } | Task::Realize { .. } | Task::ImportSnapshots { .. }, _)
-        | (_, Task::AdoptPoint { .. } | Task::Realize { .. } | Task::ImportSnapshots { .. }) => {
-            true
-        }
-        (Task::ChangeState { .. }, Task::ChangeState { .. }) => true,
-        // One point at a time: the second would be of the same instant or wait for minutes in a freeze.
-        (
-            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. },
-            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. },
-        ) => false,
-        _ => points_collide(running, new),
+        (Access::Replaces, Access::Frozen) | (Access::Frozen, Access::Replaces) => false,
+        (Access::Replaces | Access::Alone, _) | (_, Access::Replaces | Access::Alone) => true,
+        (Access::State(_), Access::State(_)) => true,
+        _ => instants_collide(running, new),
     }
 }
 
-/// Whether one takes away points, or their data, that the other needs or takes away as well.
-fn points_collide(a: &Task, b: &Task) -> bool {
+/// Whether one takes away instants, or their data, that the other needs or takes away as well.
+fn instants_collide(a: &Claims, b: &Claims) -> bool {
     let meet = |x: &[Uuid], y: &[Uuid]| x.iter().any(|p| y.contains(p));
     // An export reads frozen layers; nothing else on the machine disturbs it, but its points must stay.
-    let takes_from = |export: &Task, other: &Task| {
-        meet(&export.reads(), &other.deletes())
-            || meet(&export.builds_on(), &other.deletes())
-            || meet(&export.reads(), &other.drops_data_of())
+    let takes_from = |export: &Claims, other: &Claims| {
+        meet(&export.reads, &other.deletes)
+            || meet(&export.builds_on, &other.deletes)
+            || meet(&export.reads, &other.drops_data)
     };
     // One directory takes each point once. Under another name of the directory the job finds out.
-    let one_target = a.exports_to().is_some()
-        && a.exports_to() == b.exports_to()
-        && meet(&a.reads(), &b.reads());
-    let gone = |t: &Task| [t.deletes(), t.drops_data_of()].concat();
+    let one_target =
+        a.writes_to.iter().any(|d| b.writes_to.contains(d)) && meet(&a.reads, &b.reads);
+    let gone = |c: &Claims| [c.deletes.as_slice(), &c.drops_data].concat();
     one_target || takes_from(a, b) || takes_from(b, a) || meet(&gone(a), &gone(b))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{MemberExport, MemberTask};
+    use crate::job::{MemberExport, MemberTask, Task};
     use crate::point::{PointType, Proof};
+
+    fn excludes(running: &Task, new: &Task) -> bool {
+        super::excludes(&running.claims(), &new.claims())
+    }
 
     fn state(to: StateChange) -> Task {
         Task::ChangeState {

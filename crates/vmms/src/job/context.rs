@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::live::{Live, Wish};
-use super::{Job, Output, Stop};
+use super::{Job, JobState, Output, Stop};
 use crate::{Effect, Element, Fault, Result, Vmms, fault};
 
 /// The job a task runs in: its switches, its progress, and the record that survives.
@@ -17,6 +17,8 @@ pub struct JobContext {
     pub(super) live: Arc<Live>,
     /// Of the runtime that the job's tasks run in: progress is told from threads of its own.
     pub(super) handle: tokio::runtime::Handle,
+    /// Whether the work is a part of a larger whole.
+    pub(super) part: bool,
 }
 
 impl JobContext {
@@ -25,12 +27,21 @@ impl JobContext {
         self.live.id
     }
 
+    /// The same job for a part of its work that is a job elsewhere: what is the last step there is none here, and the
+    /// whole can still be stopped.
+    pub(crate) fn part(&self) -> Self {
+        JobContext {
+            part: true,
+            ..self.clone()
+        }
+    }
+
     /// Between two steps: waits while the job is suspended; fails once it was asked to end.
     pub async fn checkpoint(&self) -> Result<()> {
         let mut wish = self.live.wish.subscribe();
         let wanted = wish.wait_for(|w| *w != Wish::Suspend).await.map(|w| *w);
         match wanted {
-            Ok(Wish::Stop(stop)) => Err(self.stopped(stop)),
+            Ok(Wish::Stop(_) | Wish::Park) => Err(self.stopped()),
             _ => Ok(()),
         }
     }
@@ -38,22 +49,16 @@ impl JobContext {
     /// Waits until the job is asked to end; for use beside long waits.
     pub async fn stop_asked(&self) -> Fault {
         let mut wish = self.live.wish.subscribe();
-        let wanted = wish
-            .wait_for(|w| matches!(w, Wish::Stop(_)))
-            .await
-            .map(|w| *w);
-        match wanted {
-            Ok(Wish::Stop(stop)) => self.stopped(stop),
-            _ => self.stopped(Stop::Terminate),
-        }
+        // The sender lives as long as `self`.
+        let _ = wish
+            .wait_for(|w| matches!(w, Wish::Stop(_) | Wish::Park))
+            .await;
+        self.stopped()
     }
 
-    fn stopped(&self, stop: Stop) -> Fault {
-        let word = match stop {
-            Stop::Terminate => "terminated",
-            Stop::Kill => "killed",
-        };
-        fault!(Cancelled, word, "a client").about(Element::Job(self.live.id))
+    fn stopped(&self) -> Fault {
+        let job = self.vmms.db.get::<Job>(self.live.id);
+        job.map_or_else(|missing| missing, |job| job.stopped())
     }
 
     /// The switch for work on blocking threads; the engine suspends, resumes and cancels it.
@@ -121,23 +126,66 @@ impl JobContext {
         .await
     }
 
-    /// From now on the job only goes forward: clients cannot stop it. Fails when one already did.
+    /// From now on the job only goes forward: clients cannot stop it. Fails when one already did: whoever is on record first has
+    /// won. In a part of a larger job it only looks whether the whole was stopped.
     pub async fn no_return(&self) -> Result<()> {
-        self.checkpoint().await?;
-        self.change(|job| {
-            job.cancellable = false;
-            job.suspendable = false;
+        loop {
+            self.checkpoint().await?;
+            if self.part {
+                return Ok(());
+            }
+            let passed = self
+                .change_if(|job| {
+                    if job.stop.is_some() {
+                        return Err(job.stopped());
+                    }
+                    // Suspended a moment ago: it waits there, where it can still be stopped.
+                    if job.state == JobState::Suspended {
+                        return Ok(false);
+                    }
+                    job.cancellable = false;
+                    job.suspendable = false;
+                    Ok(true)
+                })
+                .await?;
+            if passed {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn change(&self, change: impl FnOnce(&mut Job) + Send) -> Result<()> {
+        self.change_if(|job| {
+            change(job);
+            Ok(())
         })
         .await
     }
 
-    async fn change(&self, change: impl FnOnce(&mut Job) + Send) -> Result<()> {
+    /// With each change the progress becomes durable, too: after a restart it does not go back behind what was noted.
+    async fn change_if<R>(&self, change: impl FnOnce(&mut Job) -> Result<R> + Send) -> Result<R> {
         self.vmms
             .db
             .change(|draft| {
-                change(draft.get_mut::<Job>(self.live.id)?);
-                Ok(())
+                let job = draft.get_mut::<Job>(self.live.id)?;
+                self.live.show(job);
+                job.seen = Some(std::time::SystemTime::now());
+                change(job)
             })
             .await
+    }
+}
+
+impl Job {
+    /// Why its work ends before its time.
+    pub(super) fn stopped(&self) -> Fault {
+        let (word, by) = match self.stop {
+            Some(Stop::Terminate) => ("terminated", self.stopped_by.as_deref()),
+            Some(Stop::Kill) => ("killed", self.stopped_by.as_deref()),
+            None => ("interrupted", None),
+        };
+        let by = by.filter(|by| !by.is_empty()).unwrap_or("the service");
+        fault!(Cancelled, word, by).about(Element::Job(self.id))
     }
 }

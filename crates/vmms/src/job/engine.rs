@@ -1,31 +1,68 @@
-//! The engine: submits jobs, runs them, stops them, and picks them up after a restart.
+//! The engine: submits jobs, runs them, stops them, and picks them up after a restart. How a job ends is told in the head of [`super`].
 //!
 //! ```text
 //!  submit: record durable -> reply may leave -> task runs
 //!  task Ok            -> 7 completed
-//!  task Err           -> undo -> 10 failed          (8 terminated when a client asked)
-//!  Kill               -> 9 killed at once, task dropped, undo afterwards
-//!  service restarted  -> run again, or undo -> 10 failed (by kind of task)
+//!  task Err           -> undo -> 10 failed          (8 terminated, 9 killed when a client asked)
+//!  Kill, not in time  -> 9 killed with its undo under way -> undo -> over
+//!  service ends       -> parked: as it is
+//!  service restarted  -> run again, or undo -> 10 failed (by kind of task); told to end before: undo -> 8, 9
 //! ```
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinError;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::live::{Live, Wish};
-use super::{Job, JobContext, JobState, Output, Recovery, Stop, Subject, Task, excludes};
+use super::{
+    Claims, Job, JobContext, JobState, Output, Recovery, Stop, Subject, Task, UndoLeft, excludes,
+};
 use crate::point::Point;
 use crate::vm::Vm;
 use crate::{Effect, Element, Fault, Kind, Message, Result, Vmms, fault, guid, work};
+
+/// The progress of running jobs becomes durable this often, at least.
+const KEEP: Duration = Duration::from_secs(10);
+/// An undo that failed is tried again after this, then after twice as long, and so on.
+const AGAIN: Duration = Duration::from_secs(15);
+/// At the latest after this.
+const AGAIN_LATEST: Duration = Duration::from_secs(1800);
 
 /// The running jobs.
 #[derive(Default)]
 pub struct Engine {
     running: Mutex<HashMap<Uuid, Arc<Live>>>,
+    /// Undos that failed: how often, and when they are tried again.
+    again: Mutex<HashMap<Uuid, (u32, Instant)>>,
+    /// The service ends: nothing new begins.
+    ending: AtomicBool,
+}
+
+/// What has to be done about a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    /// It is new.
+    Begin,
+    /// The service was restarted, and it goes on.
+    Resume,
+    /// The service was restarted, and it cannot go on.
+    Interrupted,
+    /// The service was restarted while it was being ended.
+    Stopped,
+    /// Its state is final; its undo is not done.
+    Left,
+}
+
+/// How the work of a job ended.
+enum Ended {
+    Done,
+    Parked,
+    Failed { failure: Fault, undone: Result<()> },
 }
 
 /// What surrounds a new job.
@@ -55,24 +92,44 @@ pub enum JobRequest {
 }
 
 impl Engine {
+    fn running(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Live>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn again(&self) -> MutexGuard<'_, HashMap<Uuid, (u32, Instant)>> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn live(&self, id: Uuid) -> Option<Arc<Live>> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .cloned()
+        self.running().get(&id).cloned()
     }
 
     fn add(&self, live: &Arc<Live>) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.insert(live.id, Arc::clone(live));
+        self.running().insert(live.id, Arc::clone(live));
     }
 
     fn remove(&self, id: Uuid) {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        self.running().remove(&id);
+    }
+
+    /// Notes how an undo went that is tried again until it succeeds.
+    fn tried(&self, id: Uuid, failed: bool) {
+        let mut again = self.again();
+        if !failed {
+            again.remove(&id);
+            return;
+        }
+        let (times, when) = again.entry(id).or_insert((0, Instant::now()));
+        let wait = AGAIN.saturating_mul(1 << (*times).min(10));
+        *when = Instant::now() + wait.min(AGAIN_LATEST);
+        *times += 1;
+    }
+
+    fn may_try(&self, id: Uuid) -> bool {
+        let again = self.again();
+        again
+            .get(&id)
+            .is_none_or(|(_, when)| *when <= Instant::now())
     }
 }
 
@@ -80,6 +137,9 @@ impl Vmms {
     /// Starts a job. When this returns its record is durable and its associations can be seen. The same request key
     /// from the same user returns the job of the first time.
     pub async fn submit(self: &Arc<Self>, task: Task, submission: Submission) -> Result<Uuid> {
+        if self.engine.ending.load(Ordering::Relaxed) {
+            return Err(fault!(ServiceEnding));
+        }
         let traits = task.traits();
         let now = SystemTime::now();
         let key = submission
@@ -96,11 +156,16 @@ impl Vmms {
             cancellable: traits.cancellable,
             suspendable: traits.suspendable,
             stop: None,
+            stopped_by: None,
+            undo: None,
             percent: 0,
             done: 0,
             total: 0,
             submitted: now,
             changed: now,
+            paused: Duration::ZERO,
+            paused_since: None,
+            seen: Some(now),
             keep: self.options.job_keep,
             owner: submission.owner,
             host: self.host.clone(),
@@ -128,20 +193,19 @@ impl Vmms {
             })
             .await?;
         if fresh {
-            self.launch(&job, false);
+            self.launch(&job, Course::Begin);
         }
         Ok(id)
     }
 
-    /// Refuses a task that cannot run beside one that runs on the same machine.
+    /// Refuses a task that cannot run beside one that runs on the same machine, or is not taken back yet.
     fn admit(&self, task: &Task) -> Result<()> {
-        let vms = self.vms_of(task);
-        for job in self.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
-            let common = self
-                .vms_of(&job.task)
-                .into_iter()
-                .find(|vm| vms.contains(vm));
-            let Some(vm) = common.filter(|_| excludes(&job.task, task)) else {
+        let new = task.claims();
+        let vms = self.vms_of(&new);
+        for job in self.db.all::<Job>().iter().filter(|j| !j.is_over()) {
+            let claims = job.claims();
+            let common = self.vms_of(&claims).into_iter().find(|vm| vms.contains(vm));
+            let Some(vm) = common.filter(|_| excludes(&claims, &new)) else {
                 continue;
             };
             let name = self
@@ -154,121 +218,217 @@ impl Vmms {
         Ok(())
     }
 
-    /// The machines a task works on.
-    fn vms_of(&self, task: &Task) -> Vec<Uuid> {
-        let of = |subject| match subject {
-            Subject::Vm(vm) => Some(vm),
-            Subject::Point(point) => self.db.get::<Point>(point).ok().map(|p| p.vm),
+    /// The machines that are claimed.
+    fn vms_of(&self, claims: &Claims) -> Vec<Uuid> {
+        let of = |subject: &Subject| match subject {
+            Subject::Vm(vm) => Some(*vm),
+            Subject::Point(point) => self.db.get::<Point>(*point).ok().map(|p| p.vm),
         };
-        task.subjects().into_iter().filter_map(of).collect()
+        claims.machines.iter().filter_map(of).collect()
     }
 
-    fn launch(self: &Arc<Self>, job: &Job, undo_only: bool) {
+    fn launch(self: &Arc<Self>, job: &Job, course: Course) {
         let live = Arc::new(Live::new(job));
         self.engine.add(&live);
-        if let Some(stop) = job.stop {
-            live.wish(Wish::Stop(stop));
-        } else if job.state == JobState::Suspended {
-            live.wish(Wish::Suspend);
+        self.follow(&live);
+        if self.engine.ending.load(Ordering::Relaxed) {
+            live.park();
         }
         let (vmms, task) = (Arc::clone(self), job.task.clone());
-        tokio::spawn(async move { vmms.drive(live, task, undo_only).await });
+        tokio::spawn(async move { vmms.drive(live, task, course).await });
     }
 
-    async fn drive(self: Arc<Self>, live: Arc<Live>, task: Task, undo_only: bool) {
+    /// Tells a job what its record says. Two that ask at once are told apart by the record, not by who comes first here.
+    fn follow(&self, live: &Live) {
+        let _one_at_a_time = self.engine.running();
+        if let Ok(job) = self.db.get::<Job>(live.id) {
+            live.follow(&job);
+        }
+    }
+
+    async fn drive(self: Arc<Self>, live: Arc<Live>, task: Task, course: Course) {
         let id = live.id;
-        let context = || JobContext {
-            vmms: Arc::clone(&self),
-            live: Arc::clone(&live),
-            handle: tokio::runtime::Handle::current(),
+        if course != Course::Begin {
+            self.note(id, |job| job.taken_up(SystemTime::now())).await;
+        }
+        // Whether the state is final before the undo is done.
+        let mut shown = course == Course::Left;
+        let mut work = Box::pin(self.work(&live, &task, course));
+        let ended = tokio::select! {
+            ended = &mut work => ended,
+            () = self.too_slow(&live), if !shown => {
+                let stopped = self.db.get::<Job>(id).map_or_else(|e| e, |job| job.stopped());
+                self.finish(&live, JobState::Killed, Some(stopped), Some(UndoLeft::Underway)).await;
+                shown = true;
+                work.await
+            }
         };
-        let result = if undo_only {
-            Err(fault!(HostInterrupted, format!("job {}", guid(id))).about(Element::Job(id)))
-        } else {
-            let (vmms, ctx, task) = (Arc::clone(&self), context(), task.clone());
-            let work = async move { work::run(&vmms, &ctx, &task).await };
-            // Every line in the log that comes from this work names the job.
-            let mut run = tokio::spawn(work.instrument(tracing::info_span!("job", id = %guid(id))));
-            let mut wish = live.wish.subscribe();
-            let killed = async { drop(wish.wait_for(|w| *w == Wish::Stop(Stop::Kill)).await) };
-            tokio::select! {
-                result = &mut run => flat(result),
-                () = killed => {
-                    run.abort();
-                    // A finished task wins over a late Kill.
-                    match run.await {
-                        Ok(result) => result,
-                        Err(_) => Err(fault!(Cancelled, "killed", "a client").about(Element::Job(id))),
+        match ended {
+            Ended::Parked => {
+                self.note(id, |job| {
+                    live.show(job);
+                    job.stand_still(SystemTime::now());
+                })
+                .await;
+            }
+            Ended::Done if !shown => self.finish(&live, JobState::Completed, None, None).await,
+            // It ended well after it had been shown as killed.
+            Ended::Done => {
+                let undone = self.undo(&live, &task).await;
+                self.undone(&live, &task, undone).await;
+            }
+            Ended::Failed { undone, .. } if shown => self.undone(&live, &task, undone).await,
+            Ended::Failed { failure, undone } => {
+                let cancelled = failure.kind() == Kind::Cancelled;
+                let (state, failure) = match (live.stop(), self.db.get::<Job>(id)) {
+                    (Some(stop), Ok(job)) if cancelled => {
+                        let state = match stop {
+                            Stop::Kill => JobState::Killed,
+                            Stop::Terminate => JobState::Terminated,
+                        };
+                        (state, job.stopped())
                     }
-                }
+                    _ => (JobState::Exception, failure),
+                };
+                let left = self.left(id, &task, &undone);
+                let failure = match undone {
+                    Err(error) => failure.caused_by(error),
+                    Ok(()) => failure,
+                };
+                self.finish(&live, state, Some(failure), left).await;
             }
-        };
-        let stop = live.stop();
-        if let Err(failure) = result {
-            let cancelled = failure.kind() == Kind::Cancelled;
-            let state = match stop {
-                Some(Stop::Kill) if cancelled => JobState::Killed,
-                Some(Stop::Terminate) if cancelled => JobState::Terminated,
-                _ => JobState::Exception,
-            };
-            if state == JobState::Killed {
-                // Kill answers at once; what remains to be undone is undone behind it.
-                self.finish(&live, state, Some(failure)).await;
-                let undone = self.undo(context(), &task).await;
-                if let Err(error) = undone {
-                    tracing::error!(job = %guid(id), %error, "undoing a killed job failed");
-                }
-            } else {
-                let mut failure = failure;
-                if let Err(error) = self.undo(context(), &task).await {
-                    failure = failure.caused_by(error);
-                }
-                self.finish(&live, state, Some(failure)).await;
-            }
-        } else {
-            self.finish(&live, JobState::Completed, None).await;
         }
         self.engine.remove(id);
         live.ended.send_replace(true);
     }
 
-    async fn undo(self: &Arc<Self>, ctx: JobContext, task: &Task) -> Result<()> {
-        let (vmms, task) = (Arc::clone(self), task.clone());
-        let span = tracing::info_span!("undo", id = %guid(ctx.job()));
-        let work = async move { work::undo(&vmms, &ctx, &task).await };
+    /// The work of a job up to the end of its undo. Nobody drops it.
+    async fn work(self: &Arc<Self>, live: &Arc<Live>, task: &Task, course: Course) -> Ended {
+        let result = match course {
+            Course::Begin | Course::Resume => self.run(live, task).await,
+            Course::Interrupted => {
+                let what = format!("job {}", guid(live.id));
+                Err(fault!(HostInterrupted, what).about(Element::Job(live.id)))
+            }
+            Course::Stopped | Course::Left => Err(self
+                .db
+                .get::<Job>(live.id)
+                .map_or_else(|e| e, |job| job.stopped())),
+        };
+        match result {
+            Ok(()) => Ended::Done,
+            Err(failure) if live.is_parked() && failure.kind() == Kind::Cancelled => Ended::Parked,
+            Err(failure) => Ended::Failed {
+                failure,
+                undone: self.undo(live, task).await,
+            },
+        }
+    }
+
+    fn context(self: &Arc<Self>, live: &Arc<Live>) -> JobContext {
+        JobContext {
+            vmms: Arc::clone(self),
+            live: Arc::clone(live),
+            handle: tokio::runtime::Handle::current(),
+            part: false,
+        }
+    }
+
+    async fn run(self: &Arc<Self>, live: &Arc<Live>, task: &Task) -> Result<()> {
+        let (vmms, ctx, task) = (Arc::clone(self), self.context(live), task.clone());
+        let work = async move { work::run(&vmms, &ctx, &task).await };
+        // Every line in the log that comes from this work names the job. A panic in it is a failure of the job.
+        let span = tracing::info_span!("job", id = %guid(live.id));
         flat(tokio::spawn(work.instrument(span)).await)
     }
 
-    async fn finish(&self, live: &Live, state: JobState, failure: Option<Fault>) {
-        if let Some(failure) = &failure {
-            tracing::warn!(job = %guid(live.id), state = state.word(), error = %failure, "job ended");
+    async fn undo(self: &Arc<Self>, live: &Arc<Live>, task: &Task) -> Result<()> {
+        let (vmms, ctx, task) = (Arc::clone(self), self.context(live), task.clone());
+        let work = async move { work::undo(&vmms, &ctx, &task).await };
+        let span = tracing::info_span!("undo", id = %guid(live.id));
+        flat(tokio::spawn(work.instrument(span)).await)
+    }
+
+    /// Ready when a job was told to be killed and the time for it is over.
+    async fn too_slow(&self, live: &Live) {
+        let mut wish = live.wish.subscribe();
+        // The sender lives in `live`.
+        let _ = wish.wait_for(|w| *w == Wish::Stop(Stop::Kill)).await;
+        tokio::time::sleep(self.options.kill_deadline).await;
+    }
+
+    /// What remains of a job whose undo ended so. Files of an export are tried again. What remains on a machine's layers is
+    /// announced in their trees, and settled by whoever touches them next: an undo of long ago would work on a machine that has
+    /// gone on.
+    fn left(&self, id: Uuid, task: &Task, undone: &Result<()>) -> Option<UndoLeft> {
+        let left = undone.is_err() && !task.claims().writes_to.is_empty();
+        self.engine.tried(id, left);
+        left.then_some(UndoLeft::Failed)
+    }
+
+    /// The undo of a job in its final state has ended.
+    async fn undone(&self, live: &Live, task: &Task, undone: Result<()>) {
+        let left = self.left(live.id, task, &undone);
+        if let Err(error) = &undone {
+            tracing::error!(job = %guid(live.id), %error, "undoing a job failed");
         }
-        let finished = self
+        self.note(live.id, |job| {
+            job.undo = left;
+            let first = job.faults.first_mut();
+            if let (Err(error), Some(first)) = (undone, first)
+                && !first.causes.contains(&error)
+            {
+                first.causes.push(error);
+            }
+        })
+        .await;
+    }
+
+    /// Changes a job's record; where that fails the record is as a service that is killed would leave it.
+    async fn note(&self, id: Uuid, change: impl FnOnce(&mut Job)) {
+        let noted = self
             .db
             .change(|draft| {
-                let job = draft.get_mut::<Job>(live.id)?;
-                live.show(job);
-                job.state = state;
-                job.changed = SystemTime::now();
-                job.cancellable = false;
-                job.suspendable = false;
-                if state == JobState::Completed {
-                    job.percent = 100;
-                    job.done = job.total;
-                } else {
-                    // What a failed job would have made is not there.
-                    job.affected.retain(|(_, effect)| *effect != Effect::Create);
-                }
-                if let Some(failure) = failure {
-                    job.faults.insert(0, failure);
-                }
+                change(draft.get_mut::<Job>(id)?);
                 Ok(())
             })
             .await;
-        if let Err(error) = finished {
-            // The record still says "running": the next start undoes or repeats the job.
-            tracing::error!(job = %guid(live.id), %error, "the end of a job could not be stored");
+        if let Err(error) = noted {
+            tracing::error!(job = %guid(id), %error, "a change of a job could not be stored");
         }
+    }
+
+    async fn finish(
+        &self,
+        live: &Live,
+        state: JobState,
+        failure: Option<Fault>,
+        undo: Option<UndoLeft>,
+    ) {
+        if let Some(failure) = &failure {
+            tracing::warn!(job = %guid(live.id), state = state.word(), error = %failure, "job ended");
+        }
+        // Where this cannot be stored the record still says "running": the next start undoes or repeats the job.
+        self.note(live.id, |job| {
+            live.show(job);
+            job.go_on(SystemTime::now());
+            job.state = state;
+            job.undo = undo;
+            job.changed = SystemTime::now();
+            job.cancellable = false;
+            job.suspendable = false;
+            if state == JobState::Completed {
+                job.percent = 100;
+                job.done = job.total;
+            } else {
+                // What a failed job would have made is not there.
+                job.affected.retain(|(_, effect)| *effect != Effect::Create);
+            }
+            if let Some(failure) = failure {
+                job.faults.insert(0, failure);
+            }
+        })
+        .await;
     }
 
     /// A job with its present progress.
@@ -292,56 +452,95 @@ impl Vmms {
         jobs
     }
 
-    /// Asks a job to suspend, go on or end. Returns once the wish is durable and the job knows it; `Kill` and `Terminate` of a
-    /// job in its final state, or past its last cancellable step, are refused.
+    /// As [`Vmms::request_job_state_as`], asked by the service itself.
     pub async fn request_job_state(&self, id: Uuid, request: JobRequest) -> Result<()> {
-        let wish = self
-            .db
+        self.request_job_state_as(id, request, "the service").await
+    }
+
+    /// Asks a job to suspend, go on or end. Returns once the wish is durable and the job knows it. Refused: anything of a job in its
+    /// final state, `Kill` and `Terminate` past its last cancellable step, and everything but `Kill` of a job that was told to end.
+    pub async fn request_job_state_as(
+        &self,
+        id: Uuid,
+        request: JobRequest,
+        by: &str,
+    ) -> Result<()> {
+        self.db
             .change(|draft| {
                 let job = draft.get_mut::<Job>(id)?;
-                let shown = guid(id);
+                let refused = |fault: Fault| Err(fault.about(Element::Job(id)));
+                let (shown, now) = (guid(id), SystemTime::now());
                 if job.state.is_final() {
-                    return Err(fault!(JobFinal, shown, job.state.word()).about(Element::Job(id)));
+                    return refused(fault!(JobFinal, shown, job.state.word()));
                 }
-                let wish = match request {
+                let word = match request {
+                    JobRequest::Start => "started",
+                    JobRequest::Suspend => "suspended",
+                    JobRequest::Terminate => "terminated",
+                    JobRequest::Kill => "killed",
+                };
+                if job.stop.is_some() && request != JobRequest::Kill {
+                    return refused(fault!(JobEnding, shown, word));
+                }
+                match request {
                     JobRequest::Start | JobRequest::Suspend if !job.suspendable => {
-                        let word = if request == JobRequest::Start {
-                            "started"
-                        } else {
-                            "suspended"
-                        };
-                        return Err(fault!(JobTransition, shown, word).about(Element::Job(id)));
+                        return refused(fault!(JobTransition, shown, word));
                     }
                     JobRequest::Start => {
                         job.state = JobState::Running;
-                        Wish::Run
+                        job.go_on(now);
                     }
                     JobRequest::Suspend => {
                         job.state = JobState::Suspended;
-                        Wish::Suspend
+                        job.stand_still(now);
                     }
                     JobRequest::Terminate | JobRequest::Kill if !job.cancellable => {
-                        return Err(fault!(JobNotCancellable, shown).about(Element::Job(id)));
+                        return refused(fault!(JobNotCancellable, shown));
                     }
                     JobRequest::Terminate | JobRequest::Kill => {
-                        let stop = if request == JobRequest::Kill {
-                            Stop::Kill
-                        } else {
-                            Stop::Terminate
+                        let stop = match request {
+                            JobRequest::Kill => Stop::Kill,
+                            _ => Stop::Terminate,
                         };
-                        job.stop = Some(stop);
+                        // Whoever asked first for the same is named.
+                        if job.stop != Some(stop) {
+                            job.stop = Some(stop);
+                            job.stopped_by = Some(by.to_owned());
+                        }
                         job.state = JobState::ShuttingDown;
-                        Wish::Stop(stop)
+                        job.go_on(now);
                     }
-                };
-                job.changed = SystemTime::now();
-                Ok(wish)
+                }
+                job.changed = now;
+                Ok(())
             })
             .await?;
         if let Some(live) = self.engine.live(id) {
-            live.wish(wish);
+            self.follow(&live);
         }
         Ok(())
+    }
+
+    /// The service ends: nothing new begins, jobs that the next start goes on with stop where they are, and what is under way otherwise has
+    /// until `within`. What has not ended by then is taken up as after a `kill -9`.
+    pub async fn park(&self, within: Duration) {
+        self.engine.ending.store(true, Ordering::Relaxed);
+        let all: Vec<Arc<Live>> = self.engine.running().values().cloned().collect();
+        for live in &all {
+            live.park();
+        }
+        let ended = async {
+            for live in &all {
+                let mut ended = live.ended.subscribe();
+                // The sender lives in `live`.
+                let _ = ended.wait_for(|ended| *ended).await;
+            }
+        };
+        if tokio::time::timeout(within, ended).await.is_err() {
+            for live in self.engine.running().values() {
+                tracing::warn!(job = %guid(live.id), "a job is still under way; the next start takes it up");
+            }
+        }
     }
 
     /// Waits until a job has ended and returns it. For the service's own use and for tests.
@@ -363,12 +562,41 @@ impl Vmms {
     /// Goes on with a job that nothing runs, or undoes it.
     pub(crate) fn pick_up(self: &Arc<Self>, id: Uuid) {
         let job = self.db.get::<Job>(id).ok();
-        let Some(job) = job.filter(|j| !j.state.is_final() && !self.is_driven(id)) else {
+        let Some(job) = job.filter(|j| !j.is_over() && !self.is_driven(id)) else {
             return;
         };
-        let undo = job.task.traits().recovery == Recovery::Undo;
-        tracing::info!(job = %guid(job.id), title = job.title, undo, "picking up a job");
-        self.launch(&job, undo && job.stop.is_none());
+        let course = if job.state.is_final() {
+            Course::Left
+        } else if job.stop.is_some() {
+            Course::Stopped
+        } else if job.task.traits().recovery == Recovery::Undo {
+            Course::Interrupted
+        } else {
+            Course::Resume
+        };
+        tracing::info!(job = %guid(job.id), title = job.title, ?course, "picking up a job");
+        self.launch(&job, course);
+    }
+
+    /// What comes round: undos that failed are tried again, and progress becomes durable.
+    pub(crate) async fn tend_jobs(self: &Arc<Self>) {
+        if self.engine.ending.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = SystemTime::now();
+        for job in self.db.all::<Job>().iter().filter(|j| !j.is_over()) {
+            match self.engine.live(job.id) {
+                None if job.undo.is_some() && self.engine.may_try(job.id) => self.pick_up(job.id),
+                Some(live) if job.state == JobState::Running && job.stale(now) => {
+                    self.note(job.id, |job| {
+                        live.show(job);
+                        job.seen = Some(now);
+                    })
+                    .await;
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Whether something runs this job.
@@ -385,6 +613,14 @@ impl Vmms {
                 tracing::warn!(job = %guid(job.id), %error, "a job could not be moved to the history");
             }
         }
+    }
+}
+
+impl Job {
+    /// Whether it was seen last a while ago.
+    fn stale(&self, now: SystemTime) -> bool {
+        let seen = self.seen.unwrap_or(self.changed);
+        now.duration_since(seen).is_ok_and(|since| since >= KEEP)
     }
 }
 

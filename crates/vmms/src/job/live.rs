@@ -6,7 +6,7 @@ use disk::CancelFlag;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Job, Stop};
+use super::{Job, JobState, Recovery, Stop};
 
 /// What a client wants of a running job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(super) enum Wish {
     Run,
     Suspend,
     Stop(Stop),
+    /// The service ends: stop where you are, nothing is undone.
+    Park,
 }
 
 /// The part of a job that changes too often to be stored.
@@ -21,6 +23,8 @@ pub(super) enum Wish {
 pub(super) struct Live {
     pub(super) id: Uuid,
     pub(super) flag: CancelFlag,
+    /// Whether a restart goes on with it.
+    resumable: bool,
     pub(super) wish: watch::Sender<Wish>,
     /// Ticks when the job has reached its final state.
     pub(super) ended: watch::Sender<bool>,
@@ -36,6 +40,7 @@ impl Live {
         Live {
             id: job.id,
             flag: CancelFlag::new(),
+            resumable: job.task.traits().recovery == Recovery::Resume,
             wish: watch::Sender::new(Wish::Run),
             ended: watch::Sender::new(false),
             done: AtomicU64::new(job.done),
@@ -74,17 +79,47 @@ impl Live {
     pub(super) fn stop(&self) -> Option<Stop> {
         match *self.wish.borrow() {
             Wish::Stop(stop) => Some(stop),
-            Wish::Run | Wish::Suspend => None,
+            Wish::Run | Wish::Suspend | Wish::Park => None,
         }
     }
 
-    pub(super) fn wish(&self, wish: Wish) {
+    /// Takes over what the record says clients want. The caller has just read it.
+    pub(super) fn follow(&self, job: &Job) {
+        self.wish(match (job.stop, job.state) {
+            (Some(stop), _) => Wish::Stop(stop),
+            (None, JobState::Suspended) => Wish::Suspend,
+            (None, _) => Wish::Run,
+        });
+    }
+
+    /// The service ends. A job that goes on at the next start stops where it is; whatever else is under way may use the time there is.
+    pub(super) fn park(&self) {
+        if self.resumable {
+            self.wish(Wish::Park);
+        }
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        *self.wish.borrow() == Wish::Park
+    }
+
+    fn wish(&self, wish: Wish) {
         // The wish first: a task that the flag stops may end at once, and why must be known by then.
-        self.wish.send_replace(wish);
+        let taken = self.wish.send_if_modified(|now| {
+            let settled = matches!((*now, wish), (Wish::Park, _) | (Wish::Stop(_), Wish::Park));
+            let changes = !settled && *now != wish;
+            if changes {
+                *now = wish;
+            }
+            changes
+        });
+        if !taken {
+            return;
+        }
         match wish {
             Wish::Run => self.flag.resume(),
             Wish::Suspend => self.flag.suspend(),
-            Wish::Stop(_) => self.flag.cancel(),
+            Wish::Stop(_) | Wish::Park => self.flag.cancel(),
         }
     }
 }

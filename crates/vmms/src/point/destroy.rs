@@ -29,8 +29,8 @@ pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Resu
 
 /// Refuses a point that a running export reads or builds on.
 pub(crate) fn refuse_busy(vmms: &Vmms, point: Uuid) -> Result<()> {
-    for job in vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
-        if job.task.reads().contains(&point) || job.task.builds_on().contains(&point) {
+    for job in vmms.db.all::<Job>().iter().filter(|j| !j.is_over()) {
+        if job.claims().needs(point) {
             return Err(fault!(PointBusy, guid(point), guid(job.id)).about(Element::Point(point)));
         }
     }

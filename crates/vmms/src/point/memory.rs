@@ -24,14 +24,15 @@ pub struct Memory {
 /// stand still takes the lock, asks the copy to stop, and waits for the right; the copier gives the right back before it asks for the
 /// lock, so that the two cannot wait for each other.
 pub(crate) struct Merging {
-    stop: watch::Sender<bool>,
+    /// How many need the layers to stand still.
+    stop: watch::Sender<usize>,
     right: Arc<AsyncMutex<()>>,
 }
 
 impl Default for Merging {
     fn default() -> Self {
         Merging {
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::new(0),
             right: Arc::default(),
         }
     }
@@ -41,6 +42,14 @@ impl Merging {
     /// Waits for the right to copy. The caller holds the machine's lock and has asked the copier to stop.
     async fn right(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.right).lock_owned().await
+    }
+
+    async fn quiet(self: Arc<Self>) -> Quiet {
+        let asked = Asked::of(&self);
+        Quiet {
+            _right: self.right().await,
+            _asked: asked,
+        }
     }
 
     /// The right to copy, if nobody has it. The caller holds the machine's lock.
@@ -57,32 +66,39 @@ impl Merging {
     pub(super) async fn asked_to_stop(&self) {
         let mut stop = self.stop.subscribe();
         // The sender lives in `self`.
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = stop.wait_for(|needed| *needed > 0).await;
     }
 }
 
 /// As long as this lives, nobody copies between the layers of the machine.
 pub(crate) struct Quiet {
-    merging: Arc<Merging>,
+    // In this order: the right is free before others may take it again.
     _right: OwnedMutexGuard<()>,
+    _asked: Asked,
 }
 
-impl Drop for Quiet {
+/// As long as this lives, a copy is asked to stop. Also where whoever asked goes away before the copy has stopped.
+struct Asked(Arc<Merging>);
+
+impl Asked {
+    fn of(merging: &Arc<Merging>) -> Self {
+        merging.stop.send_modify(|needed| *needed += 1);
+        Asked(Arc::clone(merging))
+    }
+}
+
+impl Drop for Asked {
     fn drop(&mut self) {
-        self.merging.stop.send_replace(false);
+        self.0
+            .stop
+            .send_modify(|needed| *needed = needed.saturating_sub(1));
     }
 }
 
 /// Makes background merging of a machine's layers stop and keeps it stopped. The caller holds the machine's lock;
 /// what the merge left half done is announced in the tree: [`super::settle`] next.
 pub(crate) async fn quiet(vmms: &Vmms, vm: Uuid) -> Quiet {
-    let merging = vmms.points.merging(vm);
-    merging.stop.send_replace(true);
-    let right = merging.right().await;
-    Quiet {
-        merging,
-        _right: right,
-    }
+    vmms.points.merging(vm).quiet().await
 }
 
 /// The live map of an active layer, read a moment ago.
@@ -146,5 +162,28 @@ impl Memory {
     /// Background work on a machine succeeded.
     pub(super) fn succeeded(&self, vm: Uuid) {
         locked(&self.tries).remove(&vm);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_goes_away_while_a_copy_stops_leaves_merging_able_to_go_on() {
+        let merging = Arc::new(Merging::default());
+        let copying = merging.try_right().expect("nobody copies");
+        let waits = tokio::time::timeout(
+            std::time::Duration::from_millis(20),
+            Arc::clone(&merging).quiet(),
+        );
+        assert!(waits.await.is_err(), "the copy has not stopped");
+        assert_eq!(*merging.stop.borrow(), 0, "nobody needs it to stop");
+        drop(copying);
+        let quiet = Arc::clone(&merging).quiet().await;
+        assert_eq!(*merging.stop.borrow(), 1);
+        drop(quiet);
+        assert_eq!(*merging.stop.borrow(), 0);
+        assert!(merging.try_right().is_some());
     }
 }

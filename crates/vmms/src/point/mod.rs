@@ -56,7 +56,7 @@ pub(crate) use memory::{Quiet, quiet};
 pub use record::{Consistency, Decision, Hold, Point, PointDisk, PointType};
 pub use release::remove_data;
 pub(crate) use saved::forget_memories;
-pub(crate) use settle::{next_sequence, recover, settle};
+pub(crate) use settle::{next_sequence, recover, recover_vm, settle};
 pub(crate) use sweep::{end_hold, sweep};
 pub(crate) use trust::distrust;
 pub use trust::{Problems, problems};

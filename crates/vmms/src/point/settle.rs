@@ -458,7 +458,8 @@ pub(crate) async fn recover(vmms: &Arc<Vmms>) -> Result<()> {
     remove_leftovers(vmms)
 }
 
-async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+/// Brings the layers and points of one machine in order. The caller holds its lock.
+pub(crate) async fn recover_vm(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let unfinished: Vec<Arc<Point>> = points_of(vmms, vm)
         .into_iter()
         .filter(|p| !p.complete)

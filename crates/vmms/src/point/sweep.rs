@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::tidy::{self, reads};
 use super::{Point, PointType};
-use crate::job::{Job, Submission, Task};
+use crate::job::{Job, Subject, Submission, Task};
 use crate::snapshot::Snapshot;
 use crate::vm::Vm;
 use crate::{Effect, Element, Result, Vmms, guid};
@@ -31,7 +31,7 @@ pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
         .db
         .all::<Job>()
         .into_iter()
-        .filter(|j| !j.state.is_final())
+        .filter(|j| !j.is_over())
         .collect();
     for vm in vmms.db.all::<Vm>() {
         let own = points.remove(&vm.id).unwrap_or_default();
@@ -67,29 +67,16 @@ async fn start_tidy(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Uuid> {
     vmms.submit(Task::Tidy { vm }, submission).await
 }
 
-/// Whether a job that has not ended works on the machine's layers.
+/// Whether a job that is not over works on the machine's layers.
 fn busy(vmms: &Vmms, vm: Uuid) -> bool {
-    let of_vm = |point: Uuid| vmms.db.get::<Point>(point).map_or(true, |p| p.vm == vm);
-    vmms.db
-        .all::<Job>()
-        .iter()
-        .filter(|j| !j.state.is_final())
-        .any(|job| match &job.task {
-            Task::CreateGroupPoint { members, .. }
-            | Task::DestroyGroupPoint { members, .. }
-            | Task::RemoveGroupData { members, .. }
-            | Task::CreateGroupSnapshot { members, .. }
-            | Task::ApplyGroupSnapshot { members, .. }
-            | Task::DestroyGroupSnapshot { members, .. } => members.iter().any(|m| m.vm == vm),
-            Task::Tidy { vm: v }
-            | Task::DestroyVm { vm: v }
-            | Task::CreateSnapshot { vm: v, .. }
-            | Task::ApplySnapshot { vm: v, .. }
-            | Task::ImportSnapshots { vm: v, .. }
-            | Task::DestroySnapshot { vm: v, .. }
-            | Task::CreatePoint { vm: v, .. } => *v == vm,
-            Task::DestroyPoint { point } | Task::RemoveData { point } => of_vm(*point),
-            _ => false,
+    let jobs = vmms.db.all::<Job>();
+    let claims = jobs.iter().map(|job| job.claims()).filter(|c| c.layers);
+    claims
+        .flat_map(|claims| claims.machines)
+        .any(|subject| match subject {
+            Subject::Vm(id) => id == vm,
+            // Its record may be gone already.
+            Subject::Point(id) => vmms.db.get::<Point>(id).map_or(true, |p| p.vm == vm),
         })
 }
 

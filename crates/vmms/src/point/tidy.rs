@@ -129,12 +129,9 @@ fn merged_name(vmms: &Vmms, vm: &Vm, disk: &Disk, node: Uuid) -> String {
     }
 }
 
-/// The points a job that has not ended reads.
+/// The points a job reads that is not over.
 pub(super) fn reads(job: &Job) -> Vec<Uuid> {
-    if job.state.is_final() {
-        return Vec::new();
-    }
-    job.task.reads()
+    job.claims().reads
 }
 
 /// Something to do with a machine's layers.

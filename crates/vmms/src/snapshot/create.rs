@@ -95,14 +95,20 @@ async fn taken(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid, new: &NewSnapshot<'
         stop = ctx.stop_asked() => return Err(stop),
     };
     ctx.checkpoint().await?;
-    let before = record_power(vmms, vm)?;
+    // What it was before, where an earlier attempt has saved it already.
+    let before = match ctx.notes::<Power>() {
+        Some(before) => before,
+        None => record_power(vmms, vm)?,
+    };
     if new.kind != SnapshotKind::Full || !matches!(before, Power::Running | Power::Paused) {
         return take(vmms, ctx, vm, new).await;
     }
     // The state the machine has to come back to, whatever happens from here on.
     ctx.note(&before).await?;
     ctx.no_return().await?;
-    crate::vm::save(vmms, vm).await?;
+    if record_power(vmms, vm)? != Power::Saved {
+        crate::vm::save(vmms, vm).await?;
+    }
     let taken = take(vmms, ctx, vm, new).await;
     let back = go_on(vmms, vm, before).await;
     taken.and(back)
@@ -163,7 +169,7 @@ pub(crate) async fn take(
     let config = begun.point.config.clone();
     let memory = match &begun.vm.saved_state {
         Some(saved) if new.kind == SnapshotKind::Full && begun.vm.power == Power::Saved => {
-            Some(keep_memory(saved, &config)?)
+            Some(keep_memory(saved, &config).await?)
         }
         _ => None,
     };
@@ -198,8 +204,12 @@ pub(crate) async fn take(
 
 /// Keeps the saved memory beside the snapshot's configuration: as another name of the same file where that works, since
 /// nobody ever writes into a saved state.
-pub(crate) fn keep_memory(saved: &Path, config: &Path) -> Result<PathBuf> {
-    let target = config.with_file_name("memory.vmstate");
+pub(crate) async fn keep_memory(saved: &Path, config: &Path) -> Result<PathBuf> {
+    let (saved, target) = (saved.to_owned(), config.with_file_name("memory.vmstate"));
+    point::tidy::blocking(move || keep_as(&saved, target)).await
+}
+
+fn keep_as(saved: &Path, target: PathBuf) -> Result<PathBuf> {
     let failed = |e: std::io::Error| Fault::io("keep the memory in", &target, &e);
     if target.exists() {
         std::fs::remove_file(&target).map_err(failed)?;
@@ -223,20 +233,39 @@ pub(crate) async fn take_for_export(
     consistency: Option<Consistency>,
 ) -> Result<()> {
     if vmms.db.get::<Snapshot>(id).is_ok_and(|s| s.complete) {
-        return Ok(());
+        let _lock = vmms.lock(vm).await;
+        return come_back(vmms, ctx, vm).await;
     }
-    run(vmms, ctx, vm, id, kind, consistency, "export").await
+    // The snapshot is no end in itself: the export can be stopped before, while and after it is taken.
+    run(vmms, &ctx.part(), vm, id, kind, consistency, "export").await
 }
 
-/// Removes the snapshot of an export that failed; what it alone needed is merged by the next sweep.
-pub(crate) async fn undo_for_export(vmms: &Arc<Vmms>, vm: Uuid, id: Uuid) -> Result<()> {
+/// Removes the snapshot of an export that failed; what it alone needed is merged by the next sweep. A machine that was saved for
+/// its memory comes back.
+pub(crate) async fn undo_for_export(
+    vmms: &Arc<Vmms>,
+    ctx: &JobContext,
+    vm: Uuid,
+    id: Uuid,
+) -> Result<()> {
     if vmms.db.get::<Vm>(vm).is_err() {
         return Ok(());
     }
     let _lock = vmms.lock(vm).await;
-    let _quiet = point::quiet(vmms, vm).await;
-    settle(vmms, vm).await?;
-    forget(vmms, id).await
+    {
+        let _quiet = point::quiet(vmms, vm).await;
+        settle(vmms, vm).await?;
+        forget(vmms, id).await?;
+    }
+    come_back(vmms, ctx, vm).await
+}
+
+/// Brings a machine back into the state that was noted before it was saved, if it was. The caller holds the machine's lock.
+async fn come_back(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
+    match ctx.notes::<Power>() {
+        Some(before) => go_on(vmms, vm, before).await,
+        None => Ok(()),
+    }
 }
 
 /// Takes back a snapshot that was not finished.
@@ -257,10 +286,7 @@ pub(crate) async fn undo(
             forget(vmms, snapshot).await?;
         }
     }
-    match ctx.notes::<Power>() {
-        Some(before) => go_on(vmms, vm, before).await,
-        None => Ok(()),
-    }
+    come_back(vmms, ctx, vm).await
 }
 
 /// Deletes the record of a snapshot and its directory; its children descend from its parent. Layers that it alone

@@ -94,8 +94,8 @@ pub async fn rename(
 
 /// Refuses a snapshot that a running export reads or builds on.
 pub(crate) fn refuse_busy(vmms: &Vmms, snapshot: Uuid) -> Result<()> {
-    for job in vmms.db.all::<Job>().iter().filter(|j| !j.state.is_final()) {
-        if job.task.reads().contains(&snapshot) || job.task.builds_on().contains(&snapshot) {
+    for job in vmms.db.all::<Job>().iter().filter(|j| !j.is_over()) {
+        if job.claims().needs(snapshot) {
             return Err(fault!(SnapshotBusy, guid(snapshot), guid(job.id))
                 .about(Element::Snapshot(snapshot)));
         }

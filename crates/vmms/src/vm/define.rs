@@ -307,19 +307,36 @@ pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> 
         .await
 }
 
+/// Refuses a machine that has a process: deleting it would leave one that nobody knows.
+fn without_process(vm: &Vm) -> Result<()> {
+    match vm.power {
+        Power::Off | Power::Saved => Ok(()),
+        Power::Running | Power::Paused => {
+            let state = super::VmState::from(vm.power).word();
+            let refused = fault!(WrongVmState, vm.name, state, "deleting", "off or saved");
+            Err(refused.about(Element::Vm(vm.id)))
+        }
+    }
+}
+
 /// Deletes a machine: its points go, its disks become plain files again and stay.
 pub(crate) async fn run_destroy(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) -> Result<()> {
     if vmms.db.get::<Vm>(id).is_err() {
         return Ok(());
     }
+    // Between the request and this job it may have been started.
+    {
+        let _lock = vmms.lock(id).await;
+        without_process(&*vmms.db.get::<Vm>(id)?)?;
+    }
     crate::point::drop_all(vmms, ctx, id).await?;
     let _lock = vmms.lock(id).await;
-    let record = match vmms.db.get::<Vm>(id) {
-        Ok(record) => record,
-        Err(_) => return Ok(()),
-    };
+    if vmms.db.get::<Vm>(id).is_err() {
+        return Ok(());
+    }
     vmms.db
         .change(|draft| {
+            without_process(draft.get_mut::<Vm>(id)?)?;
             for point in draft.all::<Point>() {
                 if point.vm == id {
                     draft.delete::<Point>(point.id);
@@ -338,7 +355,7 @@ pub(crate) async fn run_destroy(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) ->
         }
         _ => {}
     }
-    let dir = spec::state_dir(&vmms.dirs, record.id);
+    let dir = spec::state_dir(&vmms.dirs, id);
     match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::io("remove", &dir, &e)),
         _ => Ok(()),

@@ -149,7 +149,7 @@ pub(crate) async fn add_opened(
     plug(vmms, &after, &device_id).await?;
     vmms.db
         .change(|draft| {
-            draft.put(after);
+            draft.get_mut::<Vm>(id)?.devices = after.devices;
             Ok(())
         })
         .await?;
@@ -528,7 +528,7 @@ pub async fn modify(
     }
     vmms.db
         .change(|draft| {
-            draft.put(after);
+            draft.get_mut::<Vm>(id)?.devices = after.devices;
             Ok(())
         })
         .await
@@ -580,7 +580,7 @@ pub async fn remove(vmms: &Arc<Vmms>, id: Uuid, device: &str) -> Result<()> {
     after.devices.retain(|d| !gone.contains(&d.id));
     vmms.db
         .change(|draft| {
-            draft.put(after);
+            draft.get_mut::<Vm>(id)?.devices = after.devices;
             Ok(())
         })
         .await

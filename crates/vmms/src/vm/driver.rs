@@ -1,18 +1,25 @@
 //! Bringing a machine from one state into another, and noticing when it changes by itself.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hypervisor::names::RunFiles;
 use hypervisor::{Launch, Machine};
 use uuid::Uuid;
 
 use super::{Ended, Power, Vm, VmState, spec};
-use crate::job::{JobContext, StateChange, Submission, Task};
+use crate::job::{Job, JobContext, StateChange, Submission, Task};
+use crate::layer::Pending;
 use crate::{Effect, Element, Fault, Message, Result, Vmms, fault, guid};
 
 /// How long QEMU may take to flush its images when the power goes off.
 const QUIT: Duration = Duration::from_secs(20);
+/// How long a start waits for the images' locks of a process that was just killed.
+const LOCKS: Duration = Duration::from_secs(3);
+/// A process that did not answer when the service started is looked for again after this, then after twice as long, and so on.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// At the latest after this.
+const LOOK_LATEST: Duration = Duration::from_secs(30);
 
 /// Who asks for something, for the job's record.
 #[derive(Clone, Debug, Default)]
@@ -156,11 +163,27 @@ pub(crate) async fn run(
         }
         StateChange::Shutdown => shut_down(vmms, ctx, vm).await,
         StateChange::Reboot => {
+            let stops = runtime.stops();
             shut_down(vmms, ctx, vm).await?;
             let _lock = vmms.lock(vm).await;
+            // Whoever turned it off meanwhile, or waits for the lock to do so, has the last word.
+            if runtime.stops() != stops || stop_waits(vmms, vm) {
+                let name = vmms.db.get::<Vm>(vm)?.name.clone();
+                return Err(fault!(Overtaken, "rebooting", name).about(Element::Vm(vm)));
+            }
             start(vmms, vm).await
         }
     }
+}
+
+/// Whether a request to turn the machine off has not been carried out yet.
+fn stop_waits(vmms: &Vmms, vm: Uuid) -> bool {
+    let stop = Task::ChangeState {
+        vm,
+        to: StateChange::Stop,
+    };
+    let jobs = vmms.db.all::<Job>();
+    jobs.iter().any(|j| !j.state.is_final() && j.task == stop)
 }
 
 fn running(vmms: &Vmms, vm: Uuid) -> Result<Arc<dyn Machine>> {
@@ -187,6 +210,7 @@ async fn set_power(vmms: &Vmms, vm: Uuid, power: Power) -> Result<()> {
 
 /// Starts, restores or resumes. The caller holds the machine's lock.
 pub(crate) async fn start(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    find(vmms, vm).await?;
     let runtime = vmms.runtime(vm);
     if let Some(machine) = runtime.machine() {
         let _shown = Transition::show(&runtime, VmState::Resuming);
@@ -266,28 +290,49 @@ async fn launch(
     }
     crate::owner::mark_run_dir(&vmms.identity, &spec::run_dir(&vmms.dirs, record.id))?;
     let how = restore.map_or(Launch::Fresh, Launch::Restore);
-    Ok(vmms.hypervisor.launch(&config, how).await?)
+    let begun = Instant::now();
+    loop {
+        match vmms.hypervisor.launch(&config, how.clone()).await {
+            Err(error) if still_held(&error) && begun.elapsed() < LOCKS => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            launched => return Ok(launched?),
+        }
+    }
+}
+
+/// Whether the images are held by a process that is ending: one that was killed keeps its locks for a moment.
+fn still_held(error: &hypervisor::Error) -> bool {
+    use hypervisor::Error as E;
+    match error {
+        E::AlreadyRunning { .. } => true,
+        E::StartFailed { log_tail, .. } | E::ProcessGone { log_tail } => {
+            log_tail.contains("Failed to get") && log_tail.contains("lock")
+        }
+        _ => false,
+    }
 }
 
 /// Switches off; from saved: discards the saved state. The caller holds the machine's lock.
 pub(crate) async fn stop(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    find(vmms, vm).await?;
     let runtime = vmms.runtime(vm);
     let _shown = Transition::show(&runtime, VmState::Stopping);
+    runtime.stopped();
     if let Some(machine) = runtime.machine() {
         machine.quit(QUIT).await?;
         runtime.clear_machine(&machine);
     }
-    let record = vmms.db.get::<Vm>(vm)?;
-    vmms.db
+    let saved = vmms
+        .db
         .change(|draft| {
             let vm = draft.get_mut::<Vm>(vm)?;
-            vm.saved_state = None;
             vm.power = Power::Off;
             vm.power_changed = SystemTime::now();
-            Ok(())
+            Ok(vm.saved_state.take())
         })
         .await?;
-    if let Some(file) = &record.saved_state {
+    if let Some(file) = &saved {
         remove_file(file);
     }
     Ok(())
@@ -378,8 +423,12 @@ async fn shut_down(vmms: &Arc<Vmms>, ctx: &JobContext, vm: Uuid) -> Result<()> {
             );
         }
     }
-    runtime.clear_machine(&machine);
-    set_power(vmms, vm, Power::Off).await
+    let _lock = vmms.lock(vm).await;
+    // Unless somebody else has written it down: the machine may run again by now.
+    if runtime.clear_machine(&machine) {
+        set_power(vmms, vm, Power::Off).await?;
+    }
+    Ok(())
 }
 
 /// Notices the end of a process that nobody asked for, and until then what QEMU tells of failures.
@@ -421,38 +470,46 @@ async fn note_end(vmms: &Vmms, vm: Uuid, power: Power, end: Option<Ended>) -> Re
         .await
 }
 
-/// At the start of the service: finds the processes that still run.
+/// At the start of the service: finds the processes that still run, side by side. One that does not answer is looked for again in
+/// the background; until it is found its machine's files are touched by nobody.
 pub(crate) async fn reattach(vmms: &Arc<Vmms>) {
+    let mut looking = tokio::task::JoinSet::new();
     for record in vmms.db.all::<Vm>() {
-        if !matches!(record.power, Power::Running | Power::Paused) {
+        if !has_process(&record) {
             continue;
         }
-        let found = match spec::machine_config(&record, &vmms.dirs, &vmms.options) {
-            Ok(config) => vmms.hypervisor.reattach(&config).await.map_err(Fault::from),
-            Err(error) => Err(error),
-        };
-        let power = match found {
-            Ok(Some(machine)) => adopt(vmms, &record, machine).await,
-            Ok(None) => {
-                let power = without_process(&record);
-                if power == Power::Off {
-                    let log = RunFiles::new(spec::run_dir(&vmms.dirs, record.id)).log();
-                    let end = Ended::unseen(vmms.starts.first_of_boot(), &log);
-                    tracing::warn!(vm = %guid(record.id), "{}", end.text());
-                    if let Err(error) = note_end(vmms, record.id, power, Some(end)).await {
-                        tracing::error!(vm = %guid(record.id), %error, "the end of a machine could not be stored");
-                    }
-                    continue;
+        let (vmms, vm) = (Arc::clone(vmms), record.id);
+        looking.spawn(async move {
+            let found = {
+                let _lock = vmms.lock(vm).await;
+                find(&vmms, vm).await
+            };
+            if let Err(error) = found {
+                tracing::error!(vm = %guid(vm), %error, "a running machine could not be reattached; it is looked for again");
+                tokio::spawn(look_again(Arc::downgrade(&vmms), vm));
+            }
+        });
+    }
+    while looking.join_next().await.is_some() {}
+}
+
+/// Looks for a process until it answers or is gone, then brings the machine's layers in order.
+async fn look_again(vmms: std::sync::Weak<Vmms>, vm: Uuid) {
+    let mut wait = LOOK_AGAIN;
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LOOK_LATEST);
+        let Some(vmms) = vmms.upgrade() else { return };
+        let _lock = vmms.lock(vm).await;
+        match find(&vmms, vm).await {
+            Ok(()) => {
+                tracing::info!(vm = %guid(vm), "a machine that was silent is found again");
+                if let Err(error) = crate::point::recover_vm(&vmms, vm).await {
+                    tracing::error!(vm = %guid(vm), %error, "the layers of a machine could not be brought in order");
                 }
-                power
+                return;
             }
-            Err(error) => {
-                tracing::error!(vm = %guid(record.id), %error, "a running machine could not be reattached");
-                continue;
-            }
-        };
-        if let Err(error) = set_power(vmms, record.id, power).await {
-            tracing::error!(vm = %guid(record.id), %error, "the state of a machine could not be stored");
+            Err(error) => tracing::warn!(vm = %guid(vm), %error, "a machine is still silent"),
         }
     }
 }
@@ -468,45 +525,93 @@ pub(crate) fn close_files(vmms: &Vmms) {
     }
 }
 
+fn has_process(record: &Vm) -> bool {
+    matches!(record.power, Power::Running | Power::Paused)
+}
+
+/// Finds the process of a machine that has one and is not attached to it, and takes it over. Fails where there is one that does not answer. The
+/// caller holds the machine's lock.
+async fn find(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    let Ok(record) = vmms.db.get::<Vm>(vm) else {
+        return Ok(());
+    };
+    if !has_process(&record) || vmms.machine(vm).is_some() {
+        return Ok(());
+    }
+    let silent = |error: Fault| {
+        fault!(MachineSilent, record.name)
+            .about(Element::Vm(vm))
+            .caused_by(error)
+    };
+    let config = spec::machine_config(&record, &vmms.dirs, &vmms.options)?;
+    let found = vmms.hypervisor.reattach(&config).await;
+    match found.map_err(|e| silent(e.into()))? {
+        Some(machine) => adopt(vmms, &record, machine).await.map_err(silent),
+        None => match without_process(&record) {
+            Power::Off => {
+                let log = RunFiles::new(spec::run_dir(&vmms.dirs, vm)).log();
+                let end = Ended::unseen(vmms.starts.first_of_boot(), &log);
+                tracing::warn!(vm = %guid(vm), "{}", end.text());
+                note_end(vmms, vm, Power::Off, Some(end)).await
+            }
+            power => set_power(vmms, vm, power).await,
+        },
+    }
+}
+
 /// What a machine without process is: saved where its state was written whole, else off.
 fn without_process(record: &Vm) -> Power {
     let saved = record.saved_state.as_ref().is_some_and(|f| f.exists());
     if saved { Power::Saved } else { Power::Off }
 }
 
-/// Takes over a process that runs. One that the service left in the middle of restoring is ended: the state file is untouched. So is
-/// one whose memory is in a whole state file. Where the service died before that file had its name, the process alone has the
-/// guest, which goes on, as after any save that failed.
-async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Power {
-    use hypervisor::MachineStatus;
-    let status = machine.status().await;
-    let only_here =
-        matches!(status, Ok(MachineStatus::Saved)) && without_process(record) != Power::Saved;
-    let power = match status {
-        Ok(MachineStatus::Saved) if only_here => match record.power {
-            Power::Running => match machine.resume().await {
-                Ok(()) => Power::Running,
-                Err(error) => {
-                    tracing::error!(vm = %guid(record.id), %error, "the guest could not be continued after a save that was interrupted");
-                    Power::Paused
-                }
-            },
-            _ => Power::Paused,
-        },
-        Ok(MachineStatus::Incoming | MachineStatus::Saved) => {
-            if let Err(error) = machine.kill().await {
-                tracing::error!(vm = %guid(record.id), %error, "a half restored process could not be ended");
+/// Takes over a process that runs; what is on record decides what becomes of its guest. One that the service left in the middle of
+/// restoring is ended: the state file is untouched. So is one whose memory is in a whole state file. Any other that stands still although
+/// its record says that it runs goes on: a save, an instant or a start was interrupted, and the process alone has the guest. Only a
+/// guest that stands still for a fold waits until it is decided which file is its disk.
+async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Result<()> {
+    use hypervisor::MachineStatus as Status;
+    let status = machine.status().await?;
+    let whole = without_process(record) == Power::Saved;
+    if status == Status::Incoming || (status == Status::Saved && whole) {
+        machine.kill().await?;
+        return set_power(vmms, record.id, without_process(record)).await;
+    }
+    let folds = record.disks().any(|(_, d)| {
+        matches!(
+            d.layers.pending,
+            Some(Pending::Fold { .. } | Pending::Resume)
+        )
+    });
+    let stands = matches!(
+        status,
+        Status::Saved | Status::Saving | Status::Paused | Status::Prelaunch
+    );
+    let power = match record.power {
+        Power::Running if stands && !folds => match machine.resume().await {
+            Ok(()) => Power::Running,
+            Err(error) => {
+                tracing::error!(vm = %guid(record.id), %error, "the guest could not be continued after an interruption");
+                Power::Paused
             }
-            return without_process(record);
-        }
-        Ok(MachineStatus::Paused | MachineStatus::Prelaunch) => Power::Paused,
+        },
+        _ if stands => Power::Paused,
         // It stands still for a failure; whether it is meant to run the record says.
-        Ok(MachineStatus::IoError) => record.power,
+        recorded if status == Status::IoError => recorded,
         _ => Power::Running,
     };
     watch_exit(vmms, record.id, Arc::clone(&machine));
     vmms.runtime(record.id).set_machine(Some(machine));
-    power
+    set_power(vmms, record.id, power).await?;
+    // The guest is in its process: what a save or a restore has in a file is old from now on.
+    let old = vmms
+        .db
+        .change(|draft| Ok(draft.get_mut::<Vm>(record.id)?.saved_state.take()))
+        .await?;
+    if let Some(file) = old {
+        remove_file(&file);
+    }
+    Ok(())
 }
 
 /// Ends a process that was started for a machine without process and could not be written down any more: its guest has not

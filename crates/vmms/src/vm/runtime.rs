@@ -79,6 +79,7 @@ struct Inner {
     machine: Option<Arc<dyn Machine>>,
     transition: Option<VmState>,
     up_since: Option<SystemTime>,
+    stops: u64,
 }
 
 impl Runtime {
@@ -126,6 +127,16 @@ impl Runtime {
 
     pub(crate) fn set_transition(&self, transition: Option<VmState>) {
         self.inner().transition = transition;
+    }
+
+    /// The machine is turned off on request.
+    pub(crate) fn stopped(&self) {
+        self.inner().stops += 1;
+    }
+
+    /// How often it was turned off on request.
+    pub(crate) fn stops(&self) -> u64 {
+        self.inner().stops
     }
 
     /// When the process was started or found.

@@ -321,7 +321,7 @@ fn taken(
 ) -> Result<bool> {
     let mut taken = false;
     for other in draft.all::<Job>() {
-        if other.id == job || other.state.is_final() {
+        if other.id == job || other.is_over() {
             continue;
         }
         for notes in all_notes(other.notes.clone()) {

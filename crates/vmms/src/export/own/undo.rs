@@ -129,7 +129,7 @@ async fn hand_over(vmms: &Arc<Vmms>, job: Uuid, left: Vec<OwnDir>) -> Result<()>
         .change(|draft| {
             for dir in left {
                 let heir = draft.all::<Job>().into_iter().find_map(|other| {
-                    let alive = other.id != job && !other.state.is_final();
+                    let alive = other.id != job && !other.is_over();
                     let mut all = all_notes(other.notes.clone());
                     let part = all
                         .iter_mut()

@@ -236,7 +236,7 @@ async fn take(
     locked: &[(Arc<Vm>, Lock)],
     standing: Option<&Standing>,
 ) -> Result<()> {
-    let (mut members, mut plans, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut members, mut failures) = (Vec::new(), Vec::new());
     for (place, (task, (_, lock))) in tasks.iter().zip(locked).enumerate() {
         let quiet = quiet(vmms, task.vm).await;
         let order = New {
@@ -245,23 +245,31 @@ async fn take(
             consistency: new.consistency,
             name: new.name,
         };
-        let begun = match create::begin(vmms, task.vm, &order).await {
-            Ok(begun) => plan(vmms, new.kind, &begun).map(|plan| (begun, plan)),
-            Err(failure) => Err(failure),
-        };
-        match begun {
-            Ok((begun, plan)) => {
-                members.push(Member {
-                    begun,
-                    lock: Arc::clone(lock),
-                    _quiet: quiet,
-                });
-                plans.push(plan);
-            }
+        match create::begin(vmms, task.vm, &order).await {
+            Ok(begun) => members.push(Member {
+                begun,
+                lock: Arc::clone(lock),
+                _quiet: quiet,
+            }),
             Err(failure) => failures.push((place, failure)),
         }
     }
     let failed = |failures| summary(vmms, new.group, tasks, failures);
+    if !failures.is_empty() {
+        return Err(failed(failures));
+    }
+    // All guests may be standing still: their memory is kept and synced side by side.
+    let mut planning: Vec<Doing<'_, Result<Plan>>> = Vec::new();
+    for member in &members {
+        planning.push(Box::pin(plan(vmms, new.kind, &member.begun)));
+    }
+    let mut plans = Vec::new();
+    for (place, planned) in side_by_side(planning).await.into_iter().enumerate() {
+        match planned {
+            Ok(plan) => plans.push(plan),
+            Err(failure) => failures.push((place, failure)),
+        }
+    }
     if !failures.is_empty() {
         return Err(failed(failures));
     }
@@ -283,11 +291,11 @@ async fn take(
     write_down(vmms, new, tasks, record, (members, plans), reached).await
 }
 
-fn plan(vmms: &Vmms, kind: SnapshotKind, begun: &Begun) -> Result<Plan> {
+async fn plan(vmms: &Vmms, kind: SnapshotKind, begun: &Begun) -> Result<Plan> {
     let parent = current(vmms, &begun.vm).filter(|s| s.kind != SnapshotKind::Recovery);
     let memory = match &begun.vm.saved_state {
         Some(saved) if kind == SnapshotKind::Full && begun.vm.power == Power::Saved => {
-            Some(keep_memory(saved, &begun.point.config)?)
+            Some(keep_memory(saved, &begun.point.config).await?)
         }
         _ => None,
     };

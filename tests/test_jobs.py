@@ -1,13 +1,14 @@
 """Jobs under way: cancelled, killed, suspended, interrupted; and what they leave (nothing)."""
 import os
 import subprocess
+import time
 
 import pytest
 
 from harness import images
 from harness.host import DONE, EXCEPTION, KILLED, LOG, TERMINATED, U16, U64, Host, JobFailed
 from harness.model import ApiFault
-from harness.service import Service, wait_until
+from harness.service import USER, Service, wait_until
 from test_spine import MIB
 
 START, SUSPEND, TERMINATE, KILL = 2, 3, 4, 5
@@ -83,6 +84,44 @@ def test_an_export_under_way_when_the_service_is_killed_is_finished_or_undone(ow
         wait_until(lambda: not list(target.rglob("*.qcow2")), 30, "the clean-up")
     again = machine.export(point, work / "again")
     images.assert_same(again.texts("ExportedLogFilePaths")[0], path, "qcow2", "raw")
+
+
+@pytest.mark.parametrize("suspended", [True, False], ids=["suspended", "running"])
+def test_a_service_that_is_told_to_end_parks_an_export_and_goes_on_with_it(own_host, own_service, suspended):
+    work = own_service.work
+    machine, path = big_machine(own_host, work / "d", "parked")
+    point = machine.point(LOG)
+    ref = own_host.job(machine.begin_export(point, work / "export"))
+    wait_until(lambda: own_host.api.get(ref).num("PercentComplete") > 0, 60, "the first percent")
+    if suspended:
+        assert ask(own_host, ref, SUSPEND) in (0, 4096)
+    before = own_host.api.get(ref)
+    told = time.monotonic()
+    assert own_service.stop() == 0
+    # A second, on an idle machine; what is refused here is waiting for the work, or for nothing at all.
+    assert time.monotonic() - told < 5
+    own_service.start()
+    parked = own_host.api.get(ref)
+    assert parked.num("PercentComplete") >= before.num("PercentComplete")
+    if suspended:
+        assert parked.num("JobState") == 5
+        assert ask(own_host, ref, START) in (0, 4096)
+    job = own_host.wait_job(ref)
+    assert job.num("JobState") == DONE
+    images.assert_same(job.texts("ExportedLogFilePaths")[0], path, "qcow2", "raw")
+
+
+def test_a_job_that_was_told_to_end_takes_only_kill_and_names_who_asked(host, scratch):
+    machine, _ = big_machine(host, scratch / "d", "ending")
+    point = machine.point(LOG)
+    ref = host.job(machine.begin_export(point, scratch / "export"))
+    assert ask(host, ref, SUSPEND) in (0, 4096)
+    assert ask(host, ref, TERMINATE) in (0, 4096)
+    # It may have ended by now: either way nothing makes it go on.
+    for state in (START, SUSPEND, TERMINATE):
+        assert ask(host, ref, state) == 32775
+    assert host.wait_job(ref, 30).num("JobState") == TERMINATED
+    assert USER in host.errors(ref)[0].text("Message")
 
 
 def test_a_full_disk_fails_the_export_with_the_cause_and_leaves_nothing(host, scratch):

@@ -12,6 +12,7 @@ use hypervisor::{
     Error, ErrorKind, Hypervisor, ImageFormat, Launch, LayerFile, Machine, MachineEvent,
     MachineStatus, NewImage,
 };
+use serde_json::{Value, json};
 use support::{Bench, MIB, Model, Running, SOON, assert_same, chain, loose};
 
 async fn last_event(
@@ -218,6 +219,30 @@ async fn kvm_that_cannot_work_is_refused_with_its_reason() {
         }
         Err(error) => assert!(!usable && error.kind() == ErrorKind::Unsupported, "{error}"),
     }
+}
+
+#[tokio::test]
+async fn a_guest_goes_on_and_stays_running_whose_save_nobody_waits_for_any_more() {
+    let bench = Bench::new();
+    let machine = bench.launch().await;
+    machine.resume().await.unwrap();
+    // What a service leaves that is killed while it saves: the guest stands still, and QEMU writes on.
+    let slow = json!({ "max-bandwidth": 4096 });
+    let uri = format!("exec:cat > {}", bench.path("left").display());
+    machine.execute("stop", Value::Null).await.unwrap();
+    for (command, arguments) in [
+        ("migrate-set-parameters", slow),
+        ("migrate", json!({ "uri": uri })),
+    ] {
+        machine.execute(command, arguments).await.unwrap();
+    }
+    machine.resume().await.unwrap();
+    assert_eq!(machine.status().await.unwrap(), MachineStatus::Running);
+    let left = machine.execute("query-migrate", Value::Null).await.unwrap();
+    assert_eq!(left["status"], "cancelled", "it would stop the guest again");
+    let state = bench.path("state");
+    machine.save_state(&state).await.unwrap();
+    assert!(state.exists());
 }
 
 #[tokio::test]

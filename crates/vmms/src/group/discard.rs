@@ -8,7 +8,7 @@ use super::{GroupPoint, create::member_failed};
 use crate::job::{JobContext, MemberTask, Task};
 use crate::point::{Point, PointType, create, destroy, tidy};
 use crate::vm::{Asked, Vm};
-use crate::{Effect, Element, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
 
 fn tasks(record: &GroupPoint) -> Vec<MemberTask> {
     let of = |m: &super::MemberPoint| MemberTask {
@@ -119,6 +119,10 @@ pub(super) async fn merge(
             continue;
         }
         if let Err(error) = tidy::tidy(vmms, ctx, member.vm).await {
+            // The service ends: the next start goes on with it.
+            if error.kind() == Kind::Cancelled {
+                return Err(error);
+            }
             vmms.points.failed(member.vm);
             ctx.warn(member_failed(vmms, member.vm, error)).await?;
         }

@@ -248,7 +248,7 @@ impl Vmms {
 
     async fn drive(self: Arc<Self>, live: Arc<Live>, task: Task, course: Course) {
         let id = live.id;
-        if course != Course::Begin {
+        if !matches!(course, Course::Begin | Course::Left) {
             self.note(id, |job| job.taken_up(SystemTime::now())).await;
         }
         // Whether the state is final before the undo is done.

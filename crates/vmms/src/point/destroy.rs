@@ -10,7 +10,7 @@ use super::{Point, create};
 use crate::job::{Job, JobContext, Task};
 use crate::snapshot::Snapshot;
 use crate::vm::{Asked, Vm};
-use crate::{Effect, Element, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
 
 /// Starts a job that deletes a point. Refused while an export reads the point or builds on it.
 pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
@@ -54,6 +54,10 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, point: Uuid) -> Resu
     }
     // Made way for somebody, or failed: the sweep goes on with it. The point itself is gone.
     if let Err(error) = tidy(vmms, ctx, vm).await {
+        // The service ends: the next start goes on with it.
+        if error.kind() == Kind::Cancelled {
+            return Err(error);
+        }
         vmms.points.failed(vm);
         ctx.warn(error).await?;
     }

@@ -9,7 +9,7 @@ use super::tidy::{self, tidy};
 use super::{Point, PointType};
 use crate::job::{JobContext, Task};
 use crate::vm::{Asked, Vm};
-use crate::{Effect, Element, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
 
 /// Starts a job that drops the data of a log-based point. Refused for points without data (an RCT point has content as long as it
 /// is held) and while an export reads it.
@@ -49,6 +49,10 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, point: Uuid) -> Resu
         return Ok(());
     }
     if let Err(error) = tidy(vmms, ctx, record.vm).await {
+        // The service ends: the next start goes on with it.
+        if error.kind() == Kind::Cancelled {
+            return Err(error);
+        }
         vmms.points.failed(record.vm);
         ctx.warn(error).await?;
     }

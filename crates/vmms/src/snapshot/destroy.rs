@@ -9,7 +9,7 @@ use super::{Snapshot, SnapshotKind, create, of_vm, refuse_busy};
 use crate::job::{JobContext, Task};
 use crate::point::tidy::tidy;
 use crate::vm::{Asked, Vm};
-use crate::{Effect, Element, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
 
 /// Starts a job that deletes a snapshot, with `tree` also everything below it; returns the job.
 ///
@@ -95,6 +95,10 @@ pub(crate) async fn run(
     }
     // Made way for somebody, or failed: the sweep goes on with it. The snapshot itself is gone.
     if let Err(error) = tidy(vmms, ctx, vm).await {
+        // The service ends: the next start goes on with it.
+        if error.kind() == Kind::Cancelled {
+            return Err(error);
+        }
         vmms.points.failed(vm);
         ctx.warn(error).await?;
     }

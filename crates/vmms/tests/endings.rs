@@ -452,3 +452,29 @@ async fn a_guest_that_was_stopped_by_an_interrupted_save_goes_on_and_its_old_mem
     assert_eq!(record.saved_state, None, "it would be restored some day");
     assert!(!file.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_failed_is_tried_again_and_then_nothing_is_left() {
+    let s = stage(options()).await;
+    let before = s.fake.script().count("mark");
+    s.fake.script().on_next("mark", Scripted::Hang);
+    let job = s.export(LiveState::Crash).await;
+    s.called("mark", before).await;
+    let vmms = &s.bench.vmms;
+    let stop = vmms.request_job_state(job, JobRequest::Terminate);
+    stop.await.unwrap();
+    s.fake.script().release_hangs();
+    let ended = vmms.wait(job).await.unwrap();
+    // As it is on record where a file could not be removed.
+    let change = |draft: &mut vmms::db::Draft<'_>| {
+        draft.get_mut::<Job>(job)?.undo = Some(UndoLeft::Failed);
+        Ok(())
+    };
+    vmms.db.change(change).await.unwrap();
+    assert!(s.record(job).vanishes().is_none(), "it stays to be seen");
+    vmms.tick().await;
+    let over = s.until(job, Job::is_over).await;
+    assert_eq!((over.state, over.undo), (JobState::Terminated, None));
+    let now = std::time::SystemTime::now();
+    assert_eq!(over.elapsed(now), ended.elapsed(now));
+}

@@ -145,10 +145,11 @@ fn stuck(vmms: &Vmms, known: &Known) -> Vec<Finding> {
     let lost = known.running.iter().filter(|j| !vmms.is_driven(j.id));
     lost.map(|job| {
         let name = format!("job {} ({})", job.title, guid(job.id));
-        let why = format!(
-            "its record says it is {}, and nothing runs it",
-            job.state.word()
-        );
+        let word = job.state.word();
+        let why = match job.undo {
+            Some(_) => format!("it has ended ({word}), and what it began is not taken back yet"),
+            None => format!("its record says it is {word}, and nothing runs it"),
+        };
         let action = "Picks it up as a start of the service would: goes on with it, or undoes it.";
         Finding::new(FindingKind::Job, name, why).cleaned_by(Target::Job(job.id), action)
     })

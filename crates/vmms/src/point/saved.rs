@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::Point;
 use super::create::Begun;
-use super::{Point, tidy::blocking};
 use crate::job::Job;
 use crate::snapshot::create::keep_memory;
 use crate::vm::Power;
@@ -17,7 +17,7 @@ impl Begun {
             return Ok(());
         };
         let config = self.point.config.clone();
-        self.point.memory = Some(blocking(move || keep_memory(&saved, &config)).await?);
+        self.point.memory = Some(keep_memory(&saved, &config).await?);
         Ok(())
     }
 }
@@ -36,10 +36,7 @@ pub(crate) async fn forget_memories(vmms: &Arc<Vmms>) {
 
 fn is_needed(vmms: &Vmms, point: &Point) -> bool {
     let jobs = vmms.db.all::<Job>();
-    point.holds_content()
-        || jobs
-            .iter()
-            .any(|j| !j.state.is_final() && j.task.reads().contains(&point.id))
+    point.holds_content() || jobs.iter().any(|j| j.claims().reads.contains(&point.id))
 }
 
 /// The record goes last: until then it says where the file may still be.

@@ -531,7 +531,7 @@ async fn the_active_layer_shows_its_own_allocation_over_nbd() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let map: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let map: Value = serde_json::from_slice(&output.stdout).unwrap();
     // With this context QEMU's client shows depth 1 (data of the layer itself) as a hole and deeper data as data.
     let own: Vec<(u64, u64)> = map
         .as_array()

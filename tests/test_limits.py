@@ -120,8 +120,8 @@ def test_heads_and_bodies_that_trickle_in_end(limited):
     service = limited(head_seconds=2, body_seconds=2)
     slow_head, slow_body = connect(service, 2)
     token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    slow_head.sendall(b"POST /wsman HTTP/1.1\r\nHost: x\r\n")
-    slow_body.sendall(f"POST /wsman HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {token}\r\nContent-Length: 1000\r\n\r\n".encode())
+    slow_head.sendall(b"POST /wsman HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    slow_body.sendall(f"POST /wsman HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Basic {token}\r\nContent-Length: 1000\r\n\r\n".encode())
     ended = threading.Event()
 
     def trickle():

@@ -58,7 +58,7 @@ async fn lengths_with_leading_zeros_and_an_expectation_are_taken() {
     let text = invoke("Echo");
     let mut connection = Connection::to(running.addr).await;
     let head = format!(
-        "POST /wsman HTTP/1.1\r\nhost: x\r\nCONTENT-length: {:010}\r\nTE: chunked, trailers\r\n{}\r\n",
+        "POST /wsman HTTP/1.1\r\nhost: localhost\r\nCONTENT-length: {:010}\r\nTE: chunked, trailers\r\n{}\r\n",
         text.len(),
         basic()
     );
@@ -66,7 +66,7 @@ async fn lengths_with_leading_zeros_and_an_expectation_are_taken() {
     connection.raw(text.as_bytes()).await;
     assert_eq!(connection.answer().await.status, 200);
     let head = format!(
-        "POST /wsman/ HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nExpect: 100-continue\r\n{}\r\n",
+        "POST /wsman/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nExpect: 100-continue\r\n{}\r\n",
         text.len(),
         basic()
     );
@@ -82,7 +82,7 @@ async fn other_paths_and_methods_are_refused() {
     assert_eq!(post(running.addr, "/tea", "", "").await.status, 404);
     let mut connection = Connection::to(running.addr).await;
     connection
-        .raw(b"GET /wsman HTTP/1.1\r\nHost: x\r\n\r\n")
+        .raw(b"GET /wsman HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await;
     let got = connection.answer().await;
     assert_eq!(got.status, 405);
@@ -129,7 +129,7 @@ async fn an_operation_ends_though_its_client_left() {
     let mut connection = Connection::to(running.addr).await;
     let text = invoke("Wait");
     let head = format!(
-        "POST /wsman HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{}\r\n{text}",
+        "POST /wsman HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n{}\r\n{text}",
         text.len(),
         basic()
     );
@@ -153,7 +153,7 @@ async fn a_stop_lets_requests_under_way_end() {
     );
     let text = invoke("Wait");
     let head = format!(
-        "POST /wsman HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{}\r\n{text}",
+        "POST /wsman HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n{}\r\n{text}",
         text.len(),
         basic()
     );
@@ -221,7 +221,7 @@ async fn a_body_that_does_not_come_is_told_and_the_connection_ends() {
     let running = start_with(Scripted::new(), options).await;
     let mut connection = Connection::to(running.addr).await;
     let head = format!(
-        "POST /wsman HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n{}\r\nhalf",
+        "POST /wsman HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n{}\r\nhalf",
         basic()
     );
     connection.raw(head.as_bytes()).await;

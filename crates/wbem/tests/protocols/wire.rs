@@ -97,7 +97,7 @@ impl Connection {
     /// A POST with these header lines and this body.
     pub(crate) async fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> Got {
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{headers}\r\n",
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n{headers}\r\n",
             body.len()
         );
         self.raw(head.as_bytes()).await;

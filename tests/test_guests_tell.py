@@ -60,11 +60,10 @@ def test_a_guest_whose_file_system_is_full_says_so_and_goes_on_when_there_is_roo
     service.cli("vm", "start", "full")
     wait_until(lambda: records(service, "full") > 0, 90, "the guest's first records")
     ballast = small / "ballast"
-    with open(ballast, "wb") as file:
+    with open(ballast, "wb", buffering=0) as file:
         try:
             while True:
                 file.write(b"x" * 65536)
-                file.flush()
         except OSError:
             pass
     stands = wait_until(lambda: (lambda m: m if "critical" in m["state"] else None)(shown(service, "full")), 120, "the guest to stand still")

@@ -115,7 +115,7 @@ async fn what_lost_acknowledged_changes_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = killed(dir.path()).await;
         damage(&path);
-        let before = fs::read(&path).ok();
+        let before = [fs::read(&path).ok(), fs::read(beside(&path, "-wal")).ok()];
         for _ in 0..2 {
             match open(&path) {
                 Err(
@@ -128,8 +128,15 @@ async fn what_lost_acknowledged_changes_is_refused_and_left_as_it_is() {
                 Ok(_) => panic!("{what}: it was opened"),
             }
         }
-        if let (Some(before), true) = (before, what != "another store is in its place") {
-            assert_eq!(fs::read(&path).unwrap().len(), before.len(), "{what}");
+        // The log too: what is left of it behind the damage is still there.
+        if what != "another store is in its place" {
+            let after = [fs::read(&path).ok(), fs::read(beside(&path, "-wal")).ok()];
+            assert!(after[0] == before[0], "{what}: the file was changed");
+            let log = |l: &Option<Vec<u8>>| l.clone().filter(|l| !l.is_empty());
+            assert!(
+                log(&after[1]) == log(&before[1]),
+                "{what}: the log was changed"
+            );
         }
     }
 }

@@ -4,6 +4,7 @@ use super::fault::{fault, io_fault};
 use super::mark::{self, Mark};
 use super::{Check, SqliteOptions, copies};
 use crate::{LeaseId, Revision, StoreError};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -128,6 +129,11 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, Store
     )
     .map_err(sorted("open the file"))?;
     prepare(&writer, options).map_err(sorted("set up a connection"))?;
+    // One that is refused is left as it is: at its end a connection would fold what is whole of the log into the file, and delete the
+    // rest.
+    let fold =
+        |at_end: bool| writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !at_end);
+    fold(false).map_err(sorted("set up a connection"))?;
     let fresh = recognise(path, &writer)?;
     if let (true, Some(noted)) = (fresh, noted)
         && noted.revision > 0
@@ -135,6 +141,15 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, Store
         return Err(behind(path, 0, noted.revision));
     }
     let check_later = check(path, &writer, options.check, size)?;
+    if let Some(noted) = noted.filter(|_| !fresh) {
+        let number = "SELECT number FROM meta WHERE name = 'revision'";
+        let found: u64 = writer
+            .query_row(number, [], |row| row.get(0))
+            .map_err(sorted("read the newest revision"))?;
+        if found < noted.revision {
+            return Err(behind(path, found, noted.revision));
+        }
+    }
 
     let mode: String = writer
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
@@ -177,6 +192,7 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, Store
             known: noted.revision,
         });
     }
+    fold(true).map_err(sorted("set up a connection"))?;
     let opened = load(path, writer, check_later, identity, noted)?;
     copies::before_use(path, options)?;
     Ok(opened)

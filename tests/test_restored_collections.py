@@ -85,9 +85,9 @@ def test_a_collection_with_a_machine_missing_is_refused_and_names_it(host, scrat
     point = take_point(host, collection)
     export(host, point, scratch / "export")
     shutil.move(scratch / "export" / right.guid, scratch / "elsewhere")
-    with pytest.raises(Refused) as refused:
-        begin_import(host, scratch / "export", scratch / "restored")
-    assert refused.value.code == 32775
+    with pytest.raises(JobFailed) as refused:
+        host.finish(begin_import(host, scratch / "export", scratch / "restored"))
+    assert refused.value.job.num("ErrorCode") == 32775
     told = host.service.cli("group", "import", scratch / "export", "--to", scratch / "restored", check=False)
     assert told.returncode != 0 and right.guid in told.stderr and left.guid not in told.stderr
     assert not (scratch / "restored").exists()

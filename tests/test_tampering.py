@@ -13,7 +13,7 @@ import pytest
 
 from conftest import PROTOCOLS
 from harness import images
-from harness.host import LOG, OFF, RCT, U16, U64, Host, JobFailed, Refused, let_it_write
+from harness.host import LOG, OFF, RCT, U16, U64, Host, JobFailed, let_it_write
 from harness.model import Ref
 from harness.service import Service, wait_until
 from test_backup_flow import backup, convert, image, snapshot
@@ -138,6 +138,9 @@ def test_repair_makes_an_exact_difference_and_sends_what_changed(serve, guests, 
     assert_exact(machine, job, after)
     assert_small(machine, job, before, after)
     assert "KVMMS-0127" in warnings(host, job)
+    assert job.nums("OperationalStatus") == [3] and job.num("ErrorCode") == 0, "done, and there is something to know"
+    told = host.api.read_embedded(host.api.invoke(job.ref, "GetError")["Error"])
+    assert told.text("MessageID") == "KVMMS-0127" and told.num("PerceivedSeverity") == 2
     assert any("comparing hashes" in d and "still.qcow2 was changed" in d for d in job_record(host, job).texts("Decisions"))
     assert any("comparing hashes" in d for d in detail(host, second).texts("Decisions"))
     manifests = [json.loads(p.read_text()) for p in (work / "e").rglob("manifest.json")]
@@ -145,9 +148,9 @@ def test_repair_makes_an_exact_difference_and_sends_what_changed(serve, guests, 
     assert len(decided) == 1 and "was changed by something" in decided[0]["reason"]
     service.cli("verify", work / "e")
     # The old point is lost, and says so; what changed since is not answered.
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(JobFailed) as refused:
         machine.export(first, work / "again")
-    assert refused.value.code == 32768
+    assert refused.value.job.num("ErrorCode") == 32768
     shown = json.loads(service.cli("point", "show", first.text("InstanceID").split(":")[-1], "--output", "json").stdout)
     assert shown["trusted"] is False and shown["trustProblems"]
     assert json.loads(service.cli("host", "show", "--output", "json").stdout)["tamperingPolicy"] == "repair"
@@ -210,9 +213,9 @@ def test_changes_since_a_point_are_not_told_when_tracking_is_lost(serve, guests)
     limit = {name: ids[d.text("InstanceID").lower()] for name, d in by_name.items()}
     machine.stop()
     scribble(disks[2], MIB)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(JobFailed) as refused:
         changes(host, disks[2], limit["still.qcow2"], 24 * MIB)
-    assert refused.value.code == 32768
+    assert refused.value.job.num("ErrorCode") == 32768
     assert changes(host, disks[1], limit["data.qcow2"], 64 * MIB), "the other disk is not condemned"
 
 
@@ -223,7 +226,7 @@ def test_a_resize_between_two_points_is_tracked(serve, guests):
     machine, disks, first, before, full = prepared(host, guests, work, "resize")
     machine.stop()
     host.do("Msvm_ImageManagementService", "ResizeVirtualHardDisk", Path=str(disks[2]), MaxInternalSize=U64(40 * MIB + 512))
-    with pytest.raises(Refused):
+    with pytest.raises(JobFailed):
         host.do("Msvm_ImageManagementService", "ResizeVirtualHardDisk", Path=str(disks[2]), MaxInternalSize=U64(24 * MIB))
     assert detail(host, first).flag("Trusted") is True
     second, after = second_point(machine, disks, work / "f2")

@@ -25,11 +25,12 @@ pub(super) async fn shutdown_guests(session: &Session, within: Option<u32>) -> R
         return Ok(());
     }
     let lines = super::export::job_report(session, called.job.as_ref()).await?;
+    let mut line = "All machines have ended; what ran starts again with the host".to_owned();
+    for told in &lines {
+        line.push_str(&format!("\n  {told}"));
+    }
     let row = Row::new().lines("machines", "Machines", lines);
-    session.output.done(
-        "All machines have ended; what ran starts again with the host",
-        &row,
-    )
+    session.output.done(&line, &row)
 }
 
 /// Shows the host.

@@ -6,6 +6,7 @@ import pytest
 from harness import images
 from harness.host import CRASH, OFF, PAUSED, RUNNING, SAVED, U8, U16, Host, Machine, Refused, let_it_write
 from harness.model import ApiFault, Ref
+from harness.service import Service
 from test_backup_flow import SETTINGS, assert_holds, held_still, image
 from test_collections import MANAGEMENT, Ring, define, in_one_instant
 from test_spine import MIB, running_writer
@@ -15,6 +16,16 @@ POINTS = "Msvm_CollectionReferencePointService"
 SYSTEMS = "Msvm_VirtualSystemManagementService"
 STANDARD, RECOVERY, DISK = 1, 2, 32771
 PRESERVE, MERGE = 1, 2
+
+
+@pytest.fixture(scope="module")
+def service():
+    """What is imported here was exported here: its memory can be trusted."""
+    s = Service(config="import_memory = true\n")
+    try:
+        yield s.start()
+    finally:
+        s.close()
 
 
 def begin(host, collection, kind, consistency=CRASH, **more):

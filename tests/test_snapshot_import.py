@@ -4,8 +4,19 @@ import pytest
 from harness import images
 from harness.host import DONE, OFF, SAVED, U8, JobFailed, Machine, Refused, let_it_write
 from harness.model import Ref
+from harness.service import Service
 from test_backup_flow import (ALL, DISK, FULL, MANAGEMENT, SETTINGS, SNAPSHOTS, export, held_still, snapshot, snapshots)
 from test_spine import running_writer
+
+
+@pytest.fixture(scope="module")
+def service():
+    """What is imported here was exported here: its memory can be trusted."""
+    s = Service(config="import_memory = true\n")
+    try:
+        yield s.start()
+    finally:
+        s.close()
 
 
 def test_snapshots_exported_with_a_machine_are_imported_and_applied(host, guests, scratch):

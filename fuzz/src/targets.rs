@@ -44,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     machine::QMP,
     machine::NBD,
     machine::QCOW2,
+    machine::LOOK,
     machine::MAP,
     machine::MANIFEST,
 ];

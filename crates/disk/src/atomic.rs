@@ -35,6 +35,26 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
         .map_err(|e| Error::io("sync directory", dir, e))
 }
 
+fn rename_plainly(from: &Path, to: &Path) -> Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // Some network file systems know no such flag: look first, then rename.
+        Err(Errno::INVAL | Errno::NOSYS) if fs::symlink_metadata(to).is_err() => {
+            fs::rename(from, to).map_err(|e| Error::io("rename to", to, e))
+        }
+        Err(e) => Err(Error::io("rename to", to, e.into())),
+    }
+}
+
+/// Gives a finished file another name, durably; an existing file of that name is not replaced.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    rename_plainly(from, to)?;
+    sync_parent(to)
+}
+
 /// Where a file is to appear, and what it is written to until it is whole.
 #[derive(Debug, Clone)]
 pub struct Slot {
@@ -183,22 +203,7 @@ impl AtomicFile {
             kept.dir.rename(&kept.partial, &kept.name)?;
             return kept.dir.sync();
         }
-        let renamed = renameat_with(
-            CWD,
-            &self.partial,
-            CWD,
-            &self.target,
-            RenameFlags::NOREPLACE,
-        );
-        match renamed {
-            Ok(()) => {}
-            // Some network file systems know no such flag: look first, then rename.
-            Err(Errno::INVAL | Errno::NOSYS) if fs::symlink_metadata(&self.target).is_err() => {
-                fs::rename(&self.partial, &self.target)
-                    .map_err(|e| Error::io("rename to", &self.target, e))?;
-            }
-            Err(e) => return Err(Error::io("rename to", &self.target, e.into())),
-        }
+        rename_plainly(&self.partial, &self.target)?;
         self.done = true;
         let durable = sync_parent(&self.target);
         if durable.is_err() {

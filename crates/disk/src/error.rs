@@ -75,6 +75,38 @@ pub enum Error {
         #[source]
         source: ManifestError,
     },
+    /// Something that is no file was named as one.
+    #[error("{} is {found}, not a file", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The content of a disk is not what was exported.
+    #[error("{what} does not hold at byte {offset} of the disk what was exported")]
+    Differs {
+        /// The image, as its manifest names it.
+        what: String,
+        /// The first byte of the block.
+        offset: u64,
+    },
+    /// A file of an export is not the one its manifest speaks of.
+    #[error("{}: {why}", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A file is larger than any of its kind.
+    #[error("{} has more than {most} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is read.
+        most: u64,
+    },
     /// An NBD server could not be reached or broke the protocol.
     #[error("NBD export {address}")]
     Nbd {
@@ -187,9 +219,14 @@ impl Error {
             Self::Qcow2 { .. }
             | Self::Map { .. }
             | Self::BlockList { .. }
+            | Self::TooLarge { .. }
+            | Self::Differs { .. }
+            | Self::Altered { .. }
             | Self::Manifest { .. } => ErrorKind::Damaged,
             Self::Nbd { .. } => ErrorKind::Protocol,
-            Self::OutOfRange { .. } | Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::OutOfRange { .. } | Self::Invalid { .. } | Self::NotAFile { .. } => {
+                ErrorKind::Invalid
+            }
             Self::Unfinished { .. } => ErrorKind::Unfinished,
             Self::Cancelled => ErrorKind::Cancelled,
         }

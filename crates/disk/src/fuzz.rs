@@ -42,6 +42,22 @@ pub fn qcow2(bytes: &[u8]) {
     }
 }
 
+/// An image that nobody has used yet: what it is, and what it names beside itself.
+pub fn look(bytes: &[u8]) {
+    use crate::look::{Format, Look};
+    let look = Look::of(Path::new("/fuzz/disk.vhd"), bytes);
+    let _ = look.told();
+    for format in [Format::Qcow2, Format::Vhd, Format::Vhdx, Format::Vmdk] {
+        if let Ok(checked) = look.check(format)
+            && let Some(beneath) = checked.backing
+        {
+            let slash = beneath.name.find('/').unwrap_or(usize::MAX);
+            assert!(beneath.name.find(':').is_none_or(|colon| slash < colon));
+        }
+    }
+    assert!(look.check(Format::Raw).is_ok());
+}
+
 /// A server that says what it likes, whatever it is asked.
 struct Script(Cursor<Vec<u8>>);
 

@@ -37,9 +37,11 @@ mod error;
 pub mod export;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod look;
 pub mod manifest;
 mod map;
 pub mod nbd;
+pub mod open;
 mod ordered;
 pub mod qcow2;
 mod source;
@@ -50,7 +52,9 @@ mod zero;
 
 pub use cancel::{CancelFlag, Working};
 pub use error::{Error, ErrorKind, Result};
-pub use export::{DiskReport, ExportPlan, Mark, Marks, Progress, export_disk, flatten};
+pub use export::{
+    DiskReport, ExportPlan, Mark, Marks, Progress, export_disk, flatten, import_disk,
+};
 pub use map::{ChangeMap, MapError, Page};
 pub use nbd::{NbdAddress, NbdClient, NbdSource};
 pub use qcow2::Qcow2Layer;

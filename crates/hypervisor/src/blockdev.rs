@@ -82,6 +82,7 @@ pub(crate) fn layer_nodes(
     match (layer.format, below) {
         // Also with nothing beneath: a name recorded in the file must not be followed.
         (ImageFormat::Qcow2, below) => drop(format.insert("backing".into(), json!(below))),
+        (ImageFormat::Vmdk, None) => drop(format.insert("backing".into(), Value::Null)),
         (_, Some(_)) => {
             return Err(Error::config(format!(
                 "{} cannot lie on another layer",

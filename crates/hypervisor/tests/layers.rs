@@ -69,7 +69,7 @@ async fn a_frozen_layer_keeps_its_bytes_while_the_disk_goes_on() {
     );
     let info = bench
         .images
-        .info(&bench.path("a1.qcow2"), false)
+        .info_as(&bench.path("a1.qcow2"), Some(ImageFormat::Qcow2), false)
         .await
         .unwrap();
     assert_eq!(info.backing.as_deref(), Some("./sda.base"));
@@ -158,7 +158,7 @@ async fn a_middle_layer_folds_into_its_base_and_leaves_the_others_exact() {
     );
     let info = bench
         .images
-        .info(&bench.path("l2.qcow2"), true)
+        .info_as(&bench.path("l2.qcow2"), Some(ImageFormat::Qcow2), true)
         .await
         .unwrap();
     assert_eq!(info.backing.as_deref(), Some("./sda.base"));
@@ -218,7 +218,7 @@ async fn folding_the_active_layer_makes_the_base_active_again() {
     assert_eq!(
         bench
             .images
-            .check(&bench.path("sda.base"))
+            .check_layer(&bench.path("sda.base"))
             .await
             .unwrap()
             .corruptions,

@@ -86,6 +86,9 @@ pub(crate) struct Config {
     pub(crate) allow_foreign_directories: bool,
     /// What a client can take of the service at most.
     pub(crate) limits: Limits,
+    /// Whether imports by ImportSystemDefinition and ImportSnapshotDefinitions take saved memory over. QEMU runs what it says: only where all
+    /// exports that are imported can be trusted.
+    pub(crate) import_memory: bool,
 }
 
 impl Default for Config {
@@ -135,6 +138,7 @@ impl Default for Config {
             import_roots: options.places.imports,
             allow_foreign_directories: options.places.allow_foreign,
             limits: Limits::default(),
+            import_memory: options.import_memory,
         }
     }
 }
@@ -193,6 +197,7 @@ impl Config {
                 warn_below: self.room_warn_mib << 20,
                 ..vmms::vm::RoomOptions::default()
             },
+            import_memory: self.import_memory,
             ..vmms::Options::default()
         };
         if self.export_threads > 0 {

@@ -20,6 +20,7 @@ use crate::group::{Group, GroupPoint, GroupSnapshot};
 use crate::job::Job;
 use crate::point::Point;
 use crate::snapshot::Snapshot;
+use crate::trusted::KnownImage;
 use crate::vm::{HostBoot, MachineUser, Vm};
 use crate::{Fault, Result, fault};
 
@@ -117,6 +118,7 @@ tables! {
     snapshots: Snapshot = "snapshot/", SnapshotNotFound;
     boots: HostBoot = "host-boot/", BootUnknown;
     machine_users: MachineUser = "machine-user/", VmNotFound;
+    known_images: KnownImage = "known-image/", ImageMissing;
 }
 
 fn key<T: Row>(id: Uuid) -> String {

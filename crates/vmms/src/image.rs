@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::job::{ImageSpec, JobContext, Task};
+use crate::point::tidy::blocking;
+use crate::trusted::{self, Seen};
 use crate::vm::{Asked, Disk, Vm, spec};
 use crate::{Effect, Element, Fault, Result, Vmms, fault};
 
@@ -60,7 +62,8 @@ fn attached(vmms: &Vmms, path: &Path) -> Option<(Arc<Vm>, Disk)> {
 /// Describes an image, attached or not.
 pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
     let metadata = std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
-    let info = vmms.images.info(path, true).await;
+    let (seen, beneath) = trusted::top(vmms, path)?;
+    let info = vmms.images.info_as(path, Some(seen.format), true).await;
     let info = info.map_err(|e| fault!(ImageUnreadable, path.display()).caused_by(e))?;
     let owner = attached(vmms, path);
     let mut size = info.virtual_size;
@@ -69,10 +72,7 @@ pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
     {
         size = size.max(active.size);
     }
-    let parent = info.backing.as_ref().map(|b| {
-        path.parent()
-            .map_or_else(|| PathBuf::from(b), |d| d.join(b))
-    });
+    let parent = beneath.map(|b| path.parent().unwrap_or(Path::new("/")).join(b.name));
     Ok(Image {
         path: path.to_owned(),
         fixed: info.format == "raw" || info.actual_size >= info.virtual_size,
@@ -90,7 +90,7 @@ pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
     })
 }
 
-fn check_size(size: u64) -> Result<()> {
+pub(crate) fn check_size(size: u64) -> Result<()> {
     if size == 0 || !size.is_multiple_of(512) || size > MAX_SIZE {
         return Err(fault!(
             InvalidValue,
@@ -149,23 +149,40 @@ pub async fn create(vmms: &Arc<Vmms>, image: ImageSpec, asked: &Asked) -> Result
     }
     check_new(&image.path)?;
     if let Some(parent) = &image.parent {
-        std::fs::metadata(parent).map_err(|e| Fault::io("open", parent, &e))?;
+        trusted::check_parent(vmms, parent, &image.path)?;
     }
     let path = image.path.clone();
     vmms.submit(Task::CreateImage(image), submission(vmms, asked, &path))
         .await
 }
 
-fn new_image(image: &ImageSpec, path: PathBuf, backing: Option<ImageFormat>) -> NewImage {
-    let mut new = NewImage::new(path, image.format, image.size.unwrap_or_default());
-    new.size = image.size;
+fn new_image(image: &ImageSpec, path: PathBuf, below: Option<(ImageFormat, u64)>) -> NewImage {
+    let size = image.size.or(below.map(|(_, size)| size));
+    let mut new = NewImage::new(path, image.format, size.unwrap_or_default());
     new.fixed = image.fixed;
     new.backing = image
         .parent
         .as_ref()
-        .zip(backing)
-        .map(|(parent, format)| (parent.display().to_string(), format));
+        .zip(below)
+        .map(|(parent, (format, _))| (parent.display().to_string(), format));
     new
+}
+
+/// An image and what lies beneath it, base first.
+async fn chain(vmms: &Arc<Vmms>, path: &Path) -> Result<Vec<Seen>> {
+    let (own, path) = (Arc::clone(vmms), path.to_owned());
+    blocking(move || trusted::chain(&own, &path)).await
+}
+
+/// Remembers what a file is that was made here.
+async fn remember(vmms: &Vmms, path: &Path, format: ImageFormat) -> Result<()> {
+    let known = trusted::known(path, format);
+    vmms.db
+        .change(|draft| {
+            draft.put(known);
+            Ok(())
+        })
+        .await
 }
 
 /// The name a file has until it is finished.
@@ -198,12 +215,10 @@ pub(crate) async fn run_create(
     check_new(&image.path)?;
     let backing = match &image.parent {
         Some(parent) => {
-            let info = vmms
-                .images
-                .info(parent, true)
-                .await
-                .map_err(|e| failed(e.into()))?;
-            ImageFormat::from_driver(&info.format)
+            let files = chain(vmms, parent).await.map_err(failed)?;
+            let format = files.last().map_or(ImageFormat::Raw, |f| f.format);
+            let info = vmms.images.info_as(parent, Some(format), true).await;
+            Some((format, info.map_err(|e| failed(e.into()))?.virtual_size))
         }
         None => None,
     };
@@ -216,7 +231,8 @@ pub(crate) async fn run_create(
         .await;
     made.map_err(|e| failed(e.into()))?;
     ctx.no_return().await?;
-    publish(&temporary, &image.path).map_err(failed)
+    publish(&temporary, &image.path).map_err(failed)?;
+    remember(vmms, &image.path, image.format).await
 }
 
 pub(crate) fn undo_create(ctx: &JobContext, path: &Path) -> Result<()> {
@@ -254,19 +270,11 @@ pub(crate) async fn run_resize(
 ) -> Result<()> {
     let failed = |e: Fault| fault!(ImageResize, path.display()).caused_by(e);
     let Some((vm, _)) = attached(vmms, path) else {
-        let info = vmms
-            .images
-            .info(path, false)
-            .await
-            .map_err(|e| failed(e.into()))?;
-        let format = ImageFormat::from_driver(&info.format)
-            .ok_or_else(|| fault!(NotServed, format!("resizing format {}", info.format)))?;
+        let files = chain(vmms, path).await.map_err(failed)?;
+        let files: Vec<_> = files.iter().map(Seen::file).collect();
         ctx.no_return().await?;
-        return vmms
-            .images
-            .resize(path, format, size, false)
-            .await
-            .map_err(|e| failed(e.into()));
+        let done = vmms.images.resize_chain(&files, size).await;
+        return done.map_err(|e| failed(e.into()));
     };
     let _lock = vmms.lock(vm.id).await;
     // Nobody may merge the layer away meanwhile.
@@ -294,13 +302,13 @@ pub(crate) async fn run_resize(
             .map_err(|e| failed(e.into()))?,
         None => {
             let active = disk.layers.active_chain();
-            let top = active
-                .last()
-                .ok_or_else(|| fault!(LayerMissing, "active", path.display()))?;
-            vmms.images
-                .resize(&top.path, top.format, size, false)
-                .await
-                .map_err(|e| failed(e.into()))?;
+            let files: Vec<_> = active
+                .iter()
+                .map(|l| (l.path.as_path(), l.format))
+                .collect();
+            trusted::check_known(files.iter().copied()).map_err(failed)?;
+            let done = vmms.images.resize_chain(&files, size).await;
+            done.map_err(|e| failed(e.into()))?;
         }
     }
     let uid = disk.uid;
@@ -344,13 +352,8 @@ pub(crate) async fn run_convert(
     target: &ImageSpec,
 ) -> Result<()> {
     let failed = |e: Fault| fault!(ImageCreate, target.path.display()).caused_by(e);
-    let info = vmms
-        .images
-        .info(source, false)
-        .await
-        .map_err(|e| failed(e.into()))?;
-    let format = ImageFormat::from_driver(&info.format)
-        .ok_or_else(|| fault!(NotServed, format!("the image format {}", info.format)))?;
+    let files = chain(vmms, source).await.map_err(failed)?;
+    let files: Vec<_> = files.iter().map(Seen::file).collect();
     let temporary = partial(&target.path);
     ctx.note(&Mine { created: true }).await?;
     let _ = std::fs::remove_file(&temporary);
@@ -359,13 +362,14 @@ pub(crate) async fn run_convert(
         ..ConvertOptions::default()
     };
     tokio::select! {
-        done = vmms.images.convert((source, format), (&temporary, target.format), &options) => {
+        done = vmms.images.convert_chain(&files, (&temporary, target.format), &options) => {
             done.map_err(|e| failed(e.into()))?;
         }
         stop = ctx.stop_asked() => return Err(stop),
     }
     ctx.no_return().await?;
-    publish(&temporary, &target.path).map_err(failed)
+    publish(&temporary, &target.path).map_err(failed)?;
+    remember(vmms, &target.path, target.format).await
 }
 
 /// Starts the job that checks an image.
@@ -382,22 +386,19 @@ pub async fn validate(vmms: &Arc<Vmms>, path: &Path, asked: &Asked) -> Result<Uu
 
 pub(crate) async fn run_validate(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path) -> Result<()> {
     let unreadable = |e: Fault| fault!(ImageUnreadable, path.display()).caused_by(e);
-    let mut at = path.to_owned();
-    for _ in 0..vmms.options.max_layers {
-        let info = vmms
-            .images
-            .info(&at, true)
-            .await
-            .map_err(|e| unreadable(e.into()))?;
-        let owner = attached(vmms, &at);
-        let checkable = matches!(info.format.as_str(), "qcow2" | "vhdx" | "vmdk");
+    let files = chain(vmms, path).await.map_err(unreadable)?;
+    for (at, format) in files.iter().map(Seen::file).rev() {
+        let info = vmms.images.info_as(at, Some(format), true).await;
+        info.map_err(|e| unreadable(e.into()))?;
+        let owner = attached(vmms, at);
+        let checkable = matches!(
+            format,
+            ImageFormat::Qcow2 | ImageFormat::Vhdx | ImageFormat::Vmdk
+        );
         // A running machine's image is written meanwhile: its own process keeps it consistent.
         if checkable && owner.is_none_or(|(vm, _)| vmms.machine(vm.id).is_none()) {
-            let report = vmms
-                .images
-                .check(&at)
-                .await
-                .map_err(|e| unreadable(e.into()))?;
+            let report = vmms.images.check_one(at, format).await;
+            let report = report.map_err(|e| unreadable(e.into()))?;
             if report.corruptions > 0 || report.check_errors > 0 {
                 let text = format!(
                     "{} damaged clusters, {} check errors",
@@ -407,18 +408,6 @@ pub(crate) async fn run_validate(vmms: &Arc<Vmms>, ctx: &JobContext, path: &Path
             }
         }
         ctx.checkpoint().await?;
-        let Some(backing) = info.backing else {
-            return Ok(());
-        };
-        at = at
-            .parent()
-            .map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
-        std::fs::metadata(&at).map_err(|e| unreadable(Fault::io("open", &at, &e)))?;
     }
-    Err(fault!(
-        ChainTooLong,
-        path.display(),
-        vmms.options.max_layers + 1,
-        vmms.options.max_layers
-    ))
+    Ok(())
 }

@@ -1,36 +1,51 @@
 //! Making a machine of an export.
+//!
+//! Nothing in an export is believed: its files are opened through no link, every block of a disk is proven against the manifests while it
+//! is written, the configuration is taken over setting by setting ([`crate::exported`]). The disks are written in a directory of the job's own and
+//! get their names when all of them are there; what fails takes away what it made, and only that.
 
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use disk::manifest::Manifest;
 use disk::verify::{Export, disk_files};
-use disk::{Chain, ExportPlan, Source, export_disk};
 use hypervisor::ImageFormat;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::exported::{self, Exported};
 use crate::job::{JobContext, Output, Task};
 use crate::layer::LayerTree;
 use crate::point::tidy::blocking;
 use crate::point::{self, disk_id_text};
 use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid, names, pick};
+use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid, names, pick};
 
 /// Starts a job that makes a new machine of the export in `directory`; returns the machine's and the job's identifiers. The disks
 /// of the point are written as plain images of their own into `disks`. `name` `None` keeps the exported one. The machine
-/// gets an identifier of its own, since the exported one may still be there.
+/// gets an identifier of its own, since the exported one may still be there. With `memory`, exported memory is taken over: QEMU runs what
+/// it says.
 pub async fn import_export(
     vmms: &Arc<Vmms>,
     directory: &Path,
     name: Option<String>,
     disks: &Path,
+    memory: bool,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let directory = find_export(directory)?;
-    let disks = disks.to_owned();
-    start(vmms, directory, Uuid::new_v4(), name, disks, false, asked).await
+    let dir = directory.to_owned();
+    let directory = blocking(move || find_export(&dir)).await?;
+    let order = Order {
+        directory,
+        vm: Uuid::new_v4(),
+        name,
+        disks: disks.to_owned(),
+        planned: false,
+        memory,
+    };
+    start(vmms, order, asked).await
 }
 
 /// The same, of one point out of all whose exports are in `directory`, below it, or beneath those: `at` is its GUID, name or instant.
@@ -40,12 +55,20 @@ pub async fn import_point(
     at: &str,
     name: Option<String>,
     disks: &Path,
+    memory: bool,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let (dir, at) = (directory.to_owned(), at.to_owned());
     let directory = blocking(move || pick::one(&dir, &at)).await?;
-    let disks = disks.to_owned();
-    start(vmms, directory, Uuid::new_v4(), name, disks, false, asked).await
+    let order = Order {
+        directory,
+        vm: Uuid::new_v4(),
+        name,
+        disks: disks.to_owned(),
+        planned: false,
+        memory,
+    };
+    start(vmms, order, asked).await
 }
 
 /// Starts a job that makes a planned machine of the export in `directory`; returns the machine's and the job's identifiers. With `keep_id`
@@ -57,10 +80,15 @@ pub async fn import_planned(
     disks: Option<&Path>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let directory = find_export(directory)?;
+    let dir = directory.to_owned();
+    let found = blocking(move || {
+        let directory = find_export(&dir)?;
+        let (manifest, _) = Manifest::load(&directory)?;
+        Ok((directory, manifest))
+    });
+    let (directory, manifest) = found.await?;
     let mut vm = Uuid::new_v4();
     if keep_id {
-        let (manifest, _) = Manifest::load(&directory)?;
         let unusable = |_| fault!(ManifestUnusable, directory.display());
         vm = manifest.machine.id.parse().map_err(unusable)?;
         if vmms.db.get::<Vm>(vm).is_ok() {
@@ -68,19 +96,36 @@ pub async fn import_planned(
         }
     }
     let own = || vmms.dirs.state.join("disks").join(guid(vm));
-    let disks = disks.map_or_else(own, Path::to_owned);
-    start(vmms, directory, vm, None, disks, true, asked).await
+    let order = Order {
+        directory,
+        vm,
+        name: None,
+        disks: disks.map_or_else(own, Path::to_owned),
+        planned: true,
+        memory: vmms.options.import_memory,
+    };
+    start(vmms, order, asked).await
 }
 
-async fn start(
-    vmms: &Arc<Vmms>,
+/// What a job is to do.
+struct Order {
     directory: PathBuf,
     vm: Uuid,
     name: Option<String>,
     disks: PathBuf,
     planned: bool,
-    asked: &Asked,
-) -> Result<(Uuid, Uuid)> {
+    memory: bool,
+}
+
+async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, Uuid)> {
+    let Order {
+        directory,
+        vm,
+        name,
+        disks,
+        planned,
+        memory,
+    } = order;
     if !disks.is_absolute() {
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
     }
@@ -93,6 +138,7 @@ async fn start(
         name,
         disks,
         planned,
+        memory,
     };
     let affected = vec![(Element::Vm(vm), Effect::Create)];
     let mut submission = asked.submission(affected);
@@ -115,11 +161,9 @@ pub(crate) async fn run(
     ctx: &JobContext,
     directory: &Path,
     id: Uuid,
-    name: Option<&str>,
-    disks: &Path,
-    planned: bool,
+    wanted: &Wanted<'_>,
 ) -> Result<()> {
-    import(vmms, ctx, directory, id, name, disks, planned)
+    import(vmms, ctx, directory, id, wanted)
         .await
         .map_err(|cause| match cause.kind() {
             Kind::Cancelled => cause,
@@ -132,28 +176,111 @@ async fn import(
     ctx: &JobContext,
     directory: &Path,
     id: Uuid,
-    name: Option<&str>,
-    disks: &Path,
-    planned: bool,
+    wanted: &Wanted<'_>,
 ) -> Result<()> {
     ctx.checkpoint().await?;
-    let mut prepared = prepare(vmms, directory, id, name, disks, planned).await?;
-    let files = prepared.files();
-    ctx.note(&files).await?;
+    let prepared = prepare(vmms, directory, id, wanted).await?;
+    let mut notes = Notes::default();
+    notes.expect(vmms, &prepared);
+    ctx.note(&notes).await?;
     let total = prepared.size();
-    prepared.write(ctx, disks, 0, total).await?;
-    let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    prepared.write(ctx, 0, total).await?;
+    notes.place(&prepared)?;
+    ctx.note(&notes).await?;
+    let report = prepared.report();
     ctx.output(|output| output.report = report).await?;
     ctx.no_return().await?;
-    let record = prepared.finish(vmms)?;
+    let record = prepared.finish(vmms, ctx).await?;
     vm::install(vmms, record).await.map(drop)
+}
+
+/// What is asked for of an import.
+pub(crate) struct Wanted<'a> {
+    /// The new machine's name; `None` keeps the exported one.
+    pub(crate) name: Option<&'a str>,
+    /// Where its disks go.
+    pub(crate) disks: &'a Path,
+    /// Whether it is to be a planned machine.
+    pub(crate) planned: bool,
+    /// Whether exported memory is taken over.
+    pub(crate) memory: bool,
 }
 
 /// A machine to be made of an export.
 pub(crate) struct Prepared {
-    chain: Vec<Export>,
+    chain: Arc<[Export]>,
     record: Vm,
     parts: Arc<[Part]>,
+    disks: PathBuf,
+    memory: bool,
+    left_out: Vec<String>,
+}
+
+/// What a job may have to take away again: only what it made itself.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Notes {
+    /// Directories of its own, with all that is in them.
+    own: Vec<PathBuf>,
+    /// Directories that were not there before; removed where they are empty.
+    made: Vec<PathBuf>,
+    /// Where files of its own directories go, and which they are.
+    placed: Vec<Placed>,
+}
+
+/// A file that was written and is about to get its name.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Placed {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Notes {
+    /// What making this machine will leave behind if it is not finished.
+    pub(crate) fn expect(&mut self, vmms: &Vmms, prepared: &Prepared) {
+        self.own.push(prepared.staging());
+        let state = spec::state_dir(&vmms.dirs, prepared.record.id);
+        if state.symlink_metadata().is_err() {
+            self.own.push(state);
+        }
+        let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+        for dir in prepared.disks.ancestors().take_while(missing) {
+            if !self.made.iter().any(|d| d == dir) {
+                self.made.push(dir.to_owned());
+            }
+        }
+    }
+
+    pub(crate) fn place(&mut self, prepared: &Prepared) -> Result<()> {
+        self.placed.extend(prepared.placed()?);
+        Ok(())
+    }
+
+    fn undo(mut self) -> Result<()> {
+        for placed in &self.placed {
+            let found = std::fs::symlink_metadata(&placed.path);
+            if found.is_ok_and(|m| (m.dev(), m.ino()) == (placed.device, placed.inode)) {
+                point::remove(&placed.path)?;
+            }
+        }
+        for dir in &self.own {
+            remove_tree(dir)?;
+        }
+        // The deepest first; what somebody else put something into stays.
+        self.made
+            .sort_by_key(|d| std::cmp::Reverse(d.components().count()));
+        for dir in &self.made {
+            let _ = std::fs::remove_dir(dir);
+        }
+        Ok(())
+    }
+}
+
+fn remove_tree(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::io("remove", dir, &e)),
+        _ => Ok(()),
+    }
 }
 
 /// Finds out what is to be made of the export in `directory`; fails where a file is in the way.
@@ -161,99 +288,141 @@ pub(crate) async fn prepare(
     vmms: &Arc<Vmms>,
     directory: &Path,
     id: Uuid,
-    name: Option<&str>,
-    disks: &Path,
-    planned: bool,
+    wanted: &Wanted<'_>,
 ) -> Result<Prepared> {
-    let dir = directory.to_owned();
-    let chain = blocking(move || chain_of(&dir)).await?;
-    let (mut record, exported) = machine_of(&chain, id)?;
-    if let Some(name) = name {
+    let (own, dir) = (Arc::clone(vmms), directory.to_owned());
+    let (chain, exported) = blocking(move || {
+        let chain = chain_of(&dir)?;
+        let exported = exported::machine(&own, &chain, id)?;
+        Ok((chain, exported))
+    })
+    .await?;
+    let Exported {
+        machine: mut record,
+        was,
+        mut left_out,
+    } = exported;
+    if let Some(name) = wanted.name {
         record.name = name.to_owned();
     }
-    record.planned = planned;
-    record.owner = vmms.host.clone();
-    let parts = plan(&chain, exported, &record, disks)?;
-    if let Some(part) = parts.iter().find(|p| p.target.exists()) {
+    record.planned = wanted.planned;
+    let parts = plan(&chain, was, &record, wanted.disks)?;
+    if let Some(part) = parts.iter().find(|p| p.target.symlink_metadata().is_ok()) {
         return Err(fault!(NameTaken, "the file", part.target.display()));
     }
-    leave_out_others(&mut record, &parts);
+    for disk in leave_out_others(&mut record, &parts) {
+        let disk = disk.display();
+        left_out.push(format!("the disk {disk} was not exported, and is left out"));
+    }
+    for part in &parts {
+        part.put_in(&mut record);
+    }
+    // What QEMU could not make a machine of is better refused before its disks are written.
+    let config = spec::machine_config(&record, &vmms.dirs, &vmms.options)?;
+    if let Err(e) = config.validate() {
+        return Err(fault!(ConfigRefused, directory.display(), e));
+    }
+    if !wanted.memory && exported::memory(&chain).is_some() {
+        left_out.push(exported::WITHOUT_MEMORY.to_owned());
+    }
     Ok(Prepared {
-        chain,
+        chain: chain.into(),
         record,
         parts: parts.into(),
+        disks: wanted.disks.to_owned(),
+        memory: wanted.memory,
+        left_out,
     })
 }
 
 impl Prepared {
-    /// The images that will be written.
-    pub(crate) fn files(&self) -> Vec<PathBuf> {
-        self.parts.iter().map(|p| p.target.clone()).collect()
+    /// What was made and what was not, for people.
+    pub(crate) fn report(&self) -> Vec<String> {
+        let files = self.parts.iter().map(|p| p.target.display().to_string());
+        files.chain(self.left_out.iter().cloned()).collect()
     }
 
-    /// What they hold, as guests see it, in bytes.
+    /// What the disks hold, as guests see it, in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.parts.iter().map(|p| p.size).sum()
     }
 
-    /// Writes them; `before` of `total` bytes of the whole work are done.
-    pub(crate) async fn write(
-        &mut self,
-        ctx: &JobContext,
-        disks: &Path,
-        before: u64,
-        total: u64,
-    ) -> Result<()> {
+    /// The directory in which the disks are written: nobody else's, on the file system where they go.
+    fn staging(&self) -> PathBuf {
+        let id = self.record.id.simple();
+        self.disks.join(format!(".kvmms-import-{id}"))
+    }
+
+    fn staged(&self, part: &Part) -> PathBuf {
+        let name = part.target.file_name().unwrap_or_default();
+        self.staging().join(name)
+    }
+
+    /// Writes the disks, each block proven; `before` of `total` bytes of the whole work are done.
+    pub(crate) async fn write(&self, ctx: &JobContext, before: u64, total: u64) -> Result<()> {
         let (cancel, told) = (ctx.cancel_flag(), ctx.clone());
-        let (dir, parts) = (disks.to_owned(), Arc::clone(&self.parts));
+        let (chain, parts) = (Arc::clone(&self.chain), Arc::clone(&self.parts));
+        let (staging, dir) = (self.staging(), self.disks.clone());
+        let staged: Vec<PathBuf> = self.parts.iter().map(|p| self.staged(p)).collect();
         blocking(move || {
-            std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+            point::make_dir(&dir)?;
+            // A name nobody else has: what is there is of an attempt of this job.
+            remove_tree(&staging)?;
+            let mut private = std::fs::DirBuilder::new();
+            let made = private.mode(0o700).create(&staging);
+            made.map_err(|e| Fault::io("create", &staging, &e))?;
+            // Also what is not needed: an export that is damaged in one place may be in others.
+            if let Some(export) = chain.last() {
+                let mut files = export.manifest.files.iter();
+                files.try_for_each(|file| export.prove(file, &cancel))?;
+            }
             let mut before = before;
-            for part in parts.iter() {
-                let source = Chain::open(&part.layers)?;
+            for (part, target) in parts.iter().zip(&staged) {
                 let progress = |p: disk::Progress| told.progress(before + p.done, total);
-                export_disk(&ExportPlan::full(&source, &part.target), &progress, &cancel)?;
-                before += source.size();
+                disk::import_disk(&chain, &part.instance, target, &progress, &cancel)?;
+                before += part.size;
             }
             Ok(())
         })
-        .await?;
-        for part in self.parts.iter() {
-            part.put_in(&mut self.record);
-        }
-        Ok(())
+        .await
     }
 
-    /// Puts the small files in their places; returns the machine, to be recorded.
-    pub(crate) fn finish(self, vmms: &Vmms) -> Result<Vm> {
-        let mut record = self.record;
-        firmware(vmms, &self.chain, record.id)?;
-        if let Some(memory) = memory(vmms, &self.chain, record.id)? {
-            record.power = Power::Saved;
-            record.saved_state = Some(memory);
-        }
-        Ok(record)
+    /// The files that were written, and where they go.
+    fn placed(&self) -> Result<Vec<Placed>> {
+        let found = self.parts.iter().map(|part| {
+            let from = self.staged(part);
+            let meta = from.symlink_metadata();
+            let meta = meta.map_err(|e| Fault::io("look at", &from, &e))?;
+            Ok(Placed {
+                path: part.target.clone(),
+                device: meta.dev(),
+                inode: meta.ino(),
+            })
+        });
+        found.collect()
     }
-}
 
-/// The machine in the last export of a chain, with the identifier `id` in place of its own, which is returned as well. It is off.
-pub(crate) fn machine_of(chain: &[Export], id: Uuid) -> Result<(Vm, Uuid)> {
-    let mut record = configuration(chain)?;
-    let exported = record.id;
-    record.id = id;
-    let text = serde_json::to_string(&record).map_err(|e| fault!(Internal, e))?;
-    // Resource ids carry the machine's GUID in places; the imported machine has its own.
-    let text = text
-        .replace(&guid(exported), &guid(id))
-        .replace(&exported.to_string(), &id.to_string());
-    let mut record: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
-    record.power = Power::Off;
-    record.saved_state = None;
-    record.last_end = None;
-    (record.last_applied, record.descends_from) = (None, None);
-    (record.created, record.changed, record.power_changed) =
-        (SystemTime::now(), SystemTime::now(), SystemTime::now());
-    Ok((record, exported))
+    /// Puts everything in its place; returns the machine, to be recorded.
+    pub(crate) async fn finish(self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<Vm> {
+        let (own, cancel) = (Arc::clone(vmms), ctx.cancel_flag());
+        blocking(move || {
+            for part in self.parts.iter() {
+                disk::atomic::rename_new(&self.staged(part), &part.target)?;
+            }
+            let staging = self.staging();
+            std::fs::remove_dir(&staging).map_err(|e| Fault::io("remove", &staging, &e))?;
+            firmware(&own, &self.chain, self.record.id)?;
+            let mut record = self.record;
+            if self.memory
+                && let Some(memory) = memory(&own, &self.chain, record.id, &cancel)?
+            {
+                record.power = Power::Saved;
+                record.saved_state = Some(memory);
+            }
+            Ok(record)
+        })
+        .await
+    }
 }
 
 /// Takes out the disks that were not exported: there is nothing they could be made of. Returns where they were attached from.
@@ -272,23 +441,11 @@ pub(crate) fn leave_out_others(record: &mut Vm, plan: &[Part]) -> Vec<PathBuf> {
     out
 }
 
-/// The configuration in the last export of a chain.
-fn configuration(chain: &[Export]) -> Result<Vm> {
-    let export = chain
-        .last()
-        .ok_or_else(|| fault!(Internal, "a chain without exports"))?;
-    let file = export
-        .manifest
-        .files
-        .iter()
-        .find(|f| f.role == "configuration");
-    let file = file.ok_or_else(|| fault!(ManifestUnusable, export.dir.display()))?;
-    Ok(point::load_config(&export.dir.join(&file.path))?.machine)
-}
-
 /// A disk to be made: of which images, the base first, and where.
 pub(crate) struct Part {
     pub(crate) device: String,
+    /// What the manifests call it.
+    pub(crate) instance: String,
     pub(crate) layers: Vec<disk::LayerSpec>,
     pub(crate) target: PathBuf,
     pub(crate) size: u64,
@@ -310,7 +467,7 @@ impl Part {
     }
 }
 
-/// The disks of a machine (as [`machine_of`] gives it) and where they go.
+/// The disks of a machine (as [`exported::machine`] gives it) and where they go.
 pub(crate) fn plan(
     chain: &[Export],
     exported: Uuid,
@@ -330,12 +487,9 @@ pub(crate) fn plan(
         let (device, disk) =
             device.ok_or_else(|| fault!(DiskNotFound, guid(exported), entry.instance_id))?;
         let files = disk_files(chain, &entry.instance_id)?;
-        let stem = disk
-            .path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let size = files.virtual_size;
+        crate::image::check_size(size)?;
+        let stem = plain_stem(&disk.path);
         let name = |n: usize| match n {
             0 => disks.join(format!("{stem}.qcow2")),
             n => disks.join(format!("{stem}-{n}.qcow2")),
@@ -347,29 +501,37 @@ pub(crate) fn plan(
         let target = target.ok_or_else(|| fault!(Internal, "no name is free"))?;
         parts.push(Part {
             device: device.to_owned(),
+            instance: entry.instance_id.clone(),
             layers: files.layers,
             target,
-            size: files.virtual_size,
+            size,
         });
     }
     Ok(parts)
 }
 
+/// What an exported disk was called, as far as a file can be called that.
+fn plain_stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| {
+        if c.is_alphanumeric() || "._- +@()".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let name: String = stem.chars().take(64).map(plain).collect();
+    match name.trim_start_matches(['.', ' ']) {
+        "" => "disk".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
 /// Gives the machine the exported firmware variables.
 pub(crate) fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
-    let Some((export, file)) = chain.last().and_then(|e| {
-        Some((
-            e,
-            e.manifest
-                .files
-                .iter()
-                .find(|f| f.role == "firmware-variables")?,
-        ))
-    }) else {
+    let Some(bytes) = exported::firmware(chain)? else {
         return Ok(());
     };
-    let from = export.dir.join(&file.path);
-    let bytes = std::fs::read(&from).map_err(|e| Fault::io("read", &from, &e))?;
     let dir = spec::state_dir(&vmms.dirs, id);
     std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
     Ok(disk::atomic::AtomicFile::replace(
@@ -379,42 +541,33 @@ pub(crate) fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
 }
 
 /// Gives the machine the exported memory: it goes on from there when it is started.
-fn memory(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<Option<PathBuf>> {
-    let found = chain.last().and_then(|e| {
-        let file = e
-            .manifest
-            .files
-            .iter()
-            .find(|f| f.role == export::RUNTIME)?;
-        Some(e.dir.join(&file.path))
-    });
-    let Some(from) = found else {
+fn memory(
+    vmms: &Vmms,
+    chain: &[Export],
+    id: Uuid,
+    cancel: &disk::CancelFlag,
+) -> Result<Option<PathBuf>> {
+    let Some((export, file)) = exported::memory(chain) else {
         return Ok(None);
     };
     let dir = spec::state_dir(&vmms.dirs, id);
     std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
     let target = dir.join("imported.vmstate");
-    std::fs::copy(&from, &target).map_err(|e| Fault::io("copy the memory to", &target, &e))?;
-    point::sync(&target)?;
+    point::remove(&target)?;
+    export.copy(file, &target, cancel)?;
     Ok(Some(target))
 }
 
-/// Removes the images that were written, unless the machine is there.
-pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid, disks: &Path) -> Result<()> {
+/// Removes what was made, unless the machine is there.
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) -> Result<()> {
     if vmms.db.get::<Vm>(id).is_ok() {
         return Ok(());
     }
-    for file in ctx.notes::<Vec<PathBuf>>().unwrap_or_default() {
-        for path in [disk::atomic::partial_name(&file), file] {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Fault::io("remove", &path, &e));
-                }
-                _ => {}
-            }
-        }
-    }
-    // Only if nothing else is in it.
-    let _ = std::fs::remove_dir(disks);
-    Ok(())
+    take_back(ctx).await
+}
+
+/// Removes what a job made for machines that did not come to be.
+pub(crate) async fn take_back(ctx: &JobContext) -> Result<()> {
+    let notes = ctx.notes::<Notes>().unwrap_or_default();
+    blocking(move || notes.undo()).await
 }

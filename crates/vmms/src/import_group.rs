@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::group::{Group, GroupKind};
-use crate::import::{self, Prepared};
+use crate::import::{self, Notes, Prepared, Wanted};
 use crate::job::{JobContext, Output, Task};
 use crate::pick::{self, Found};
 use crate::point::tidy::blocking;
@@ -29,7 +29,7 @@ pub struct MemberImport {
 /// Starts a job that makes a new machine of each export of one point of a collection in `directory`, and a collection of them; returns
 /// the collection's and the job's identifiers. `at` is the point's GUID (or the beginning of it) or name; without it the
 /// newest that is there. `name` `None` keeps the collection's name. A machine whose name is taken here has the collection's added to it. The disks go into one directory for each machine below
-/// `disks`.
+/// `disks`. With `memory`, exported memory is taken over: QEMU runs what it says.
 ///
 /// # Errors
 /// Refused at once where no such point was exported, where it is unclear which is meant, and where a machine of it is missing.
@@ -39,6 +39,7 @@ pub async fn import_group(
     at: Option<String>,
     name: Option<String>,
     disks: &Path,
+    memory: bool,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     if !disks.is_absolute() {
@@ -75,6 +76,7 @@ pub async fn import_group(
         group,
         name,
         members,
+        memory,
     };
     let job = vmms.submit(task, submission).await?;
     // A request that was sent twice is one job.
@@ -166,6 +168,7 @@ pub(crate) async fn run(
     group: Uuid,
     name: &str,
     members: &[MemberImport],
+    memory: bool,
 ) -> Result<()> {
     ctx.checkpoint().await?;
     let failed = |member: &MemberImport, cause: Fault| match cause.kind() {
@@ -173,27 +176,35 @@ pub(crate) async fn run(
         _ => fault!(ImportFailed, member.directory.display()).caused_by(cause),
     };
     let mut prepared: Vec<Prepared> = Vec::new();
+    let mut notes = Notes::default();
     for member in members {
-        let (dir, disks) = (&member.directory, &member.disks);
-        let one = import::prepare(vmms, dir, member.vm, None, disks, false).await;
-        prepared.push(one.map_err(|cause| failed(member, cause))?);
+        let wanted = Wanted {
+            name: None,
+            disks: &member.disks,
+            planned: false,
+            memory,
+        };
+        let one = import::prepare(vmms, &member.directory, member.vm, &wanted).await;
+        let one = one.map_err(|cause| failed(member, cause))?;
+        notes.expect(vmms, &one);
+        prepared.push(one);
     }
-    let files: Vec<PathBuf> = prepared.iter().flat_map(Prepared::files).collect();
-    ctx.note(&files).await?;
+    ctx.note(&notes).await?;
     let total = prepared.iter().map(Prepared::size).sum();
     let mut before = 0;
-    for (one, member) in prepared.iter_mut().zip(members) {
-        let size = one.size();
-        let written = one.write(ctx, &member.disks, before, total).await;
+    for (one, member) in prepared.iter().zip(members) {
+        let written = one.write(ctx, before, total).await;
         written.map_err(|cause| failed(member, cause))?;
-        before += size;
+        before += one.size();
+        notes.place(one)?;
     }
-    let report: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    ctx.note(&notes).await?;
+    let report = prepared.iter().flat_map(Prepared::report).collect();
     ctx.output(|output| output.report = report).await?;
     ctx.no_return().await?;
     let mut machines: Vec<Vm> = Vec::new();
     for (one, member) in prepared.into_iter().zip(members) {
-        let made = one.finish(vmms);
+        let made = one.finish(vmms, ctx).await;
         machines.push(made.map_err(|cause| failed(member, cause))?);
     }
     let group = Group {
@@ -225,17 +236,9 @@ pub(crate) async fn run(
 }
 
 /// Removes what was written, unless the collection is there.
-pub(crate) async fn undo(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    group: Uuid,
-    members: &[MemberImport],
-) -> Result<()> {
+pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, group: Uuid) -> Result<()> {
     if vmms.db.get::<Group>(group).is_ok() {
         return Ok(());
     }
-    for member in members {
-        import::undo(vmms, ctx, member.vm, &member.disks).await?;
-    }
-    Ok(())
+    import::take_back(ctx).await
 }

@@ -18,6 +18,7 @@ pub mod check;
 pub mod db;
 mod element;
 pub mod export;
+mod exported;
 mod fault;
 pub mod group;
 pub mod image;
@@ -34,6 +35,7 @@ pub mod recover;
 mod service;
 pub mod snapshot;
 pub mod told;
+mod trusted;
 pub mod verify;
 pub mod vm;
 mod wiring;
@@ -47,6 +49,8 @@ pub use hypervisor::thaw::{SUBCOMMAND as THAW_WATCHDOG, stand_watch};
 pub use hypervisor::{Acceleration, ImageFormat, plain_mode};
 pub use places::{Places, Use};
 pub use service::{Dirs, Options, TamperingPolicy, Vmms};
+#[doc(hidden)]
+pub use trusted::{FileId, KnownImage};
 pub use wiring::{in_memory, open_store, start_qemu};
 
 /// A GUID as Hyper-V writes it: upper case with hyphens.

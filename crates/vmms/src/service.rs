@@ -102,6 +102,8 @@ pub struct Options {
     pub places: Places,
     /// Bytes of content that an export of a disk writes between two marks it can go on from after a restart.
     pub export_mark: u64,
+    /// Whether imports by the documented methods, which cannot ask for it, take exported memory over: QEMU runs what it says.
+    pub import_memory: bool,
 }
 
 impl Default for Options {
@@ -128,6 +130,7 @@ impl Default for Options {
             confinement: vm::Confinement::default(),
             places: Places::default(),
             export_mark: 256 << 20,
+            import_memory: false,
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::Qcow2Layer;
 use disk::manifest::{MANIFEST_NAME, Manifest};
 use disk::verify::{Export, Problem, Verdict, open_exports};
+use disk::{Chain, LayerSpec};
 
 use crate::export::layout;
 use crate::job::{JobContext, Task};
@@ -19,6 +19,9 @@ const MAX_CHAIN: usize = 4096;
 /// How deep below an export directory manifests lie: machine, further point.
 const DEPTH: usize = 2;
 
+/// More directories than any export has: what has more is something else.
+const MOST_DIRECTORIES: usize = 100_000;
+
 /// Starts a job that proves every export in `directory` and below, each with all it builds on: a directory with a manifest, or
 /// an export directory with any number of machines and points. Refused at once where there is no complete export.
 pub async fn verify_export(
@@ -26,10 +29,11 @@ pub async fn verify_export(
     directory: &Path,
     asked: &Asked,
 ) -> Result<uuid::Uuid> {
-    if exports_below(directory)?.is_empty() {
+    let directory = directory.to_owned();
+    let dir = directory.clone();
+    if blocking(move || exports_below(&dir)).await?.is_empty() {
         return Err(fault!(ManifestUnusable, directory.display()));
     }
-    let directory = directory.to_owned();
     let affected = vec![(Element::Image(directory.clone()), Effect::Other)];
     vmms.submit(Task::Verify { directory }, asked.submission(affected))
         .await
@@ -71,22 +75,33 @@ pub(crate) fn exports_below(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut level = vec![directory.to_owned()];
     for _ in 0..=DEPTH {
-        found.extend(
-            level
-                .iter()
-                .filter(|d| d.join(MANIFEST_NAME).is_file())
-                .cloned(),
-        );
-        let mut next: Vec<PathBuf> = level
-            .iter()
-            .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten())
-            .filter_map(|entry| entry.ok().map(|e| e.path()))
-            .filter(|path| path.is_dir())
-            .collect();
-        next.sort();
+        found.extend(level.iter().filter(|d| has_manifest(d)).cloned());
+        let next: Vec<PathBuf> = level.iter().flat_map(|dir| directories_in(dir)).collect();
+        if next.len() > MOST_DIRECTORIES {
+            let why = format!("an export has at most {MOST_DIRECTORIES} directories below it");
+            let shown = directory.display();
+            return Err(fault!(InvalidValue, "the directory", shown, why));
+        }
         level = next;
     }
     Ok(found)
+}
+
+/// Whether there is a manifest in a directory: a file, and no link to one.
+pub(crate) fn has_manifest(dir: &Path) -> bool {
+    let found = dir.join(MANIFEST_NAME).symlink_metadata();
+    found.is_ok_and(|m| m.is_file())
+}
+
+/// The directories in a directory, in the order of their names; links are none.
+fn directories_in(dir: &Path) -> Vec<PathBuf> {
+    let list = std::fs::read_dir(dir).into_iter().flatten();
+    let real = list
+        .filter_map(std::result::Result::ok)
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    let mut dirs: Vec<PathBuf> = real.map(|e| e.path()).collect();
+    dirs.sort();
+    dirs
 }
 
 /// The exports that the one in `dir` builds on, the full one first, `dir` last.
@@ -121,20 +136,18 @@ fn base_dir(dir: &Path, manifest: &Manifest, base: &str) -> Option<PathBuf> {
         .iter()
         .filter(|d| d.base_file.is_some())
         .filter_map(|disk| {
+            let layer = Chain::open(&[LayerSpec::inside(dir, &disk.file)]).ok()?;
+            let named = layer.backing()?.to_owned();
             let image = dir.join(&disk.file);
-            let layer = Qcow2Layer::open(&image).ok()?;
-            let backing = image.parent()?.join(layer.backing()?).canonicalize().ok()?;
-            Some(backing.parent()?.parent()?.to_owned())
+            let backing = image.parent()?.join(named).canonicalize().ok()?;
+            let found = backing.parent()?.parent()?.to_owned();
+            // Far away it must be known by its hash: an export that somebody put together could name anybody's.
+            let near = dir.parent().and_then(Path::parent).unwrap_or(dir);
+            let near = near.canonicalize().ok().filter(|d| d.parent().is_some());
+            let is_near = near.is_some_and(|near| found.starts_with(near));
+            (is_near || manifest.point.base_manifest.is_some()).then_some(found)
         });
-    let around = |dir: &Path| -> Vec<PathBuf> {
-        let list = std::fs::read_dir(dir).into_iter().flatten();
-        let mut dirs: Vec<PathBuf> = list
-            .filter_map(|e| e.ok().map(|e| e.path()))
-            .filter(|p| p.is_dir())
-            .collect();
-        dirs.sort();
-        dirs
-    };
+    let around = directories_in;
     // Beside it, above it, below it; and exports of the machine beside its export directory.
     let own = dir.file_name().unwrap_or_default().to_owned();
     let beside = dir.parent().map(around).unwrap_or_default();

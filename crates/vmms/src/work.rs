@@ -134,12 +134,22 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             name,
             disks,
             planned,
-        } => import::run(vmms, ctx, directory, *vm, name.as_deref(), disks, *planned).await,
+            memory,
+        } => {
+            let wanted = import::Wanted {
+                name: name.as_deref(),
+                disks,
+                planned: *planned,
+                memory: *memory,
+            };
+            import::run(vmms, ctx, directory, *vm, &wanted).await
+        }
         Task::ImportGroup {
             group,
             name,
             members,
-        } => import_group::run(vmms, ctx, *group, name, members).await,
+            memory,
+        } => import_group::run(vmms, ctx, *group, name, members, *memory).await,
         Task::ImportSnapshots {
             vm,
             folder,
@@ -217,9 +227,7 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Res
         Task::ShutDownGuests { .. } => Ok(()),
         // What is clean is clean.
         Task::CleanHost { .. } => Ok(()),
-        Task::Import { vm, disks, .. } => import::undo(vmms, ctx, *vm, disks).await,
-        Task::ImportGroup { group, members, .. } => {
-            import_group::undo(vmms, ctx, *group, members).await
-        }
+        Task::Import { vm, .. } => import::undo(vmms, ctx, *vm).await,
+        Task::ImportGroup { group, .. } => import_group::undo(vmms, ctx, *group).await,
     }
 }

@@ -445,7 +445,7 @@ async fn a_chain_without_its_middle_is_not_imported() {
     std::fs::rename(bench.path("elsewhere-two"), bench.path("deep/two")).unwrap();
     let asked = Asked::default();
     let (dir, to) = (bench.path("three"), bench.path("new"));
-    let (vm, job) = vmms::import::import_export(&bench.vmms, &dir, None, &to, &asked)
+    let (vm, job) = vmms::import::import_export(&bench.vmms, &dir, None, &to, false, &asked)
         .await
         .unwrap();
     let job = bench.vmms.wait(job).await.unwrap();
@@ -458,7 +458,7 @@ async fn a_chain_without_its_middle_is_not_imported() {
     assert!(bench.vmms.db.get::<vmms::vm::Vm>(vm).is_err());
     assert!(!to.exists());
     std::fs::rename(bench.path("deep/two"), bench.path("two")).unwrap();
-    let (_, job) = vmms::import::import_export(&bench.vmms, &dir, None, &to, &asked)
+    let (_, job) = vmms::import::import_export(&bench.vmms, &dir, None, &to, false, &asked)
         .await
         .unwrap();
     bench.done(job).await;
@@ -522,10 +522,10 @@ async fn a_whole_export_directory_is_proven_and_one_export_of_it_imported() {
     let proof = bench.vmms.wait(proof.await.unwrap()).await.unwrap();
     assert_eq!(proof.state, JobState::Exception);
     let (dir, to) = (bench.path("out"), bench.path("new"));
-    let refused = vmms::import::import_export(&bench.vmms, &dir, None, &to, &asked).await;
+    let refused = vmms::import::import_export(&bench.vmms, &dir, None, &to, false, &asked).await;
     assert_eq!(refused.unwrap_err().message, Message::InvalidValue);
     let (dir, name) = (dir.join(vmms::guid(bed.vm)), Some("old".to_owned()));
-    let import = vmms::import::import_export(&bench.vmms, &dir, name, &to, &asked).await;
+    let import = vmms::import::import_export(&bench.vmms, &dir, name, &to, false, &asked).await;
     bench.done(import.unwrap().1).await;
     let found = bench
         .contents(&to.join("a.qcow2"), ImageFormat::Qcow2)

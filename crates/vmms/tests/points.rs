@@ -227,7 +227,8 @@ async fn an_import_makes_a_machine_with_the_disks_of_the_point() {
     bed.export(first, None, "one").await;
     bed.export(second, Some(first), "two").await;
     let (asked, dir, new) = (Asked::default(), bench.path("two"), bench.path("new"));
-    let import = vmms::import::import_export(&bench.vmms, &dir, Some("copy".into()), &new, &asked);
+    let import =
+        vmms::import::import_export(&bench.vmms, &dir, Some("copy".into()), &new, false, &asked);
     let (vm, job) = import.await.unwrap();
     bench.done(job).await;
     let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();

@@ -47,6 +47,15 @@ struct Told {
     held: Vec<Disks>,
 }
 
+/// Takes exported memory over.
+async fn trusting() -> Bench {
+    let options = vmms::Options {
+        import_memory: true,
+        ..support::options()
+    };
+    Bench::with(options).await
+}
+
 /// A machine with a snapshot, one with memory on it, a branch from the first, and a present that descends from the branch;
 /// exported with all of them. It goes.
 async fn exported(bench: &Bench) -> (Uuid, Told) {
@@ -127,7 +136,7 @@ fn assert_disks(found: &Disks, expected: &Disks, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn imported_snapshots_form_the_same_tree_and_are_applied() {
-    let bench = Bench::new().await;
+    let bench = trusting().await;
     let (old, told) = exported(&bench).await;
     let (vmms, asked) = (&bench.vmms, Asked::default());
     let root = bench.path("out").join(vmms::guid(old));
@@ -226,7 +235,7 @@ async fn imported_snapshots_form_the_same_tree_and_are_applied() {
 fn killed(nth: i64, after: bool) -> bool {
     let first = support::runtime();
     let (mut bench, vm, told, root, lived) = first.block_on(async {
-        let mut bench = Bench::new().await;
+        let mut bench = trusting().await;
         let (dead, mut died) = watch::channel(false);
         let (old, told) = exported(&bench).await;
         let asked = Asked::default();

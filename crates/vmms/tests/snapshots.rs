@@ -643,7 +643,11 @@ async fn a_point_is_not_taken_over_by_disks_that_are_something_else() {
 
 #[tokio::test]
 async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
-    let bench = Bench::new().await;
+    let bench = Bench::with(vmms::Options {
+        import_memory: true,
+        ..support::options()
+    })
+    .await;
     let mut bed = bench.machine(&TWO).await;
     bed.state(StateChange::Start).await;
     bed.write("a.qcow2", 1, 0, MIB);
@@ -654,6 +658,22 @@ async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
     };
     export(&bed, live).await;
     let asked = Asked::default();
+    // Memory is code: without being asked for it is left out, and that is told.
+    let (from, plain) = (bench.path("live"), bench.path("plain"));
+    let made = vmms::import::import_export(&bench.vmms, &from, None, &plain, false, &asked).await;
+    let (vm, job) = made.unwrap();
+    let job = bench.done(job).await;
+    let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    assert_eq!(
+        (record.power, record.saved_state.clone()),
+        (Power::Off, None)
+    );
+    assert!(
+        job.output
+            .report
+            .iter()
+            .any(|l| l.contains("memory is left out"))
+    );
     let into = bench.path("imported");
     let made =
         vmms::import::import_planned(&bench.vmms, &bench.path("live"), false, Some(&into), &asked)

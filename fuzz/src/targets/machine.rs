@@ -83,6 +83,28 @@ pub(super) const QCOW2: Target = Target {
     ],
 };
 
+pub(super) const LOOK: Target = Target {
+    name: "look",
+    run: disk::fuzz::look,
+    limit: 8192,
+    also: None,
+    dictionary: &[
+        "QFI\u{7f}",
+        "KDMV",
+        "COWD",
+        "vhdxfile",
+        "conectix",
+        "# Disk DescriptorFile\n",
+        "RW 8192 FLAT \"/x\" 0\n",
+        "parentFileNameHint=\"/x\"\n",
+        "json:{}",
+        "nbd:unix:/x",
+        "DATA",
+        "\u{0}\u{0}\u{0}\u{3}",
+        "\u{0}\u{0}\u{0}\u{68}",
+    ],
+};
+
 pub(super) const MAP: Target = Target {
     name: "map",
     run: map,

@@ -74,10 +74,10 @@ impl<R: Runs> Compare<R> {
         Ok(self.run)
     }
 
-    /// Reads the list to its end, which proves its check sum.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    /// Reads the list to its end, which proves its check sum, and gives it back.
+    pub(crate) fn finish(mut self) -> Result<R> {
         while self.list.next_run()?.is_some() {}
-        Ok(())
+        Ok(self.list)
     }
 }
 

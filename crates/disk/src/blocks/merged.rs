@@ -21,16 +21,28 @@ impl Merged {
     /// # Errors
     /// As [`BlockListReader::open`]; [`Error::Invalid`] for no list at all.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
-        let mut lists = Vec::with_capacity(paths.len());
+        let readers = paths.iter().map(|path| BlockListReader::open(path));
+        Self::of(readers.collect::<Result<_>>()?)
+    }
+
+    /// The same of lists that are open.
+    pub(crate) fn of(readers: Vec<BlockListReader>) -> Result<Self> {
+        let mut lists = Vec::with_capacity(readers.len());
         let mut size = None;
-        for path in paths {
-            let mut reader = BlockListReader::open(path)?;
+        for mut reader in readers {
             size = Some(reader.disk_size());
             let run = reader.next_run()?;
             lists.push((reader, run));
         }
         let size = size.ok_or_else(|| Error::invalid("no block list was given"))?;
         Ok(Self { lists, size, at: 0 })
+    }
+
+    /// The hash of each list's file and the number of blocks it names, base first; meaningful once all was told.
+    pub(crate) fn proven(&self) -> impl Iterator<Item = (Hash, u64)> {
+        self.lists
+            .iter()
+            .map(|(reader, _)| (reader.file_hash(), reader.listed()))
     }
 
     /// Size of the topmost disk in bytes.

@@ -15,6 +15,7 @@ mod write;
 
 pub(crate) use compare::Compare;
 pub use merged::Merged;
+pub(crate) use read::check_list;
 pub use read::{BlockListReader, check_block_list};
 pub use write::{BlockListWriter, ListMark};
 

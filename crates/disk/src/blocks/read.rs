@@ -9,9 +9,9 @@ use blake3::{Hash, Hasher};
 use super::{
     BlockHash, BlockListError, BlockRun, MAGIC, Runs, TAG_END, TAG_HASHES, TAG_ZEROS, VERSION,
 };
-use crate::confined::open_plain;
 use crate::error::{Error, Result};
 use crate::map::ChangeMap;
+use crate::open;
 use crate::zero::{BLOCK_SIZE, block_count};
 
 /// Largest change map accepted inside a list (16 million ranges).
@@ -37,7 +37,11 @@ impl BlockListReader {
     /// # Errors
     /// [`Error::Io`], or [`Error::BlockList`] when it is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = open_plain(path)?;
+        Self::from_file(path, open::regular(path)?)
+    }
+
+    /// A list that is open already; `path` is for messages.
+    pub(crate) fn from_file(path: &Path, file: File) -> Result<Self> {
         Self::from_reader(path, BufReader::with_capacity(128 << 10, file))
     }
 }
@@ -186,6 +190,11 @@ impl<R: Read> BlockListReader<R> {
         Ok(None)
     }
 
+    /// The number of blocks told so far.
+    pub(crate) fn listed(&self) -> u64 {
+        self.listed
+    }
+
     /// The BLAKE3 hash of the file; meaningful once the end was reached.
     #[must_use]
     pub fn file_hash(&self) -> Hash {
@@ -198,7 +207,11 @@ impl<R: Read> BlockListReader<R> {
 /// # Errors
 /// [`Error::Io`], or [`Error::BlockList`] when it is damaged.
 pub fn check_block_list(path: &Path) -> Result<(Hash, u64)> {
-    let mut reader = BlockListReader::open(path)?;
+    check_list(BlockListReader::open(path)?)
+}
+
+/// The same of a list that is open.
+pub(crate) fn check_list(mut reader: BlockListReader) -> Result<(Hash, u64)> {
     while reader.next_run()?.is_some() {}
     Ok((reader.file_hash(), reader.listed))
 }

@@ -153,19 +153,6 @@ pub fn open_file(path: &Path) -> Result<File> {
     Dir::open(parent)?.open_file(Path::new(name))
 }
 
-/// Opens a plain file for reading by any path: the file itself may be no link, no FIFO and no device; directories on the way are
-/// trusted.
-pub(crate) fn open_plain(path: &Path) -> Result<File> {
-    use rustix::fs::{CWD, Mode, OFlags, openat};
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    match openat(CWD, path, flags, Mode::empty()) {
-        Ok(file) => plain(File::from(file), path),
-        Err(rustix::io::Errno::LOOP) => Err(Error::refused(path, Refused::Symlink)),
-        Err(e) => Err(Error::io("open", path, e.into())),
-    }
-}
-
 /// Whether a file that was opened without trust is a plain one.
 pub(crate) fn plain(file: File, path: &Path) -> Result<File> {
     match Facts::of(file.as_fd(), "", path)?.kind {

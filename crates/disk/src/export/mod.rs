@@ -14,7 +14,7 @@ use plan::Planner;
 pub use rescan::changed_blocks;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blake3::Hash;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,8 @@ use crate::cancel::CancelFlag;
 use crate::error::{Error, Result};
 use crate::manifest::HexHash;
 use crate::map::ChangeMap;
-use crate::source::Source;
+use crate::source::{Chain, Source};
+use crate::verify::{DiskProof, Export, disk_files};
 use crate::writer::{Backing, BlockState, ImageMark, L2_ENTRIES, Qcow2Writer};
 use crate::zero::BLOCK_SIZE;
 
@@ -159,6 +160,42 @@ pub fn export_disk(
     progress: &(dyn Fn(Progress) + Sync),
     cancel: &CancelFlag,
 ) -> Result<DiskReport> {
+    export_proven(plan, None, progress, cancel)
+}
+
+/// Writes a disk out of exports into one image of its own, and proves every block against their manifests while it is read. The image is
+/// there only if all of it is what was exported.
+///
+/// # Errors
+/// As [`export_disk`] and [`crate::verify::disk_files`]; [`Error::Differs`], [`Error::Altered`], [`Error::BlockList`] for what is not what was
+/// exported.
+pub fn import_disk(
+    chain: &[Export],
+    instance_id: &str,
+    target: &Path,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &CancelFlag,
+) -> Result<DiskReport> {
+    let files = disk_files(chain, instance_id)?;
+    let source = Chain::open(&files.layers)?;
+    if source.size() != files.virtual_size {
+        let path = files.layers.last().map(|l| l.path.clone());
+        return Err(Error::Altered {
+            path: path.unwrap_or_default(),
+            why: "its disk has another size than its manifest says",
+        });
+    }
+    let proof = DiskProof::open(chain, instance_id)?;
+    let plan = ExportPlan::full(&source, target);
+    export_proven(&plan, Some(proof), progress, cancel)
+}
+
+fn export_proven(
+    plan: &ExportPlan<'_>,
+    mut proof: Option<DiskProof>,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &CancelFlag,
+) -> Result<DiskReport> {
     check(plan)?;
     let size = plan.source.size();
     let resized = resized_changes(plan)?;
@@ -197,6 +234,9 @@ pub fn export_disk(
             Ok(place)
         };
         let ended = copy.part(&mut planner, blocks, &mut copied, &store, &mut |run| {
+            if let Some(proof) = &mut proof {
+                proof.run(run)?;
+            }
             let mut note = |first, count, hash| {
                 if let Some(digest) = &mut digest {
                     digest.push(first, count, hash);
@@ -234,6 +274,9 @@ pub fn export_disk(
                 numbers: copied,
             });
         }
+    }
+    if let Some(proof) = proof {
+        proof.finish()?;
     }
     let bytes_written = writer.finish()?;
     let finished = finish(plan, list, digest.as_ref());

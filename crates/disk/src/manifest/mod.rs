@@ -14,15 +14,14 @@ pub use entries::{
 pub use names::{HexHash, RelativePath};
 
 use std::collections::HashSet;
-use std::io::{self, Read};
 use std::path::Path;
 
 use blake3::Hash;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{AtomicFile, Slot};
-use crate::confined::open_plain;
 use crate::error::{Error, Result};
+use crate::open;
 use crate::zero::BLOCK_SIZE;
 
 /// Name of the file in the export's directory.
@@ -49,6 +48,9 @@ pub enum ManifestError {
     /// Larger than any manifest.
     #[error("it is larger than {MAX_BYTES} bytes")]
     TooLarge,
+    /// Changed after it was written.
+    #[error("it was changed after it was written: its seal does not fit")]
+    Seal,
     /// Fields that contradict each other.
     #[error("{0}")]
     Contradiction(String),
@@ -85,6 +87,10 @@ pub struct Manifest {
     /// Decisions taken on the caller's behalf, with their reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decisions: Vec<Decision>,
+    /// BLAKE3 of the file with zeros in place of these digits: a manifest that was damaged is not believed. It stands last. Manifests of
+    /// earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seal: Option<HexHash>,
 }
 
 impl Manifest {
@@ -105,6 +111,7 @@ impl Manifest {
             files: Vec::new(),
             disks: Vec::new(),
             decisions: Vec::new(),
+            seal: None,
         }
     }
 
@@ -126,7 +133,12 @@ impl Manifest {
         if kind.version != VERSION {
             return Err(ManifestError::Version(kind.version));
         }
-        let manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        let mut manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        if let Some(seal) = manifest.seal.take()
+            && sealed(&mut bytes.to_vec()) != Some(seal.0)
+        {
+            return Err(ManifestError::Seal);
+        }
         manifest.check()?;
         Ok(manifest)
     }
@@ -137,8 +149,16 @@ impl Manifest {
     /// [`ManifestError::Contradiction`] for one that [`Manifest::decode`] would refuse.
     pub fn encode(&self) -> std::result::Result<Vec<u8>, ManifestError> {
         self.check()?;
-        let mut bytes = serde_json::to_vec_pretty(self).map_err(ManifestError::Json)?;
+        let zero = Self {
+            seal: Some(HexHash(Hash::from_bytes([0; 32]))),
+            ..self.clone()
+        };
+        let mut bytes = serde_json::to_vec_pretty(&zero).map_err(ManifestError::Json)?;
         bytes.push(b'\n');
+        let hash = sealed(&mut bytes).ok_or(ManifestError::Seal)?;
+        if let Some(digits) = digits(&mut bytes) {
+            digits.copy_from_slice(hash.to_hex().as_bytes());
+        }
         Ok(bytes)
     }
 
@@ -220,30 +240,37 @@ impl Manifest {
     /// [`Error::Unfinished`] when there is none, [`Error::Io`], [`Error::Manifest`].
     pub fn load(dir: &Path) -> Result<(Self, Hash)> {
         let path = dir.join(MANIFEST_NAME);
-        let file = match open_plain(&path) {
-            Ok(file) => file,
-            Err(Error::Io { source: e, .. })
-                if e.kind() == io::ErrorKind::NotFound && dir.is_dir() =>
-            {
+        let file = match open::below(dir, &RelativePath::new(MANIFEST_NAME)?) {
+            Err(e) if open::is_missing(&e) && dir.is_dir() => {
                 return Err(Error::Unfinished {
                     path: dir.to_owned(),
                 });
             }
-            Err(other) => return Err(other),
+            opened => opened?,
         };
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io("read", &path, e))?;
         let bad = |source| Error::Manifest {
             path: path.clone(),
             source,
         };
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(bad(ManifestError::TooLarge));
-        }
+        let bytes = match open::whole(file, &path, MAX_BYTES) {
+            Err(Error::TooLarge { .. }) => return Err(bad(ManifestError::TooLarge)),
+            read => read?,
+        };
         Ok((Self::decode(&bytes).map_err(bad)?, blake3::hash(&bytes)))
     }
+}
+
+/// The place of the seal in the bytes of a manifest: its last field.
+fn digits(bytes: &mut [u8]) -> Option<&mut [u8]> {
+    let name = b"\"seal\": \"";
+    let at = bytes.windows(name.len()).rposition(|w| w == name)? + name.len();
+    bytes.get_mut(at..at.checked_add(64)?)
+}
+
+/// What the seal of these bytes has to be; its digits are zeros afterwards.
+fn sealed(bytes: &mut [u8]) -> Option<Hash> {
+    digits(bytes)?.fill(b'0');
+    Some(blake3::hash(bytes))
 }
 
 /// `YYYY-MM-DDTHH:MM:SS[.f]Z`, with fields in their ranges.
@@ -403,6 +430,25 @@ mod tests {
             change("rct-based", "magic"),
             ManifestError::Json(_)
         ));
+    }
+
+    #[test]
+    fn every_change_of_a_single_byte_is_noticed() {
+        let bytes = sample().encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), sample());
+        for at in 0..bytes.len() {
+            for mask in [1, 0x20] {
+                let mut bad = bytes.clone();
+                bad[at] ^= mask;
+                let found = Manifest::decode(&bad);
+                assert!(found.is_err(), "byte {at}: {:?}", char::from(bad[at]));
+            }
+        }
+        // One without a seal is of an earlier version.
+        let text = String::from_utf8(bytes).unwrap();
+        let at = text.rfind(",\n  \"seal\"").unwrap();
+        let old = format!("{}\n}}\n", &text[..at]);
+        assert_eq!(Manifest::decode(old.as_bytes()).unwrap(), sample());
     }
 
     #[test]

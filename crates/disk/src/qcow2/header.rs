@@ -104,6 +104,8 @@ pub struct Header {
     pub backing_format: Option<String>,
     /// Name of the external data file as it stands in the file; empty when it has one without a name.
     pub data_file: Option<String>,
+    /// The name of an external data file, also where the image does not use it (yet).
+    pub named_data_file: Option<String>,
     /// The external data file is a valid raw image by itself.
     pub data_file_raw: bool,
     /// The line that says whose it is, where it has one.
@@ -234,7 +236,8 @@ impl Header {
             virtual_size,
             backing,
             backing_format: extensions.backing_format,
-            data_file: has_data_file.then(|| extensions.data_file.unwrap_or_default()),
+            data_file: has_data_file.then(|| extensions.data_file.clone().unwrap_or_default()),
+            named_data_file: extensions.data_file,
             data_file_raw: has_data_file && autoclear & AUTOCLEAR_RAW_DATA != 0,
             owner: extensions.owner,
             dirty: incompatible & INCOMPATIBLE_DIRTY != 0,

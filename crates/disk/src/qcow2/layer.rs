@@ -10,6 +10,7 @@ use super::header::{FormatError, Header};
 use super::walk::{Extent, ExtentKind, SliceBytes, Walk};
 use crate::error::{Error, Result};
 use crate::map::ChangeMap;
+use crate::open;
 
 /// Bytes of an L2 table that are read and kept at a time.
 pub(super) const SLICE: u64 = 8 << 10;
@@ -54,14 +55,20 @@ impl Qcow2Layer {
     /// # Errors
     /// As [`Qcow2Layer::open`]; also when a data file is given for an image without one.
     pub fn open_with_data_file(path: &Path, data_file: Option<&Path>) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let file = open::disk(path)?;
         let data: Option<Box<dyn ReadAt>> = match data_file {
-            Some(p) => Some(Box::new(
-                File::open(p).map_err(|e| Error::io("open", p, e))?,
-            )),
+            Some(p) => Some(Box::new(open::disk(p)?)),
             None => None,
         };
         Self::from_parts(path, Box::new(file), data_file.unwrap_or(path), data)
+    }
+
+    /// An image that is open already; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Qcow2Layer::open`].
+    pub(crate) fn from_file(path: &Path, file: File) -> Result<Self> {
+        Self::from_parts(path, Box::new(file), path, None)
     }
 
     /// An image in memory, for fuzzing.

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{RawLayer, Source, SourceExtent, check_range, push_extent};
 use crate::error::{Error, Result};
+use crate::manifest::RelativePath;
+use crate::open;
 use crate::qcow2::{Extent, ExtentKind, Qcow2Layer};
 
 /// Unpacked clusters kept per chain (at most 2 MiB each).
@@ -33,6 +35,8 @@ pub struct LayerSpec {
     pub format: LayerFormat,
     /// The external data file of a qcow2 image that has one.
     pub data_file: Option<PathBuf>,
+    /// The directory of somebody else it belongs to: below it no link is followed. `path` lies in it.
+    pub within: Option<(PathBuf, RelativePath)>,
 }
 
 impl LayerSpec {
@@ -43,6 +47,16 @@ impl LayerSpec {
             path: path.into(),
             format: LayerFormat::Qcow2,
             data_file: None,
+            within: None,
+        }
+    }
+
+    /// A qcow2 layer in a directory of somebody else.
+    #[must_use]
+    pub fn inside(dir: &Path, file: &RelativePath) -> Self {
+        Self {
+            within: Some((dir.to_owned(), file.clone())),
+            ..Self::qcow2(dir.join(file))
         }
     }
 
@@ -53,6 +67,7 @@ impl LayerSpec {
             path: path.into(),
             format: LayerFormat::Raw,
             data_file: None,
+            within: None,
         }
     }
 
@@ -61,6 +76,15 @@ impl LayerSpec {
     pub fn with_data_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.data_file = Some(path.into());
         self
+    }
+}
+
+impl LayerSpec {
+    fn open_within(&self) -> Result<Qcow2Layer> {
+        let Some((dir, file)) = &self.within else {
+            return Qcow2Layer::open(&self.path);
+        };
+        Qcow2Layer::from_file(&self.path, open::below(dir, file)?)
     }
 }
 
@@ -119,6 +143,9 @@ impl Chain {
         let mut layers = Vec::with_capacity(specs.len());
         for spec in specs {
             layers.push(match spec.format {
+                LayerFormat::Qcow2 if spec.within.is_some() => {
+                    Layer::Qcow2(Box::new(spec.open_within()?))
+                }
                 LayerFormat::Qcow2 => Layer::Qcow2(Box::new(Qcow2Layer::open_with_data_file(
                     &spec.path,
                     spec.data_file.as_deref(),
@@ -146,7 +173,17 @@ impl Chain {
             path: path.to_owned(),
             format,
             data_file: None,
+            within: None,
         }])
+    }
+
+    /// The name of what the lowest layer lies on, as its header has it; never followed.
+    #[must_use]
+    pub fn backing(&self) -> Option<&str> {
+        match self.layers.first() {
+            Some(Layer::Qcow2(layer)) => layer.backing(),
+            _ => None,
+        }
     }
 
     /// Number of layers.

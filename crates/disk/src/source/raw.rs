@@ -7,6 +7,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::open;
 use crate::qcow2::ReadAt;
 
 /// A raw image or block device, opened for reading.
@@ -23,7 +24,7 @@ impl RawLayer {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let file = open::disk(path)?;
         let size = ReadAt::size(&file).map_err(|e| Error::io("measure", path, e))?;
         Ok(Self {
             path: path.to_owned(),

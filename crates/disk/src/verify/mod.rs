@@ -5,17 +5,20 @@
 //! give the digest of the whole disk. So every point of the chain is proven, while each image is read once.
 
 mod exports;
+mod proof;
 
 pub use exports::{DiskFiles, Export, disk_files, open_exports};
+pub use proof::DiskProof;
 
-use exports::inside;
+use exports::open_inside;
 
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use blake3::Hash;
 
-use crate::blocks::{BlockListReader, Compare, Merged, check_block_list};
+use crate::blocks::{BlockListReader, Compare, Merged, check_list};
 use crate::cancel::CancelFlag;
 use crate::error::{Error, Result};
 use crate::export::{Copy, Progress, default_threads};
@@ -173,8 +176,9 @@ impl From<Problem> for Broken {
     }
 }
 
-fn check_length(path: &Path, expected: u64) -> Result<(), Broken> {
-    let found = fs::metadata(path)
+fn check_length(path: &Path, file: &File, expected: u64) -> Result<(), Broken> {
+    let found = file
+        .metadata()
         .map_err(|e| Error::io("open", path, e))?
         .len();
     if found == expected {
@@ -194,12 +198,12 @@ fn check_plain(
     bytes: u64,
     hash: Hash,
 ) -> Result<(u64, u64), Broken> {
-    let path = inside(dir, file)?;
-    check_length(&path, bytes)?;
-    let handle = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let (path, handle) = open_inside(dir, file)?;
+    check_length(&path, &handle, bytes)?;
     let mut hasher = blake3::Hasher::new();
+    // A file that grows meanwhile is not read for ever.
     hasher
-        .update_reader(handle)
+        .update_reader(handle.take(bytes.saturating_add(1)))
         .map_err(|e| Error::io("read", &path, e))?;
     if hasher.finalize() != hash {
         return Err(Problem::Hash { path }.into());
@@ -215,17 +219,21 @@ fn check_disk(
     cancel: &CancelFlag,
 ) -> Result<(u64, u64), Broken> {
     let files = disk_files(levels, &disk.instance_id)?;
-    let image = inside(dir, &disk.file)?;
-    let list = inside(dir, &disk.block_list.file)?;
-    check_length(&image, disk.file_bytes)?;
-    check_length(&list, disk.block_list.bytes)?;
-    if check_block_list(&list)? != (disk.block_list.blake3.0, disk.block_list.blocks) {
+    let (image, image_file) = open_inside(dir, &disk.file)?;
+    let (list, list_file) = open_inside(dir, &disk.block_list.file)?;
+    check_length(&image, &image_file, disk.file_bytes)?;
+    check_length(&list, &list_file, disk.block_list.bytes)?;
+    let reader = || -> Result<BlockListReader> {
+        let (path, file) = open_inside(dir, &disk.block_list.file)?;
+        BlockListReader::from_file(&path, file)
+    };
+    if check_list(reader()?)? != (disk.block_list.blake3.0, disk.block_list.blocks) {
         return Err(Problem::Hash { path: list }.into());
     }
 
-    let listed = listed_blocks(&list)?;
-    let layer = Qcow2Layer::open(&image)?;
-    let size = BlockListReader::open(&list)?.disk_size();
+    let listed = listed_blocks(reader()?)?;
+    let layer = Qcow2Layer::from_file(&image, image_file)?;
+    let size = reader()?.disk_size();
     if [layer.virtual_size(), size] != [disk.virtual_size; 2] {
         return Err(Problem::Size.into());
     }
@@ -241,7 +249,7 @@ fn check_disk(
     drop(layer);
 
     let source = Chain::open(&files.layers)?;
-    let mut expected = Compare::new(BlockListReader::open(&list)?, size);
+    let mut expected = Compare::new(reader()?, size);
     let mut bad = None;
     let copy = Copy {
         source: &source,
@@ -292,8 +300,7 @@ fn check_base(layer: &Qcow2Layer, disk: &DiskEntry) -> Result<(), Broken> {
 }
 
 /// The bytes of the blocks a list names.
-fn listed_blocks(path: &Path) -> Result<ChangeMap> {
-    let mut reader = BlockListReader::open(path)?;
+fn listed_blocks(mut reader: BlockListReader) -> Result<ChangeMap> {
     let size = reader.disk_size();
     let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
     while let Some(run) = reader.next_run()? {

@@ -77,7 +77,11 @@ async fn a_fake_makes_and_folds_layers_like_the_real_one() {
         .unwrap();
     assert_eq!(second.instant, hypervisor.clock().now());
     let info = images
-        .info(&dir.path().join("l2.qcow2"), false)
+        .info_as(
+            &dir.path().join("l2.qcow2"),
+            Some(ImageFormat::Qcow2),
+            false,
+        )
         .await
         .unwrap();
     assert_eq!(info.backing.as_deref(), Some("./l1.qcow2"));

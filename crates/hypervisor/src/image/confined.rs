@@ -46,7 +46,7 @@ fn written(path: &Path) -> String {
 async fn a_service_with_a_tool() {
     let tool = std::env::var_os("KVMMS_TEST_TOOL").unwrap();
     let error = ImageTool::new(PathBuf::from(tool))
-        .info(Path::new("/x"), false)
+        .info_as(Path::new("/x"), Some(ImageFormat::Qcow2), false)
         .await;
     panic!("the tool never ends: {error:?}");
 }
@@ -149,7 +149,7 @@ async fn a_tool_has_no_environment_no_network_and_bounded_means() {
         told.display()
     );
     let error = ImageTool::new(tool(dir.path(), &script))
-        .info(Path::new("/x"), false)
+        .info_as(Path::new("/x"), Some(ImageFormat::Qcow2), false)
         .await;
     error.unwrap_err();
     let told = std::fs::read_to_string(told).unwrap();
@@ -189,7 +189,7 @@ async fn an_endless_answer_is_an_error_and_not_kept() {
     let dir = tempfile::tempdir().unwrap();
     let tool = tool(dir.path(), "head -c 67108865 /dev/zero");
     let error = ImageTool::new(tool)
-        .info(Path::new("/x"), false)
+        .info_as(Path::new("/x"), Some(ImageFormat::Qcow2), false)
         .await
         .unwrap_err();
     let Error::Image { status, .. } = &error else {

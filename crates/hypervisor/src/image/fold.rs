@@ -353,7 +353,7 @@ mod tests {
         assert!(chain.contents(2).await == disk);
         let info = chain
             .images
-            .info(&chain.layers[2].path, false)
+            .info_as(&chain.layers[2].path, Some(ImageFormat::Qcow2), false)
             .await
             .unwrap();
         assert_eq!(

@@ -14,6 +14,8 @@ mod tag;
 mod tests;
 mod types;
 
+use std::ffi::OsString;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -22,7 +24,7 @@ pub use self::locks::{free_within, in_use};
 pub use self::tag::write_owner;
 pub use self::types::{CheckReport, ConvertOptions, ImageInfo, NewImage};
 
-use self::run::{Args, Limits, Output, Running};
+use self::run::{Args, Limits, Output, Running, file_argument};
 use crate::config::{ImageFormat, path_text};
 use crate::error::{Error, Result};
 use crate::qmp::codec::{flag, number, text};
@@ -121,14 +123,6 @@ impl ImageTool {
         owner::take_after(image)
     }
 
-    /// What the image is. The format is told by its content, so do not use this on a file a guest wrote as raw.
-    ///
-    /// # Errors
-    /// [`Error::Image`].
-    pub async fn info(&self, path: &Path, share: bool) -> Result<ImageInfo> {
-        self.info_as(path, None, share).await
-    }
-
     /// What the image is, opened as that format.
     ///
     /// # Errors
@@ -182,14 +176,17 @@ impl ImageTool {
         self.run(args, Limits::tables(path)).await.map(drop)
     }
 
-    /// Checks a qcow2, VHDX or VHD image for consistency. Damage is in the report, not an error.
+    /// Makes the topmost of these images larger. They are given base first, each with its format; what their headers say of each other is
+    /// not followed.
     ///
     /// # Errors
-    /// [`Error::Image`] where it cannot be checked at all.
-    pub async fn check(&self, path: &Path) -> Result<CheckReport> {
-        let mut args = Args::new("check");
-        args.push("--output=json").file(path)?;
-        self.check_with(args, path).await
+    /// As [`ImageTool::resize`].
+    pub async fn resize_chain(&self, chain: &[(&Path, ImageFormat)], bytes: u64) -> Result<()> {
+        let mut args = Args::new("resize");
+        args.push("-q");
+        args.push(chain_argument(chain)?).push(bytes.to_string());
+        let top = chain.last().map_or(Path::new("/"), |(path, _)| path);
+        self.run(args, Limits::tables(top)).await.map(drop)
     }
 
     /// Checks one qcow2 layer without opening what lies beneath it, which a machine may have open.
@@ -197,12 +194,17 @@ impl ImageTool {
     /// # Errors
     /// [`Error::Image`] where the layer cannot be checked at all, also where something has it open itself.
     pub async fn check_layer(&self, path: &Path) -> Result<CheckReport> {
-        let mut args = Args::new("check");
-        args.push("--output=json").push(layer_alone(path)?);
-        self.check_with(args, path).await
+        self.check_one(path, ImageFormat::Qcow2).await
     }
 
-    async fn check_with(&self, args: Args, path: &Path) -> Result<CheckReport> {
+    /// Checks a qcow2, VHDX or VMDK image for consistency, without what lies beneath it. Damage is in the report, not an error.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where it cannot be checked at all.
+    pub async fn check_one(&self, path: &Path, format: ImageFormat) -> Result<CheckReport> {
+        let mut args = Args::new("check");
+        args.push("--output=json");
+        args.push(chain_argument(&[(path, format)])?);
         let output = self.output(args, Limits::tables(path)).await?;
         // 2 is damage, 3 is leaks: both come with a report.
         if !matches!(output.code, Some(0 | 2 | 3)) {
@@ -228,26 +230,52 @@ impl ImageTool {
         target: (&Path, ImageFormat),
         options: &ConvertOptions,
     ) -> Result<()> {
+        let mut args = Args::new("convert");
+        args.push("-q").share(options.share);
+        args.push("-f").push(source.1.as_str());
+        args.push("-O").push(target.1.as_str());
+        self.convert_with(args, file_argument(source.0)?, target, options)
+            .await
+    }
+
+    /// Copies the disk that these images make up, base first, each with its format, into a new file of its own. What their headers say of
+    /// each other is not followed.
+    ///
+    /// # Errors
+    /// As [`ImageTool::convert`].
+    pub async fn convert_chain(
+        &self,
+        chain: &[(&Path, ImageFormat)],
+        target: (&Path, ImageFormat),
+        options: &ConvertOptions,
+    ) -> Result<()> {
+        let mut args = Args::new("convert");
+        args.push("-q").share(options.share);
+        args.push("-O").push(target.1.as_str());
+        self.convert_with(args, chain_argument(chain)?.into(), target, options)
+            .await
+    }
+
+    async fn convert_with(
+        &self,
+        mut args: Args,
+        source: OsString,
+        target: (&Path, ImageFormat),
+        options: &ConvertOptions,
+    ) -> Result<()> {
         if target.0.symlink_metadata().is_ok() {
             return Err(Error::conflict(format!(
                 "{} exists already",
                 target.0.display()
             )));
         }
-        let mut args = Args::new("convert");
-        args.push("-q")
-            .share(options.share)
-            .push("-f")
-            .push(source.1.as_str())
-            .push("-O")
-            .push(target.1.as_str());
         if options.compressed {
             args.push("-c");
         }
         for option in creation_options(target.1, options.fixed, false) {
             args.push("-o").push(option);
         }
-        args.file(source.0)?.file(target.0)?;
+        args.push(source).file(target.0)?;
         let result = self.run(args, Limits::copying()).await.map(drop);
         if result.is_err() {
             let _ = std::fs::remove_file(target.0);
@@ -345,9 +373,32 @@ impl ImageTool {
 
 /// A qcow2 layer as the tool is to open it: without what lies beneath it.
 fn layer_alone(path: &Path) -> Result<String> {
-    let file = serde_json::json!({ "driver": "file", "filename": path_text(path)? });
-    let node = serde_json::json!({ "driver": "qcow2", "backing": null, "file": file });
-    Ok(format!("json:{node}"))
+    chain_argument(&[(path, ImageFormat::Qcow2)])
+}
+
+/// A chain, base first, as one argument that says everything: nothing is probed, no name in a header is followed.
+fn chain_argument(chain: &[(&Path, ImageFormat)]) -> Result<String> {
+    let mut below = Value::Null;
+    for (path, format) in chain {
+        let device = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+        let driver = if device { "host_device" } else { "file" };
+        let file = serde_json::json!({ "driver": driver, "filename": path_text(path)? });
+        let mut node = serde_json::json!({ "driver": format.as_str(), "file": file });
+        match (format, node.as_object_mut()) {
+            (ImageFormat::Qcow2 | ImageFormat::Vmdk, Some(fields)) => {
+                fields.insert("backing".to_owned(), below);
+            }
+            _ if !below.is_null() => {
+                return Err(Error::config(format!(
+                    "{} cannot lie on another image",
+                    path.display()
+                )));
+            }
+            _ => {}
+        }
+        below = node;
+    }
+    Ok(format!("json:{below}"))
 }
 
 fn creation_options(format: ImageFormat, fixed: bool, extended_l2: bool) -> Vec<&'static str> {

@@ -298,7 +298,7 @@ impl Args {
 }
 
 /// An absolute path can be taken neither for an option nor for a protocol (`nbd:…`), whatever its name contains.
-fn file_argument(path: &Path) -> Result<OsString> {
+pub(super) fn file_argument(path: &Path) -> Result<OsString> {
     if path.is_absolute() {
         return Ok(path.as_os_str().to_owned());
     }

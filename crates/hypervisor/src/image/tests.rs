@@ -34,7 +34,7 @@ async fn images_of_every_format_have_the_size_asked_for() {
 #[tokio::test]
 async fn a_failure_carries_what_the_tool_said() {
     let error = ImageTool::default()
-        .info(Path::new("/no/such/image"), false)
+        .info_as(Path::new("/no/such/image"), Some(ImageFormat::Qcow2), false)
         .await
         .unwrap_err();
     let Error::Image {
@@ -46,7 +46,7 @@ async fn a_failure_carries_what_the_tool_said() {
     assert!(command.starts_with("qemu-img info"), "{command}");
     assert!(stderr.contains("No such file"), "{stderr}");
     let error = ImageTool::new("/no/qemu-img")
-        .info(Path::new("/x"), false)
+        .info_as(Path::new("/x"), Some(ImageFormat::Qcow2), false)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
@@ -101,7 +101,11 @@ async fn growing_works_and_shrinking_must_be_allowed() {
         .await
         .unwrap();
     assert_eq!(
-        images.info(&path, false).await.unwrap().virtual_size,
+        images
+            .info_as(&path, Some(ImageFormat::Qcow2), false)
+            .await
+            .unwrap()
+            .virtual_size,
         1 << 20
     );
 }

@@ -81,6 +81,10 @@ Examples:
         /// state directory]
         #[arg(long, value_name = "DIR")]
         to: Option<PathBuf>,
+        /// Take saved memory over, so that the machines go on where they were. QEMU runs what is in it: only for
+        /// exports you trust
+        #[arg(long)]
+        with_memory: bool,
     },
     /// Delete a collection that has no points; its members stay
     #[command(visible_alias = "rm")]

@@ -232,6 +232,10 @@ pub(crate) struct ImportArgs {
     /// hold the newest export, or all of them
     #[arg(long, value_name = "POINT")]
     pub(crate) at: Option<String>,
+    /// Take saved memory over, so that the machine goes on where it was. QEMU runs what is in it: whoever made the
+    /// export then has the machine's process. Only for exports you trust
+    #[arg(long)]
+    pub(crate) with_memory: bool,
 }
 
 /// Arguments of `verify`.

@@ -210,6 +210,7 @@ pub(super) async fn import(session: &Session, a: ImportArgs) -> Result<()> {
                 ("NewName", text(a.name)),
                 ("DiskDirectory", disks.into()),
                 ("Point", text(a.at)),
+                ("RestoreMemory", asked_for(a.with_memory)),
             ]),
         )
         .await?;
@@ -237,6 +238,11 @@ pub(super) async fn import(session: &Session, a: ImportArgs) -> Result<()> {
     session.output.done(&line, &row)
 }
 
+/// A switch that older services do not know is sent only when it is used.
+fn asked_for(switch: bool) -> Value {
+    if switch { true.into() } else { Value::Null }
+}
+
 /// Makes machines and a collection of the exports of a collection's point.
 pub(super) async fn import_group(
     session: &Session,
@@ -244,6 +250,7 @@ pub(super) async fn import_group(
     at: Option<String>,
     name: Option<String>,
     to: Option<PathBuf>,
+    with_memory: bool,
 ) -> Result<()> {
     session.needs_kvmms("import a collection")?;
     let text = |text: Option<String>| text.map_or(Value::Null, Value::from);
@@ -260,6 +267,7 @@ pub(super) async fn import_group(
                 ("Point", text(at)),
                 ("NewName", text(name)),
                 ("DiskDirectory", disks.into()),
+                ("RestoreMemory", asked_for(with_memory)),
             ]),
         )
         .await?;

@@ -128,7 +128,8 @@ pub(super) async fn run(session: &Session, verb: GroupVerb) -> Result<()> {
             at,
             name,
             to,
-        } => super::export::import_group(session, &directory, at, name, to).await,
+            with_memory,
+        } => super::export::import_group(session, &directory, at, name, to, with_memory).await,
         GroupVerb::Delete { group } => {
             let found = self::group(session, &group, Naming::Whole).await?;
             let given = parameters([("Collection", found.path().into())]);

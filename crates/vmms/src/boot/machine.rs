@@ -9,8 +9,10 @@ use hypervisor::{Generation, ImageFormat, LayerFile, MachineConfig, NewImage, na
 use uuid::Uuid;
 
 use super::{BootEvidence, Wanted};
-use crate::import::{firmware, leave_out_others, machine_of, plan};
+use crate::exported::{self, Exported};
+use crate::import::{firmware, leave_out_others, plan};
 use crate::point::tidy::blocking;
+use crate::trusted::check_known;
 use crate::vm::{DeviceKind, Vm, spec};
 use crate::{Fault, Result, Vmms, fault};
 
@@ -26,7 +28,12 @@ pub(super) async fn restore(
     wanted: &Wanted,
     evidence: &mut BootEvidence,
 ) -> Result<MachineConfig> {
-    let (mut record, exported) = machine_of(chain, id)?;
+    let Exported {
+        machine: mut record,
+        was: exported,
+        left_out,
+    } = exported::machine(vmms, chain, id)?;
+    evidence.left_out.extend(left_out);
     let name: String = record.name.chars().take(200).collect();
     record.name = format!("{name} (restored to be tried)");
     let disks = spec::state_dir(&vmms.dirs, id).join("disks");
@@ -38,6 +45,9 @@ pub(super) async fn restore(
     separate(&mut record, wanted, evidence);
     for part in &parts {
         part.put_in(&mut record);
+        // QEMU is about to see them, proven or not.
+        let layers = part.layers.iter();
+        check_known(layers.map(|l| (l.path.as_path(), ImageFormat::Qcow2)))?;
     }
 
     let (own, held) = (Arc::clone(vmms), chain.to_vec());

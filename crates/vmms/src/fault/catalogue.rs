@@ -431,6 +431,20 @@ catalogue! {
         "Another store was put in its place. Nothing was changed.",
         ["Put the right file back, together with its -wal and .revision files.", "Or let `kvmmsd recover` rebuild it."];
     // 240..: images and imports that are not trusted
+    240 NotAFile InvalidParameter Medium Security "{0} is {1}, not a file",
+        "Images are regular files, or block devices below /dev; what belongs to an export is a regular file below its directory. FIFOs, sockets, character devices, directories and links to devices are not opened.", ["Name the file itself."];
+    241 ImageRefused AccessDenied High Security "the image {0} is not opened: {1}",
+        "What its header says would make QEMU open other files of this host. A guest can write such a header to its disk, and so can whoever made the image.", ["Do not use the image before you know who wrote its header.", "Where it is yours: copy it on a machine that may be lost, `qemu-img convert -O qcow2`, and use the copy."];
+    242 BackingOutside AccessDenied High Security "{0} lies on {1}, which is outside of {2}",
+        "The header of an image names the file beneath it, and only files below the directories for images are opened for that.", ["Move the file beneath it there, and let the header name it: `qemu-img rebase -u`.", "Or add its directory to the directories for images in the configuration."];
+    243 FormatContradiction InvalidState High Security "{0} was used as {1} before and {2}",
+        "The file was replaced by one of another format, or a guest wrote the mark of that format to its disk.", ["Where the file was replaced on purpose, give the new one another name.", "Otherwise do not use it before you know who wrote it."];
+    244 ImageLoop InvalidState Medium Security "{0} cannot be opened: {1} lies on itself",
+        "The backing files named in the headers form a ring.", ["Name the right file in the header: `qemu-img rebase -u`."];
+    245 ExportDamaged Failed Fatal Security "{0} is not what was exported: {1}",
+        "The file was changed, exchanged with another one, or damaged after the export.", ["Use another copy of the export.", "See all that is wrong with it: `kvmms verify`."];
+    246 ConfigRefused IncorrectType High Security "the configuration {0} is not taken over: {1}",
+        "It was changed after the export, or made by something else than kvmms.", ["Use another copy of the export.", "Or make a machine by hand, and attach the exported images to it."];
     // 260..: confinement
     260 MachineUsersSpent OutOfResources Medium Resource "every user from {0} to {1} has been given to a machine",
         "Each machine's QEMU runs as a user of its own, whose number is never given again.", ["Configure another range: `machine_user_first` and `machine_user_count`.", "Or run QEMU as the service's own user: `confinement = \"sandbox\"`."];

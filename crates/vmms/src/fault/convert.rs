@@ -59,6 +59,17 @@ impl From<disk::Error> for Fault {
             }
             return fault;
         }
+        if let disk::Error::Differs { what, offset } = &error {
+            return Fault::new(Message::DigestMismatch, [what.clone(), offset.to_string()]);
+        }
+        if let disk::Error::Altered { path, why } = &error {
+            let shown = path.display().to_string();
+            return Fault::new(Message::ExportDamaged, [shown.as_str(), why]);
+        }
+        if let disk::Error::NotAFile { path, found } = &error {
+            let shown = path.display().to_string();
+            return Fault::new(Message::NotAFile, [shown.as_str(), found]);
+        }
         let mut fault = Fault::new(Message::Block, [error.to_string()]);
         fault.causes.extend(sources(&error, Message::Block));
         fault

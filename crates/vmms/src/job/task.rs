@@ -262,6 +262,9 @@ pub enum Task {
         /// Whether it is to be a planned machine.
         #[serde(default)]
         planned: bool,
+        /// Whether exported memory is taken over.
+        #[serde(default)]
+        memory: bool,
     },
     /// Makes machines and a collection of the exports of a collection's point.
     ImportGroup {
@@ -271,6 +274,9 @@ pub enum Task {
         name: String,
         /// The machines.
         members: Vec<MemberImport>,
+        /// Whether exported memory is taken over.
+        #[serde(default)]
+        memory: bool,
     },
     /// Imports snapshots to a planned machine.
     ImportSnapshots {

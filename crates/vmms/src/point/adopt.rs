@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use disk::manifest::{self, Manifest};
-use disk::verify::{Export, disk_files};
+use disk::verify::{DiskProof, Export, disk_files};
 use disk::{CancelFlag, Chain, Source};
 use uuid::Uuid;
 
@@ -34,13 +34,18 @@ pub async fn adopt_point(
     config: &Path,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let directory = match config.is_dir() {
-        true => config.to_owned(),
-        // `Virtual Machines/<GUID>.json` below the directory with the manifest.
-        false => config.ancestors().nth(2).unwrap_or(config).to_owned(),
-    };
-    let directory = find_export(&directory)?;
-    let (manifest, _) = Manifest::load(&directory)?;
+    let config = config.to_owned();
+    let found = super::tidy::blocking(move || {
+        let directory = match config.is_dir() {
+            true => config.as_path(),
+            // `Virtual Machines/<GUID>.json` below the directory with the manifest.
+            false => config.ancestors().nth(2).unwrap_or(&config),
+        };
+        let directory = find_export(directory)?;
+        let (manifest, _) = Manifest::load(&directory)?;
+        Ok((directory, manifest))
+    });
+    let (directory, manifest) = found.await?;
     let point = admit(vmms, vm, &manifest, &directory)?;
     let affected = vec![
         (Element::Vm(vm), Effect::ExclusiveUse),
@@ -225,11 +230,13 @@ fn prove(
         let (device, disk) = exported_disk(vm, &entry.instance_id)?;
         let exported = Chain::open(&disk_files(chain, &entry.instance_id)?.layers)?;
         let present = super::open_present(device, &disk.layers)?;
-        pairs.push((disk, exported, present));
+        let proof = DiskProof::open(chain, &entry.instance_id)?;
+        pairs.push((disk, exported, present, proof));
     }
-    let total: u64 = pairs.iter().map(|(_, e, _)| e.size()).sum();
+    let total: u64 = pairs.iter().map(|(_, e, ..)| e.size()).sum();
     let (mut done, mut a, mut b) = (0, Vec::new(), Vec::new());
-    for (disk, exported, present) in &pairs {
+    let uids = pairs.iter().map(|(disk, ..)| disk.uid).collect();
+    for (disk, exported, present, mut proof) in pairs {
         let differs = |at: u64| fault!(DigestMismatch, disk.path.display(), at);
         if exported.size() != present.size() {
             return Err(differs(exported.size().min(present.size())));
@@ -238,22 +245,21 @@ fn prove(
         while at < exported.size() {
             cancel.check()?;
             let len = STEP.min(exported.size() - at);
-            let zero =
-                |s: &Chain| -> Result<bool> { Ok(s.extents(at..at + len)?.iter().all(|e| e.zero)) };
-            if !(zero(exported)? && zero(present)?) {
-                let room = usize::try_from(len).map_err(|e| fault!(Internal, e))?;
-                a.resize(room, 0);
-                b.resize(room, 0);
-                exported.read_at(&mut a, at)?;
-                present.read_at(&mut b, at)?;
-                if let Some(first) = a.iter().zip(&b).position(|(x, y)| x != y) {
-                    return Err(differs(at + first as u64));
-                }
+            let room = usize::try_from(len).map_err(|e| fault!(Internal, e))?;
+            a.resize(room, 0);
+            b.resize(room, 0);
+            exported.read_at(&mut a, at)?;
+            present.read_at(&mut b, at)?;
+            if let Some(first) = a.iter().zip(&b).position(|(x, y)| x != y) {
+                return Err(differs(at + first as u64));
             }
+            // Both may have the same damage: the manifest knows better.
+            proof.bytes(&a)?;
             at += len;
             done += len;
             told(done, total);
         }
+        proof.finish()?;
     }
-    Ok(pairs.iter().map(|(disk, _, _)| disk.uid).collect())
+    Ok(uids)
 }

@@ -47,8 +47,9 @@ pub use destroy::destroy_point;
 pub(crate) use destroy::drop_all;
 pub use files::disk_id_text;
 pub(crate) use files::{
-    FIRMWARE_VARS, blocks_path, check_chain, check_formats, layer_path, load_config, make_dir,
-    map_path, open_chain, open_present, point_dir, remove, save_config, stamp, sync,
+    CONFIG_FORMAT, FIRMWARE_VARS, SavedConfig, blocks_path, check_chain, check_formats, layer_path,
+    load_config, make_dir, map_path, open_chain, open_present, point_dir, remove, save_config,
+    stamp, sync,
 };
 pub(crate) use maps::{between, keep as keep_map};
 pub use memory::Memory;

@@ -1,18 +1,21 @@
 //! What an export tells of a snapshot besides its configuration and disks: a small file of its own, named in the manifest.
 
-use std::path::Path;
 use std::time::SystemTime;
 
-use disk::manifest::Manifest;
+use disk::verify::Export;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind};
 use crate::point::Consistency;
-use crate::{Fault, Result, fault};
+use crate::{Result, fault};
 
 /// The mark of the file.
 const FORMAT: &str = "kvmms-snapshot";
+/// Largest file that is read.
+const MOST: u64 = 1 << 20;
+/// Longest text in it.
+const MOST_TEXT: usize = 64 << 10;
 
 /// A snapshot as it stands in an export.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,18 +60,22 @@ impl Definition {
     }
 
     /// The file of an export; `None` where the export is no snapshot's.
-    pub(crate) fn read(dir: &Path, manifest: &Manifest) -> Result<Option<Self>> {
-        let Some(file) = manifest.files.iter().find(|f| f.role == Self::ROLE) else {
+    pub(crate) fn read(export: &Export) -> Result<Option<Self>> {
+        let Some(file) = export.file(Self::ROLE) else {
             return Ok(None);
         };
-        let path = dir.join(&file.path);
-        let text = std::fs::read(&path).map_err(|e| Fault::io("read", &path, &e))?;
+        let path = export.dir.join(&file.path);
+        let text = export.read(file, MOST)?;
         let wrong = |why: String| fault!(WrongType, path.display(), why);
         let read: Definition = serde_json::from_slice(&text)
             .map_err(|e| wrong(format!("it is no definition of a snapshot: {e}")))?;
         if read.format != FORMAT || read.version != 1 {
             let what = format!("{} version {} is not known", read.format, read.version);
             return Err(wrong(what));
+        }
+        let odd = |text: &String| text.len() > MOST_TEXT || text.chars().any(|c| c == '\0');
+        if read.notes.iter().chain([&read.name]).any(odd) {
+            return Err(wrong("its texts are longer than any".to_owned()));
         }
         Ok(Some(read))
     }

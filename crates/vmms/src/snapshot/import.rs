@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use disk::manifest::Manifest;
-use disk::verify::{Export, disk_files};
+use disk::verify::{DiskProof, Export, disk_files};
 use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_disk};
 use hypervisor::ImageFormat;
 use hypervisor::image::write_owner;
@@ -22,15 +22,16 @@ use uuid::Uuid;
 
 use super::create::forget_files;
 use super::{Definition, Snapshot};
+use crate::exported::{self, Exported};
 use crate::job::{JobContext, Task};
 use crate::layer::{Frozen, LayerRef};
 use crate::owner::Owner;
 use crate::point::freeze::{self, Step};
 use crate::point::tidy::blocking;
 use crate::point::{self, Consistency, Decision, Point, PointDisk, disk_id_text, quiet, settle};
-use crate::verify::chain_of;
+use crate::verify::{chain_of, has_manifest};
 use crate::vm::{Asked, DeviceKind, Disk, Power, Vm};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, export, fault, guid};
+use crate::{Effect, Element, Kind, Result, Vmms, export, fault, guid};
 
 /// Bytes that are compared in one go.
 const STEP: u64 = 1 << 20;
@@ -133,12 +134,17 @@ fn definitions(folder: &Path) -> Result<(Vec<Found>, Option<Definition>)> {
     dirs.extend(above.map(Path::to_owned));
     let (mut found, mut present) = (Vec::new(), None);
     for (place, dir) in dirs.into_iter().enumerate() {
-        if !dir.join(disk::manifest::MANIFEST_NAME).is_file() {
+        if !has_manifest(&dir) {
             continue;
         }
-        let (manifest, _) = Manifest::load(&dir)
+        let (manifest, hash) = Manifest::load(&dir)
             .map_err(|e| fault!(ManifestUnusable, dir.display()).caused_by(e))?;
-        match Definition::read(&dir, &manifest)? {
+        let export = Export {
+            dir: dir.clone(),
+            manifest,
+            hash,
+        };
+        match Definition::read(&export)? {
             Some(definition) if definition.present => {
                 present.get_or_insert(definition);
             }
@@ -180,6 +186,8 @@ struct Part {
     /// The snapshot's place in the list.
     snapshot: usize,
     device: String,
+    /// What the manifests call it.
+    instance: String,
     disk: Uuid,
     /// The disk as it was.
     source: Vec<disk::LayerSpec>,
@@ -214,7 +222,7 @@ async fn bring_in(
     }
     let mut records = Vec::new();
     for (snapshot, chain) in snapshots.iter().zip(&exports) {
-        records.push(settings_of(&record, snapshot, chain)?);
+        records.push(settings_of(vmms, &record, snapshot, chain)?);
     }
     let steps = freeze::plan(vmms, &record, |disk| {
         let wanted = |s: &Read| s.settings.disk(disk.uid).is_some();
@@ -225,11 +233,19 @@ async fn bring_in(
     let files = parts.iter().map(|p| p.file.path.clone());
     let files = files.chain(parts.iter().map(map)).collect();
     ctx.note(&Notes { files }).await?;
-    let parts = write(vmms, ctx, &record, parts).await?;
-    let mut kept = Vec::new();
-    for (at, (read, import)) in (0..).zip(records.iter().zip(snapshots)) {
-        kept.push(keep(vmms, &record, read, import, &parts, at)?);
-    }
+    let exports: Arc<[Vec<Export>]> = exports.into();
+    let parts = write(vmms, ctx, &record, parts, Arc::clone(&exports)).await?;
+    let (own, of, named) = (Arc::clone(vmms), Arc::clone(&record), snapshots.to_vec());
+    let cancel = ctx.cancel_flag();
+    let (parts, kept) = blocking(move || {
+        let mut kept = Vec::new();
+        for (at, (read, import)) in (0..).zip(records.iter().zip(&named)) {
+            let chain = exports.get(at).map(Vec::as_slice).unwrap_or_default();
+            kept.push(keep(&own, &of, (read, chain), import, &parts, at, &cancel)?);
+        }
+        Ok((parts, kept))
+    })
+    .await?;
     ctx.no_return().await?;
     vmms.db
         .change(|draft| freeze::announce(draft, vm, &steps))
@@ -277,33 +293,21 @@ struct Read {
     /// Its disks are those of the planned machine.
     settings: Vm,
     exported: String,
-    memory: Option<PathBuf>,
-    firmware: Option<PathBuf>,
+    /// Whether its memory is taken over.
+    memory: bool,
+    left_out: Vec<String>,
 }
 
-fn settings_of(vm: &Vm, import: &SnapshotImport, chain: &[Export]) -> Result<Read> {
+fn settings_of(vmms: &Vmms, vm: &Vm, import: &SnapshotImport, chain: &[Export]) -> Result<Read> {
     let unusable = || fault!(ManifestUnusable, import.directory.display());
     let export = chain.last().ok_or_else(unusable)?;
     let manifest = &export.manifest;
-    let file = |role: &str| {
-        let found = manifest.files.iter().find(|f| f.role == role);
-        found.map(|f| export.dir.join(&f.path))
-    };
-    let definition = Definition::read(&export.dir, manifest)?.ok_or_else(unusable)?;
-    let config = file("configuration").ok_or_else(unusable)?;
-    let mut settings = point::load_config(&config)?.machine;
-    let exported = settings.id;
-    settings.id = vm.id;
-    let text = serde_json::to_string(&settings).map_err(|e| fault!(Internal, e))?;
-    // Resource ids carry the machine's GUID in places; the planned machine has its own.
-    let text = text
-        .replace(&guid(exported), &guid(vm.id))
-        .replace(&exported.to_string(), &vm.id.to_string());
-    let mut settings: Vm = serde_json::from_str(&text).map_err(|e| fault!(Internal, e))?;
-    settings.power = Power::Off;
-    settings.saved_state = None;
-    settings.planned = false;
-    (settings.last_applied, settings.descends_from) = (None, None);
+    let definition = Definition::read(export)?.ok_or_else(unusable)?;
+    let Exported {
+        machine: mut settings,
+        was: exported,
+        mut left_out,
+    } = exported::machine(vmms, chain, vm.id)?;
     settings.owner.clone_from(&vm.owner);
     let exported = guid(exported);
     let has = |device: &str| {
@@ -331,8 +335,12 @@ fn settings_of(vm: &Vm, import: &SnapshotImport, chain: &[Export]) -> Result<Rea
     if !settings.disks().any(|(_, d)| !d.read_only) {
         return Err(fault!(NoDisks, settings.name).about(Element::Snapshot(import.snapshot)));
     }
-    let memory = file(export::RUNTIME);
-    if memory.is_some() {
+    let mut memory = exported::memory(chain).is_some();
+    if memory && !vmms.options.import_memory {
+        left_out.push(exported::WITHOUT_MEMORY.to_owned());
+        memory = false;
+    }
+    if memory {
         settings.power = Power::Saved;
     }
     Ok(Read {
@@ -340,7 +348,7 @@ fn settings_of(vm: &Vm, import: &SnapshotImport, chain: &[Export]) -> Result<Rea
         settings,
         exported,
         memory,
-        firmware: file("firmware-variables"),
+        left_out,
     })
 }
 
@@ -358,6 +366,7 @@ fn plan(
         for (device, disk) in read.settings.disks().filter(|(_, d)| !d.read_only) {
             let id = disk_id_text(vm.id, device).replace(&guid(vm.id), &read.exported);
             let source = disk_files(chain, &id)?.layers;
+            let instance = id;
             let parent = snapshots
                 .iter()
                 .position(|s| Some(s.snapshot) == import.parent);
@@ -388,6 +397,7 @@ fn plan(
             parts.push(Part {
                 snapshot: at,
                 device: device.to_owned(),
+                instance,
                 disk: disk.uid,
                 source,
                 below,
@@ -407,6 +417,7 @@ async fn write(
     ctx: &JobContext,
     vm: &Arc<Vm>,
     parts: Vec<Part>,
+    exports: Arc<[Vec<Export>]>,
 ) -> Result<Vec<Part>> {
     let (vmms, vm, cancel, told) = (
         Arc::clone(vmms),
@@ -433,7 +444,9 @@ async fn write(
         let mut before = 0;
         for (part, source, below) in &jobs {
             let at = |done: u64| told.progress(before + done, total);
-            let changes = differences(source, below, &cancel, &at)?;
+            let chain = exports.get(part.snapshot).map(Vec::as_slice);
+            let proof = DiskProof::open(chain.unwrap_or_default(), &part.instance)?;
+            let changes = differences(source, below, proof, &cancel, &at)?;
             let backing = Backing {
                 file: freeze::backing_name(&part.file, &part.on_file)?,
                 format: part.on_file.format.as_str().to_owned(),
@@ -452,10 +465,12 @@ async fn write(
     .await
 }
 
-/// The blocks in which two disks differ, found by reading both. What lies beyond the end of the second differs.
+/// The blocks in which two disks differ, found by reading both. What lies beyond the end of the second differs. The first is proven on
+/// the way.
 fn differences(
     source: &Chain,
     below: &Chain,
+    mut proof: DiskProof,
     cancel: &CancelFlag,
     progress: &dyn Fn(u64),
 ) -> Result<ChangeMap> {
@@ -464,14 +479,19 @@ fn differences(
     let common = size.min(below.size());
     let (mut one, mut other) = (Vec::new(), Vec::new());
     let mut at = 0;
-    while at < common {
+    while at < size {
         cancel.check()?;
-        let end = at.saturating_add(STEP).min(common);
+        let end = at.saturating_add(STEP).min(size);
         let length = usize::try_from(end - at).map_err(|e| fault!(Internal, e))?;
         one.resize(length, 0);
-        other.resize(length, 0);
         source.read_at(&mut one, at)?;
-        below.read_at(&mut other, at)?;
+        proof.bytes(&one)?;
+        let there = end.min(common).saturating_sub(at);
+        other.resize(usize::try_from(there).map_err(|e| fault!(Internal, e))?, 0);
+        if there > 0 {
+            below.read_at(&mut other, at)?;
+        }
+        let one = one.get(..other.len()).unwrap_or_default();
         if one != other {
             let block = usize::try_from(disk::BLOCK_SIZE).map_err(|e| fault!(Internal, e))?;
             let blocks = one.chunks(block).zip(other.chunks(block));
@@ -485,6 +505,7 @@ fn differences(
         at = end;
         progress(at);
     }
+    proof.finish()?;
     if common < size {
         changes.insert(common..size);
     }
@@ -523,26 +544,23 @@ fn of_file(vmms: &Vmms, vm: &Vm, part: &Part) -> Result<Frozen> {
 fn keep(
     vmms: &Vmms,
     vm: &Vm,
-    read: &Read,
+    (read, chain): (&Read, &[Export]),
     import: &SnapshotImport,
     parts: &[Part],
     at: usize,
+    cancel: &CancelFlag,
 ) -> Result<Snapshot> {
     let config = point::save_config(vmms, &read.settings, import.snapshot)?;
     let vars = config.with_file_name(point::FIRMWARE_VARS);
-    match &read.firmware {
-        Some(from) => {
-            let bytes = std::fs::read(from).map_err(|e| Fault::io("read", from, &e))?;
-            disk::atomic::AtomicFile::replace(&vars, &bytes)?;
-        }
+    match exported::firmware(chain)? {
+        Some(bytes) => disk::atomic::AtomicFile::replace(&vars, &bytes)?,
         None => point::remove(&vars)?,
     }
-    let memory = match &read.memory {
-        Some(from) => {
+    let memory = match exported::memory(chain).filter(|_| read.memory) {
+        Some((export, file)) => {
             let target = config.with_file_name("memory.vmstate");
-            std::fs::copy(from, &target)
-                .map_err(|e| Fault::io("copy the memory to", &target, &e))?;
-            point::sync(&target)?;
+            point::remove(&target)?;
+            export.copy(file, &target, cancel)?;
             Some(target)
         }
         None => None,
@@ -579,13 +597,21 @@ fn keep(
         disks,
         memory,
         config,
-        decisions: vec![Decision {
-            what: "the snapshot was imported".to_owned(),
-            reason: format!("from {}", import.directory.display()),
-        }],
+        decisions: decisions(read, import),
         exports: Vec::new(),
         export_decisions: Vec::new(),
     })
+}
+
+fn decisions(read: &Read, import: &SnapshotImport) -> Vec<Decision> {
+    let from = import.directory.display();
+    let decision = |what: &str| Decision {
+        what: what.to_owned(),
+        reason: format!("from {from}"),
+    };
+    let imported = [decision("the snapshot was imported")];
+    let left_out = read.left_out.iter().map(|line| decision(line));
+    imported.into_iter().chain(left_out).collect()
 }
 
 /// Takes back what was begun, unless all of it is in place.

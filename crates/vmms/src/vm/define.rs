@@ -331,9 +331,14 @@ pub(crate) async fn run_destroy(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) ->
     }
     crate::point::drop_all(vmms, ctx, id).await?;
     let _lock = vmms.lock(id).await;
-    if vmms.db.get::<Vm>(id).is_err() {
-        return Ok(());
-    }
+    let record = match vmms.db.get::<Vm>(id) {
+        Ok(record) => record,
+        Err(_) => return Ok(()),
+    };
+    let known: Vec<_> = record
+        .disks()
+        .flat_map(|(_, disk)| crate::trusted::known_files(disk))
+        .collect();
     vmms.db
         .change(|draft| {
             without_process(draft.get_mut::<Vm>(id)?)?;
@@ -342,6 +347,7 @@ pub(crate) async fn run_destroy(vmms: &Arc<Vmms>, ctx: &JobContext, id: Uuid) ->
                     draft.delete::<Point>(point.id);
                 }
             }
+            known.into_iter().for_each(|image| draft.put(image));
             crate::group::manage::forget_member(draft, id)?;
             draft.delete::<Vm>(id);
             Ok(())

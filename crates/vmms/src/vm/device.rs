@@ -11,7 +11,8 @@ use super::{Device, DeviceKind, Disk, Power, Vm, spec};
 use crate::check::beside::refuse_layered;
 use crate::layer::LayerTree;
 use crate::point::Point;
-use crate::{Element, Fault, Result, Vmms, fault, guid, names};
+use crate::point::tidy::blocking;
+use crate::{Element, Result, Vmms, fault, guid, names, trusted};
 
 /// A resource to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +112,7 @@ pub async fn add(
             Some(opened)
         }
         NewDevice::Dvd { path, .. } => {
-            std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
+            trusted::check_medium(path)?;
             None
         }
         _ => None,
@@ -147,8 +148,13 @@ pub(crate) async fn add_opened(
         &after,
     )?;
     plug(vmms, &after, &device_id).await?;
+    let known = match after.device(&device_id).map(|d| &d.kind) {
+        Some(DeviceKind::Disk(disk)) => trusted::known_files(disk),
+        _ => Vec::new(),
+    };
     vmms.db
         .change(|draft| {
+            known.into_iter().for_each(|image| draft.put(image));
             draft.get_mut::<Vm>(id)?.devices = after.devices;
             Ok(())
         })
@@ -208,34 +214,19 @@ async fn plug(vmms: &Arc<Vmms>, vm: &Vm, device: &str) -> Result<()> {
 }
 
 /// Reads what an image and its backing files are.
-pub(crate) async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
+pub(crate) async fn open_image(vmms: &Arc<Vmms>, path: &Path) -> Result<LayerTree> {
+    let (own, image) = (Arc::clone(vmms), path.to_owned());
+    let chain = blocking(move || trusted::chain(&own, &image)).await?;
     let mut files = Vec::new();
-    let mut at = path.to_owned();
-    let mut claimed: Option<ImageFormat> = None;
-    loop {
-        let metadata = std::fs::metadata(&at).map_err(|e| Fault::io("open", &at, &e))?;
-        let unreadable = |e: hypervisor::Error| fault!(ImageUnreadable, at.display()).caused_by(e);
-        let info = vmms
-            .images
-            .info_as(&at, claimed, false)
-            .await
-            .map_err(unreadable)?;
-        let format = ImageFormat::from_driver(&info.format).ok_or_else(|| {
-            fault!(
-                NotServed,
-                format!("the image format {} of {}", info.format, at.display())
-            )
-        })?;
-        if info.encrypted {
-            return Err(fault!(
-                NotServed,
-                format!("the encryption of {}", at.display())
-            ));
-        }
+    for seen in chain {
+        let at = seen.path;
+        // The tool knows the sizes of all formats, and sees whether somebody else has the file.
+        let info = vmms.images.info_as(&at, Some(seen.format), false).await;
+        let info = info.map_err(|e| fault!(ImageUnreadable, at.display()).caused_by(e))?;
         // The tool rounds a raw file up to whole sectors; the last piece could be neither frozen nor exported.
-        let raw_file = format == ImageFormat::Raw && metadata.is_file();
+        let raw_file = seen.format == ImageFormat::Raw && !seen.device;
         let size = if raw_file {
-            metadata.len()
+            seen.length
         } else {
             info.virtual_size
         };
@@ -247,25 +238,8 @@ pub(crate) async fn open_image(vmms: &Vmms, path: &Path) -> Result<LayerTree> {
                 "a disk has a multiple of 512 bytes; pad the image first"
             ));
         }
-        files.push((at.clone(), format, info.virtual_size));
-        let Some(backing) = info.backing else { break };
-        claimed = info
-            .backing_format
-            .as_deref()
-            .and_then(ImageFormat::from_driver);
-        if files.len() > vmms.options.max_layers {
-            return Err(fault!(
-                ChainTooLong,
-                path.display(),
-                files.len(),
-                vmms.options.max_layers
-            ));
-        }
-        at = at
-            .parent()
-            .map_or_else(|| PathBuf::from(&backing), |dir| dir.join(&backing));
+        files.push((at, seen.format, info.virtual_size));
     }
-    files.reverse();
     LayerTree::with_backing(files).ok_or_else(|| fault!(ImageUnreadable, path.display()))
 }
 
@@ -517,7 +491,7 @@ pub async fn modify(
                 }
             }
             Some(DeviceKind::Dvd { path, .. }) => {
-                std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
+                trusted::check_medium(path)?;
                 plug(vmms, &after, device).await?;
             }
             _ if before.power != Power::Off => {
@@ -578,8 +552,13 @@ pub async fn remove(vmms: &Arc<Vmms>, id: Uuid, device: &str) -> Result<()> {
     }
     let mut after = (*before).clone();
     after.devices.retain(|d| !gone.contains(&d.id));
+    let detached = before.disks().filter(|(d, _)| gone.iter().any(|g| g == d));
+    let known: Vec<_> = detached
+        .flat_map(|(_, disk)| trusted::known_files(disk))
+        .collect();
     vmms.db
         .change(|draft| {
+            known.into_iter().for_each(|image| draft.put(image));
             draft.get_mut::<Vm>(id)?.devices = after.devices;
             Ok(())
         })

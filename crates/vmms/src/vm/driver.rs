@@ -269,9 +269,8 @@ async fn launch(
     let mut config = spec::machine_config(record, &vmms.dirs, &vmms.options)?;
     config.confinement.user = super::user_of(vmms, record.id).await?;
     for drive in &config.drives {
-        for layer in &drive.chain {
-            std::fs::metadata(&layer.path).map_err(|e| Fault::io("open", &layer.path, &e))?;
-        }
+        let layers = drive.chain.iter().map(|l| (l.path.as_path(), l.format));
+        crate::trusted::check_known(layers)?;
     }
     if config.machine_type.is_none() {
         let features = vmms

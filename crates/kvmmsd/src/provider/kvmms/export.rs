@@ -59,15 +59,15 @@ impl Provider for Exports {
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
                 let disks = host_path(&msvm::required("DiskDirectory", given.disk_directory)?)?;
                 let name = given.new_name.filter(|n| !n.trim().is_empty());
+                let memory = given.restore_memory.unwrap_or(false);
                 let (own, asked) = (&service.vmms, call.asked);
-                let (vm, job) = match given.point.filter(|p| !p.trim().is_empty()) {
+                let at = given.point.filter(|p| !p.trim().is_empty());
+                use vmms::import::{import_export, import_point};
+                let (vm, job) = match at {
                     Some(at) => {
-                        vmms::import::import_point(own, &directory, &at, name, &disks, asked)
-                            .await?
+                        import_point(own, &directory, &at, name, &disks, memory, asked).await?
                     }
-                    None => {
-                        vmms::import::import_export(own, &directory, name, &disks, asked).await?
-                    }
+                    None => import_export(own, &directory, name, &disks, memory, asked).await?,
                 };
                 let imported = service.element_path(&Element::Vm(vm));
                 Ok(Outcome::started(service, job).with("ImportedSystem", imported))
@@ -114,6 +114,7 @@ impl Provider for Exports {
                     at,
                     name,
                     &disks,
+                    given.restore_memory.unwrap_or(false),
                     call.asked,
                 )
                 .await?;

@@ -15,7 +15,8 @@ use support::{Bed, Bench, MIB, files};
 use uuid::Uuid;
 use vmms::job::{JobRequest, JobState, StateChange, Task};
 use vmms::layer::Pending;
-use vmms::point::{Point, PointType};
+use vmms::point::{Consistency, Point, PointType};
+use vmms::snapshot::{self, SnapshotKind};
 use vmms::vm::Asked;
 
 const SIZE: u64 = 192 * MIB;
@@ -197,6 +198,92 @@ async fn a_big_active_layer_is_folded_under_a_guest_that_hardly_stands_still() {
     assert_eq!(bed.disk("a.img").layers.nodes.len(), 1);
     assert_eq!(files(&bench.path("images")), ["a.img"]);
     bed.write("a.img", 2, 2 * MIB, 512);
+    bed.state(StateChange::Stop).await;
+    bed.assert_present().await;
+}
+
+/// Two points on a branch that is left; the data of the first is being removed when this returns, so that the tip is merged.
+async fn merging_a_left_branch(bed: &mut Bed<'_>) -> (Uuid, Vec<u8>, Uuid) {
+    let vmms = &bed.bench.vmms;
+    let (kind, crash) = (SnapshotKind::Disk, Some(Consistency::Crash));
+    let made = snapshot::create(vmms, bed.vm, kind, crash, "", &Asked::default()).await;
+    let (snapshot, job) = made.unwrap();
+    bed.bench.done(job).await;
+    let at_snapshot = bed.disks.clone();
+    let first = bed.point(PointType::Log).await;
+    bed.write("a.img", 1, 0, 160 * MIB);
+    let second = bed.point(PointType::Log).await;
+    let at_second = bed.disks["a.img"].clone();
+    let vmms = &bed.bench.vmms;
+    let job = snapshot::apply(vmms, snapshot, &Asked::default()).await;
+    bed.bench.done(job.unwrap()).await;
+    bed.disks = at_snapshot;
+    let asked = Asked::default();
+    let job = vmms::point::remove_data(vmms, first, &asked).await.unwrap();
+    let mut changes = vmms.db.changes();
+    while bed.disk("a.img").layers.pending.is_none() && !vmms.job(job).unwrap().state.is_final() {
+        changes.changed().await.unwrap();
+    }
+    (second, at_second, job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_was_left_is_exact_whatever_interrupts_its_merge() {
+    for interruption in ["point", "export", "start"] {
+        let bench = Bench::new().await;
+        let mut bed = bench.machine(&BIG).await;
+        bed.write("a.img", 9, 0, MIB);
+        let (second, at_second, job) = merging_a_left_branch(&mut bed).await;
+        match interruption {
+            "point" => drop(bed.point(PointType::Log).await),
+            "start" => bed.state(StateChange::Start).await,
+            _ => {}
+        }
+        let whole = bed.export(second, None, "at-once").await;
+        let found = bench
+            .contents(&whole.output.disks[0].file, ImageFormat::Qcow2)
+            .await;
+        support::assert_same(&found, &at_second, interruption);
+        bench.done(job).await;
+        if interruption == "start" {
+            bed.state(StateChange::Stop).await;
+        }
+        for _ in 0..3 {
+            bed.sweep().await;
+        }
+        let whole = bed.export(second, None, "merged").await;
+        let found = bench
+            .contents(&whole.output.disks[0].file, ImageFormat::Qcow2)
+            .await;
+        support::assert_same(&found, &at_second, interruption);
+        bed.assert_present().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_with_a_colon_in_their_name_are_merged_and_folded() {
+    let bench = Bench::new().await;
+    let mut bed = bench
+        .machine(&[("nbd:a.qcow2", ImageFormat::Qcow2, 2 * MIB)])
+        .await;
+    for running in [false, true] {
+        if running {
+            bed.state(StateChange::Start).await;
+        }
+        let mut points = Vec::new();
+        for byte in 1..4 {
+            bed.write("nbd:a.qcow2", byte, u64::from(byte) * 65536, 65536);
+            points.push(bed.point(PointType::Log).await);
+        }
+        for point in points {
+            bed.destroy(point).await;
+        }
+        for _ in 0..3 {
+            bed.sweep().await;
+        }
+        assert_eq!(bed.disk("nbd:a.qcow2").layers.nodes.len(), 1);
+        assert_eq!(files(&bench.path("images")), ["nbd:a.qcow2"]);
+    }
     bed.state(StateChange::Stop).await;
     bed.assert_present().await;
 }

@@ -23,16 +23,35 @@ use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid, names, pick};
 
+/// What an import takes over beside settings and disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Take {
+    /// Exported memory: QEMU runs what it says.
+    pub memory: bool,
+    /// What would disturb the exported machine if it is still there: network addresses and automatic start.
+    pub identity: bool,
+}
+
+impl From<bool> for Take {
+    /// Only memory, or nothing.
+    fn from(memory: bool) -> Self {
+        Take {
+            memory,
+            identity: false,
+        }
+    }
+}
+
 /// Starts a job that makes a new machine of the export in `directory`; returns the machine's and the job's identifiers. The disks
 /// of the point are written as plain images of their own into `disks`. `name` `None` keeps the exported one. The machine
-/// gets an identifier of its own, since the exported one may still be there. With `memory`, exported memory is taken over: QEMU runs what
-/// it says.
+/// gets an identifier of its own, since the exported one may still be there. What is taken over beside
+/// settings and disks `take` says.
 pub async fn import_export(
     vmms: &Arc<Vmms>,
     directory: &Path,
     name: Option<String>,
     disks: &Path,
-    memory: bool,
+    take: impl Into<Take>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let dir = directory.to_owned();
@@ -43,7 +62,7 @@ pub async fn import_export(
         name,
         disks: disks.to_owned(),
         planned: false,
-        memory,
+        take: take.into(),
     };
     start(vmms, order, asked).await
 }
@@ -55,7 +74,7 @@ pub async fn import_point(
     at: &str,
     name: Option<String>,
     disks: &Path,
-    memory: bool,
+    take: impl Into<Take>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
     let (dir, at) = (directory.to_owned(), at.to_owned());
@@ -66,7 +85,7 @@ pub async fn import_point(
         name,
         disks: disks.to_owned(),
         planned: false,
-        memory,
+        take: take.into(),
     };
     start(vmms, order, asked).await
 }
@@ -102,7 +121,11 @@ pub async fn import_planned(
         name: None,
         disks: disks.map_or_else(own, Path::to_owned),
         planned: true,
-        memory: vmms.options.import_memory,
+        take: Take {
+            memory: vmms.options.import_memory,
+            // What keeps its identifier is the same machine.
+            identity: keep_id,
+        },
     };
     start(vmms, order, asked).await
 }
@@ -114,7 +137,7 @@ struct Order {
     name: Option<String>,
     disks: PathBuf,
     planned: bool,
-    memory: bool,
+    take: Take,
 }
 
 async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, Uuid)> {
@@ -124,7 +147,7 @@ async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, U
         name,
         disks,
         planned,
-        memory,
+        take,
     } = order;
     if !disks.is_absolute() {
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
@@ -138,7 +161,8 @@ async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, U
         name,
         disks,
         planned,
-        memory,
+        memory: take.memory,
+        keep_identity: take.identity,
     };
     let affected = vec![(Element::Vm(vm), Effect::Create)];
     let mut submission = asked.submission(affected);
@@ -202,8 +226,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) disks: &'a Path,
     /// Whether it is to be a planned machine.
     pub(crate) planned: bool,
-    /// Whether exported memory is taken over.
-    pub(crate) memory: bool,
+    /// What is taken over beside settings and disks.
+    pub(crate) take: Take,
 }
 
 /// A machine to be made of an export.
@@ -306,6 +330,9 @@ pub(crate) async fn prepare(
         record.name = name.to_owned();
     }
     record.planned = wanted.planned;
+    if !wanted.take.identity {
+        crate::identity::renew(&mut record);
+    }
     let parts = plan(&chain, was, &record, wanted.disks)?;
     if let Some(part) = parts.iter().find(|p| p.target.symlink_metadata().is_ok()) {
         return Err(fault!(NameTaken, "the file", part.target.display()));
@@ -322,7 +349,7 @@ pub(crate) async fn prepare(
     if let Err(e) = config.validate() {
         return Err(fault!(ConfigRefused, directory.display(), e));
     }
-    if !wanted.memory && exported::memory(&chain).is_some() {
+    if !wanted.take.memory && exported::memory(&chain).is_some() {
         left_out.push(exported::WITHOUT_MEMORY.to_owned());
     }
     Ok(Prepared {
@@ -330,7 +357,7 @@ pub(crate) async fn prepare(
         record,
         parts: parts.into(),
         disks: wanted.disks.to_owned(),
-        memory: wanted.memory,
+        memory: wanted.take.memory,
         left_out,
     })
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::group::{Group, GroupKind};
-use crate::import::{self, Notes, Prepared, Wanted};
+use crate::import::{self, Notes, Prepared, Take, Wanted};
 use crate::job::{JobContext, Output, Task};
 use crate::pick::{self, Found};
 use crate::point::tidy::blocking;
@@ -29,7 +29,7 @@ pub struct MemberImport {
 /// Starts a job that makes a new machine of each export of one point of a collection in `directory`, and a collection of them; returns
 /// the collection's and the job's identifiers. `at` is the point's GUID (or the beginning of it) or name; without it the
 /// newest that is there. `name` `None` keeps the collection's name. A machine whose name is taken here has the collection's added to it. The disks go into one directory for each machine below
-/// `disks`. With `memory`, exported memory is taken over: QEMU runs what it says.
+/// `disks`. What is taken over beside settings and disks `take` says.
 ///
 /// # Errors
 /// Refused at once where no such point was exported, where it is unclear which is meant, and where a machine of it is missing.
@@ -39,9 +39,10 @@ pub async fn import_group(
     at: Option<String>,
     name: Option<String>,
     disks: &Path,
-    memory: bool,
+    take: impl Into<Take>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
+    let take = take.into();
     if !disks.is_absolute() {
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
     }
@@ -76,7 +77,8 @@ pub async fn import_group(
         group,
         name,
         members,
-        memory,
+        memory: take.memory,
+        keep_identity: take.identity,
     };
     let job = vmms.submit(task, submission).await?;
     // A request that was sent twice is one job.
@@ -168,7 +170,7 @@ pub(crate) async fn run(
     group: Uuid,
     name: &str,
     members: &[MemberImport],
-    memory: bool,
+    take: Take,
 ) -> Result<()> {
     ctx.checkpoint().await?;
     let failed = |member: &MemberImport, cause: Fault| match cause.kind() {
@@ -182,7 +184,7 @@ pub(crate) async fn run(
             name: None,
             disks: &member.disks,
             planned: false,
-            memory,
+            take,
         };
         let one = import::prepare(vmms, &member.directory, member.vm, &wanted).await;
         let one = one.map_err(|cause| failed(member, cause))?;

@@ -21,6 +21,7 @@ pub mod export;
 mod exported;
 mod fault;
 pub mod group;
+mod identity;
 pub mod image;
 pub mod import;
 pub mod import_group;

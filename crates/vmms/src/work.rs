@@ -135,12 +135,16 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             disks,
             planned,
             memory,
+            keep_identity,
         } => {
             let wanted = import::Wanted {
                 name: name.as_deref(),
                 disks,
                 planned: *planned,
-                memory: *memory,
+                take: import::Take {
+                    memory: *memory,
+                    identity: *keep_identity,
+                },
             };
             import::run(vmms, ctx, directory, *vm, &wanted).await
         }
@@ -149,7 +153,14 @@ pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, task: &Task) -> Resu
             name,
             members,
             memory,
-        } => import_group::run(vmms, ctx, *group, name, members, *memory).await,
+            keep_identity,
+        } => {
+            let take = import::Take {
+                memory: *memory,
+                identity: *keep_identity,
+            };
+            import_group::run(vmms, ctx, *group, name, members, take).await
+        }
         Task::ImportSnapshots {
             vm,
             folder,

@@ -85,6 +85,9 @@ Examples:
         /// exports you trust
         #[arg(long)]
         with_memory: bool,
+        /// Keep network addresses and automatic start: only where the exported machines are no more
+        #[arg(long)]
+        keep_identity: bool,
     },
     /// Delete a collection that has no points; its members stay
     #[command(visible_alias = "rm")]

@@ -236,6 +236,9 @@ pub(crate) struct ImportArgs {
     /// export then has the machine's process. Only for exports you trust
     #[arg(long)]
     pub(crate) with_memory: bool,
+    /// Keep network addresses and automatic start: only where the exported machine is no more
+    #[arg(long)]
+    pub(crate) keep_identity: bool,
 }
 
 /// Arguments of `verify`.

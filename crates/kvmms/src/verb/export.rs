@@ -211,6 +211,7 @@ pub(super) async fn import(session: &Session, a: ImportArgs) -> Result<()> {
                 ("DiskDirectory", disks.into()),
                 ("Point", text(a.at)),
                 ("RestoreMemory", asked_for(a.with_memory)),
+                ("KeepIdentity", asked_for(a.keep_identity)),
             ]),
         )
         .await?;
@@ -251,6 +252,7 @@ pub(super) async fn import_group(
     name: Option<String>,
     to: Option<PathBuf>,
     with_memory: bool,
+    keep_identity: bool,
 ) -> Result<()> {
     session.needs_kvmms("import a collection")?;
     let text = |text: Option<String>| text.map_or(Value::Null, Value::from);
@@ -268,6 +270,7 @@ pub(super) async fn import_group(
                 ("NewName", text(name)),
                 ("DiskDirectory", disks.into()),
                 ("RestoreMemory", asked_for(with_memory)),
+                ("KeepIdentity", asked_for(keep_identity)),
             ]),
         )
         .await?;

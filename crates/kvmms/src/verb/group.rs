@@ -129,7 +129,11 @@ pub(super) async fn run(session: &Session, verb: GroupVerb) -> Result<()> {
             name,
             to,
             with_memory,
-        } => super::export::import_group(session, &directory, at, name, to, with_memory).await,
+            keep_identity,
+        } => {
+            let keep = keep_identity;
+            super::export::import_group(session, &directory, at, name, to, with_memory, keep).await
+        }
         GroupVerb::Delete { group } => {
             let found = self::group(session, &group, Naming::Whole).await?;
             let given = parameters([("Collection", found.path().into())]);

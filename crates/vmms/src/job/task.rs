@@ -265,6 +265,9 @@ pub enum Task {
         /// Whether exported memory is taken over.
         #[serde(default)]
         memory: bool,
+        /// Whether network addresses and automatic start are.
+        #[serde(default)]
+        keep_identity: bool,
     },
     /// Makes machines and a collection of the exports of a collection's point.
     ImportGroup {
@@ -277,6 +280,9 @@ pub enum Task {
         /// Whether exported memory is taken over.
         #[serde(default)]
         memory: bool,
+        /// Whether network addresses and automatic start are.
+        #[serde(default)]
+        keep_identity: bool,
     },
     /// Imports snapshots to a planned machine.
     ImportSnapshots {

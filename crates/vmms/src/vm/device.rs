@@ -337,15 +337,7 @@ fn build(
             let static_mac = mac.is_some();
             let mac = match mac {
                 Some(mac) => checked_mac(mac)?,
-                None => {
-                    let random: String = Uuid::new_v4()
-                        .simple()
-                        .to_string()
-                        .chars()
-                        .take(6)
-                        .collect();
-                    format!("00155D{}", random.to_ascii_uppercase())
-                }
+                None => crate::identity::new_mac(),
             };
             let nic_guid = wanted.unwrap_or_else(Uuid::new_v4);
             (

@@ -59,15 +59,18 @@ impl Provider for Exports {
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
                 let disks = host_path(&msvm::required("DiskDirectory", given.disk_directory)?)?;
                 let name = given.new_name.filter(|n| !n.trim().is_empty());
-                let memory = given.restore_memory.unwrap_or(false);
+                let take = Take {
+                    memory: given.restore_memory.unwrap_or(false),
+                    identity: given.keep_identity.unwrap_or(false),
+                };
                 let (own, asked) = (&service.vmms, call.asked);
                 let at = given.point.filter(|p| !p.trim().is_empty());
-                use vmms::import::{import_export, import_point};
+                use vmms::import::{Take, import_export, import_point};
                 let (vm, job) = match at {
                     Some(at) => {
-                        import_point(own, &directory, &at, name, &disks, memory, asked).await?
+                        import_point(own, &directory, &at, name, &disks, take, asked).await?
                     }
-                    None => import_export(own, &directory, name, &disks, memory, asked).await?,
+                    None => import_export(own, &directory, name, &disks, take, asked).await?,
                 };
                 let imported = service.element_path(&Element::Vm(vm));
                 Ok(Outcome::started(service, job).with("ImportedSystem", imported))
@@ -114,7 +117,10 @@ impl Provider for Exports {
                     at,
                     name,
                     &disks,
-                    given.restore_memory.unwrap_or(false),
+                    vmms::import::Take {
+                        memory: given.restore_memory.unwrap_or(false),
+                        identity: given.keep_identity.unwrap_or(false),
+                    },
                     call.asked,
                 )
                 .await?;

@@ -225,7 +225,7 @@ pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Di
         }
         match note {
             Note::Create(_, path) | Note::Mkdir(_, path) => {
-                drop(tree.insert(path.clone(), object.unwrap()))
+                tree.insert(path.clone(), object.unwrap());
             }
             Note::Rename(from, to) => {
                 if let Some(object) = tree.remove(from) {

@@ -226,9 +226,11 @@ fn a_block_smuggled_into_an_image_is_found() {
         );
     } else {
         assert!(matches!(found, Problem::Length { .. }), "{found}");
-        // Made fit in the manifest, it is still found.
+        // Made fit in the manifest, by somebody who knows of the seal, it is still found.
         let path = scene.exports[1].join("manifest.json");
         let text = fs::read_to_string(&path).unwrap();
+        let seal = text.rfind(",\n  \"seal\"").unwrap();
+        let text = format!("{}\n}}\n", &text[..seal]);
         let (from, to) = (
             format!("\"file_bytes\": {before}"),
             format!("\"file_bytes\": {after}"),

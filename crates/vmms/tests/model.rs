@@ -111,7 +111,7 @@ impl Life<'_> {
                 };
                 let point = self.record(self.points[at].0);
                 let job = vmms::point::remove_data(vmms, point.id, &asked).await;
-                if point.kind == PointType::Log && point.has_data {
+                if point.has_data || point.hold.is_some() {
                     self.bed.bench.done(job.unwrap()).await;
                 } else {
                     assert_eq!(job.unwrap_err().message, vmms::Message::NoAssociatedData);

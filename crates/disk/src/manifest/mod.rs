@@ -134,10 +134,14 @@ impl Manifest {
             return Err(ManifestError::Version(kind.version));
         }
         let mut manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
-        if let Some(seal) = manifest.seal.take()
-            && sealed(&mut bytes.to_vec()) != Some(seal.0)
-        {
-            return Err(ManifestError::Seal);
+        if manifest.seal.take().is_some() {
+            let mut copy = bytes.to_vec();
+            // As it is written: in small letters.
+            let written = digits(&mut copy).map(|d| d.to_vec());
+            let hash = sealed(&mut copy).map(|hash| hash.to_hex().as_bytes().to_vec());
+            if written.is_none() || written != hash {
+                return Err(ManifestError::Seal);
+            }
         }
         manifest.check()?;
         Ok(manifest)

@@ -1,7 +1,7 @@
 //! Making a machine of an export.
 //!
 //! Nothing in an export is believed: its files are opened through no link, every block of a disk is proven against the manifests while it
-//! is written, the configuration is taken over setting by setting ([`crate::exported`]). The disks are written in a directory of the job's own and
+//! is written, the configuration is taken over setting by setting (`crate::exported`). The disks are written in a directory of the job's own and
 //! get their names when all of them are there; what fails takes away what it made, and only that.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};

@@ -1,4 +1,10 @@
 //! What a person could lose by hand.
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests"
+)]
 
 mod support;
 

@@ -140,8 +140,8 @@ async fn request(service: &Service, job: Uuid, wanted: Option<u16>, by: &str) ->
 /// What the errors of a job are about that name no object themselves: what it was to work on, or the job.
 fn subject(job: &Job) -> Element {
     let affected = job.affected.iter().map(|(element, _)| element);
-    let found = affected.filter(|e| !matches!(e, Element::Host | Element::Image(_)));
-    found.cloned().next().unwrap_or(Element::Job(job.id))
+    let mut found = affected.filter(|e| !matches!(e, Element::Host | Element::Image(_)));
+    found.next().cloned().unwrap_or(Element::Job(job.id))
 }
 
 fn text(faults: &[Fault]) -> Option<String> {

@@ -18,7 +18,7 @@
 //! Frozen layers are read straight from their files by the data plane, on threads for blocking work, without any
 //! lock: the running job itself is the claim that keeps them ([`crate::point`]).
 //!
-//! What is written where, and what may be deleted again, is [`own`]'s.
+//! What is written where, and what may be deleted again, is `own`'s.
 
 mod disks;
 pub(crate) mod layout;

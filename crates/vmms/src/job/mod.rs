@@ -13,7 +13,7 @@
 //! * A state is final when the undo has *finished*, or with [`UndoLeft`] in the record. What the job claims stays claimed
 //!   until then ([`Claims`]); a service that starts carries it out before anything else can take what it claims.
 //! * [`JobContext::no_return`] and a request to stop are decided in one transaction each: whoever is first has won, durably. A part of a
-//!   larger job ([`JobContext::part`]) has no such place of its own.
+//!   larger job (`JobContext::part`) has no such place of its own.
 //! * A service that ends parks its jobs ([`crate::Vmms::park`]): those that go on after a restart stop where they are, nothing is
 //!   undone, and their records say since when they have been waiting. The next start goes on with them.
 //! * A restart in the middle of ending: the undo is finished, then the job is terminated or killed as it was asked.

@@ -205,14 +205,11 @@ pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Di
     }
     // Which names are there.
     let mut lost: HashMap<usize, usize> = HashMap::new();
-    for dir in 0..objects.len() {
-        if objects[dir].directory {
-            let loose = names
-                .iter()
-                .filter(|(place, d, ..)| *d == dir && *place >= objects[dir].durable)
-                .count();
-            lost.insert(dir, dice.roll(loose as u64 + 1) as usize);
-        }
+    for (dir, object) in objects.iter().enumerate().filter(|(_, o)| o.directory) {
+        let loose = names
+            .iter()
+            .filter(|(place, d, ..)| *d == dir && *place >= object.durable);
+        lost.insert(dir, dice.roll(loose.count() as u64 + 1) as usize);
     }
     let mut tree: BTreeMap<PathBuf, usize> = BTreeMap::new();
     for (place, dir, note, object) in names {

@@ -5,7 +5,7 @@
 //! exactly one owner, so they need no memory), and last the header. Until the header stands the file is no image, and until the
 //! rename it has no name. Memory: one L2 table and the L1 table (8 bytes per 512 MiB of disk).
 //!
-//! At a mark ([`Qcow2Writer::mark`]) tables and data are durable, and what is needed to go on from there after a crash is small.
+//! At a mark (`Qcow2Writer::mark`) tables and data are durable, and what is needed to go on from there after a crash is small.
 //!
 //! Data may be written by several threads at once ([`DataArea`]); the mapping is
 //! set by one ([`Mapping`]), in ascending order.

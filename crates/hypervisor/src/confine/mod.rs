@@ -5,12 +5,12 @@
 //!                                                                         ├──> steps ──> fork, steps, exec
 //!  QEMU ──────────────────────────────────────────────────────────────────┘
 //! ```
-//! [`steps`] are the system calls between fork and exec, made in the child itself. Programs that do the same (`setpriv`, `prlimit`,
+//! `steps` are the system calls between fork and exec, made in the child itself. Programs that do the same (`setpriv`, `prlimit`,
 //! `unshare`) were left aside: none of them looks whether the parent died before it asked to die with it, and each costs an exec.
 
 //!
 //! A machine's QEMU runs as a user of its own ([`crate::config::Confinement`]), who may open the machine's disks and nothing else by name:
-//! [`grants`] puts that user on the access list ([`acl`]) of each file, found by a [`walk`] that nobody can lead astray. Sockets, logs and
+//! `grants` puts that user on the access list (`acl`) of each file, found by a `walk` that nobody can lead astray. Sockets, logs and
 //! saved memory are opened by the service and handed over.
 
 use std::path::Path;

@@ -61,8 +61,8 @@ pub(super) async fn commit(
             if control.is_cancelled() && adopted.is_none() {
                 return Err(Error::Cancelled);
             }
+            grant(machine, &chain, spec, Access::Write)?;
             if adopted.is_none() {
-                grant_base(machine, &chain, spec, Access::Write)?;
                 start(machine, &chain, spec, &job, &plan).await?;
             }
             // The base may grow, whatever becomes of the job.
@@ -74,7 +74,7 @@ pub(super) async fn commit(
             machine.facts().forget(&spec.base_node);
             ended?;
             if matches!(plan, Plan::Middle) {
-                grant_base(machine, &chain, spec, Access::Read)?;
+                grant(machine, &chain, spec, Access::Read)?;
             }
             CommitOutcome::Committed
         }
@@ -226,18 +226,24 @@ async fn sync(file: &File, path: &Path) -> Result<()> {
         .map_err(failed)
 }
 
-/// The base is written by the job, and by nothing afterwards unless it is the active layer then.
-fn grant_base(
+/// The base is written by the job, and so is the header of the layer above; by nothing afterwards, unless it is the active layer. A
+/// QEMU that may not open that layer for writing when the job ends does not say so: it crashes (seen with 10.0).
+fn grant(
     machine: &QemuMachine,
     chain: &[NodeState],
     spec: &CommitSpec,
     access: Access,
 ) -> Result<()> {
-    let base = chain.iter().find(|node| node.node_name == spec.base_node);
-    match base.and_then(|base| base.path.as_deref()) {
-        Some(path) => machine.grant(path, access),
-        None => Ok(()),
+    let place = |name: &str| chain.iter().position(|node| node.node_name == name);
+    let above = place(&spec.top_node).map(|top| top + 1);
+    let above = above.filter(|at| access == Access::Write || at + 1 < chain.len());
+    let base = place(&spec.base_node);
+    for node in base.into_iter().chain(above).filter_map(|at| chain.get(at)) {
+        if let Some(path) = node.path.as_deref() {
+            machine.grant(path, access)?;
+        }
     }
+    Ok(())
 }
 
 fn plan(chain: &[NodeState], spec: &CommitSpec) -> Result<Plan> {

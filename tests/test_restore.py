@@ -179,8 +179,8 @@ def test_a_machine_that_shows_no_life_fails_the_job_with_what_its_console_said(s
     vms("empty", "--memory", "32M", "--new-disk", f"{scratch}/empty.qcow2:8M")
     writer(service, guests, scratch, vms, "quiet")
     for name in ("empty", "quiet"):
-        service.cli("point", "create", name, "--name", name)
-        service.cli("point", "export", name, "--to", scratch / name)
+        service.cli("point", "create", name, "--name", f"{name}-noon")
+        service.cli("point", "export", f"{name}-noon", "--to", scratch / name)
     known = machine_dirs(service)
     failed = service.cli("verify", "--boot", scratch / "empty", "--wait", "2", check=False)
     assert failed.returncode != 0
@@ -201,8 +201,8 @@ def test_a_machine_that_shows_no_life_fails_the_job_with_what_its_console_said(s
 
 def test_a_damaged_export_is_not_booted(service, guests, scratch, vms):
     writer(service, guests, scratch, vms, "hurt")
-    service.cli("point", "create", "hurt", "--name", "hurt")
-    service.cli("point", "export", "hurt", "--to", scratch / "backup")
+    service.cli("point", "create", "hurt", "--name", "hurt-noon")
+    service.cli("point", "export", "hurt-noon", "--to", scratch / "backup")
     image, = (scratch / "backup").rglob("*.qcow2")
     with open(image, "r+b") as f:
         f.seek(65536 + 100)

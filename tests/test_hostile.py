@@ -230,11 +230,7 @@ def test_a_collection_with_one_damaged_member_is_not_imported_at_all(service, sc
         service.cli("point", "create", "--group", "pair", "--name", "both")
         service.cli("point", "export", "both", "--group", "pair", "--to", scratch / "backup")
         image = sorted((scratch / "backup").rglob("*.qcow2"))[-1]
-        with open(image, "r+b") as f:
-            f.seek(image.stat().st_size // 2)
-            byte = f.read(1)[0]
-            f.seek(-1, 1)
-            f.write(bytes([byte ^ 1]))
+        images.flip(image)
         before = machines(service)
         refused(service.cli("group", "import", scratch / "backup", "--name", "copies", "--to", scratch / "new", check=False))
         assert machines(service) == before and not (scratch / "new").exists()

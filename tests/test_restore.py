@@ -204,11 +204,7 @@ def test_a_damaged_export_is_not_booted(service, guests, scratch, vms):
     service.cli("point", "create", "hurt", "--name", "hurt-noon")
     service.cli("point", "export", "hurt-noon", "--to", scratch / "backup")
     image, = (scratch / "backup").rglob("*.qcow2")
-    with open(image, "r+b") as f:
-        f.seek(65536 + 100)
-        byte = f.read(1)[0]
-        f.seek(-1, 1)
-        f.write(bytes([byte ^ 1]))
+    images.flip(image)
     failed = service.cli("verify", "--boot", scratch / "backup", "--wait", "5", "--expect", "N 00", check=False)
     assert failed.returncode != 0 and "KVMMS-0116" in failed.stderr and "KVMMS-0139" not in failed.stderr
 

@@ -127,3 +127,15 @@ def write_owner(path, line):
         new[8:16] = struct.pack(">Q", len(new))
         f.seek(0)
         f.write(new + name)
+
+
+def flip(path, bit=1):
+    """Flips one bit of what the guest's disk holds in a qcow2 image, in the last extent of data. Gives back the byte of the disk."""
+    extents = json.loads(qemu_img("map", "-f", "qcow2", "--output=json", path).stdout)
+    extent = [e for e in extents if e["data"] and e.get("offset") and e["depth"] == 0][-1]
+    with open(path, "r+b") as f:
+        f.seek(extent["offset"] + extent["length"] // 2)
+        byte = f.read(1)[0]
+        f.seek(-1, 1)
+        f.write(bytes([byte ^ bit]))
+    return extent["start"] + extent["length"] // 2

@@ -5,13 +5,13 @@
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::confined::Dir;
 use crate::error::{Error, Result};
 use crate::manifest::RelativePath;
 
@@ -40,27 +40,12 @@ pub fn disk(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Opens a regular file below `root`, through no link at all.
+/// Opens a regular file below `root`, an absolute path, through no link at all.
 ///
 /// # Errors
-/// [`Error::Io`], with "too many levels of symbolic links" or "not a directory" as cause where there is a link on the way;
-/// [`Error::NotAFile`] for anything else than a regular file.
+/// As [`Dir::open_file`].
 pub fn below(root: &Path, file: &RelativePath) -> Result<File> {
-    let shown = root.join(file);
-    let fault = |e: Errno| Error::io("open", &shown, e.into());
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut at = rustix::fs::openat(CWD, root, directory, Mode::empty()).map_err(fault)?;
-    let mut parts = file.as_str().split('/').peekable();
-    while let Some(part) = parts.next() {
-        let how = match parts.peek() {
-            Some(_) => directory | OFlags::NOFOLLOW,
-            None => OFlags::RDONLY | OFlags::NOFOLLOW | HARMLESS,
-        };
-        at = rustix::fs::openat(at.as_fd(), part, how, Mode::empty()).map_err(fault)?;
-    }
-    let file = File::from(at);
-    expect(&file, &shown, false)?;
-    Ok(file)
+    Dir::open(root)?.open_file(Path::new(file.as_str()))
 }
 
 /// The whole of a file of at most `most` bytes.
@@ -136,6 +121,7 @@ pub fn is_missing(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, Mode};
     use std::os::unix::fs::symlink;
 
     fn name(text: &str) -> RelativePath {

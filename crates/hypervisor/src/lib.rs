@@ -43,6 +43,7 @@ pub mod qmp;
 pub mod thaw;
 
 mod layers;
+mod written;
 
 pub use block::{
     BlockState, CommitOutcome, CommitSpec, FreezeReport, JobControl, NbdExport, NewOverlay,

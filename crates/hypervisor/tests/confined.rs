@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use hypervisor::{
-    CommitOutcome, CommitSpec, Error, ImageFormat, JobControl, Launch, Machine, confine,
+    CommitOutcome, CommitSpec, Error, ImageFormat, JobControl, Launch, LayerFile, Machine, confine,
 };
 use serde_json::json;
 use support::{Bench, MIB, Model, Running, SOON, assert_same};
@@ -203,6 +203,56 @@ async fn points_merges_drives_and_exports_work_for_a_confined_machine_and_its_fi
     }
     assert_eq!((mode(&base), mode(bench.dir.path())), (0o640, private));
     assert!(!bench.path("granted.json").exists());
+}
+
+#[tokio::test]
+async fn layers_that_were_there_at_the_start_are_merged_for_a_confined_machine() {
+    let mut bench = Bench::new();
+    bench.add_disk("sda", ImageFormat::Raw, MIB).await;
+    if user(&mut bench).await.is_none() {
+        return;
+    }
+    let mut model = Model::new(MIB);
+    let machine = bench.launch().await;
+    let names = ["l1", "l2", "l3"];
+    for (byte, name) in (1..).zip(names) {
+        model
+            .write(&machine, "sda", byte, u64::from(byte) * 65536, 65536)
+            .await;
+        machine
+            .freeze_layers(&[bench.overlay("sda", name)])
+            .await
+            .unwrap();
+    }
+    machine.quit(SOON).await.unwrap();
+    for name in names {
+        let path = bench.path(&format!("{name}.qcow2"));
+        let layer = LayerFile::new(name, path, ImageFormat::Qcow2);
+        bench.config.drives[0].chain.push(layer);
+    }
+    // The header of l2 is rewritten, a layer that QEMU only reads otherwise.
+    let machine = bench.launch().await;
+    for (top, above) in [("l1", Some("l2")), ("l2", Some("l3")), ("l3", None)] {
+        let spec = CommitSpec {
+            drive_id: "sda".into(),
+            top_node: top.into(),
+            base_node: "sda-base".into(),
+            backing_name: above.map(|_| "./sda.base".into()),
+        };
+        let merged = machine.commit(&spec, &JobControl::new()).await.unwrap();
+        assert_eq!(merged, CommitOutcome::Committed);
+        let gone = bench.path(&format!("{top}.qcow2"));
+        machine
+            .drop_merged(std::slice::from_ref(&gone))
+            .await
+            .unwrap();
+        std::fs::remove_file(gone).unwrap();
+    }
+    model.write(&machine, "sda", 9, 4096, 4096).await;
+    machine.quit(SOON).await.unwrap();
+    let base = bench.path("sda.base");
+    let contents = bench.contents(&base, ImageFormat::Raw).await;
+    assert_same(&contents, &model, "the disk");
 }
 
 #[tokio::test]

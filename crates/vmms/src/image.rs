@@ -13,7 +13,7 @@ use crate::job::{ImageSpec, JobContext, Task};
 use crate::point::tidy::blocking;
 use crate::trusted::{self, Seen};
 use crate::vm::{Asked, Disk, Vm, spec};
-use crate::{Effect, Element, Fault, Result, Vmms, fault};
+use crate::{Effect, Element, Fault, Result, Use, Vmms, fault};
 
 /// The largest disk: 64 TiB, as VHDX has it.
 const MAX_SIZE: u64 = 64 << 40;
@@ -61,8 +61,8 @@ fn attached(vmms: &Vmms, path: &Path) -> Option<(Arc<Vm>, Disk)> {
 
 /// Describes an image, attached or not.
 pub async fn describe(vmms: &Vmms, path: &Path) -> Result<Image> {
-    let metadata = std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
     let (seen, beneath) = trusted::top(vmms, path)?;
+    let metadata = std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
     let info = vmms.images.info_as(path, Some(seen.format), true).await;
     let info = info.map_err(|e| fault!(ImageUnreadable, path.display()).caused_by(e))?;
     let owner = attached(vmms, path);
@@ -102,7 +102,8 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
     Ok(())
 }
 
-fn check_new(path: &Path) -> Result<()> {
+fn check_new(vmms: &Vmms, path: &Path) -> Result<()> {
+    vmms.may_use(Use::Image, path)?;
     if path.exists() {
         return Err(fault!(NameTaken, "file", path.display()));
     }
@@ -147,7 +148,7 @@ pub async fn create(vmms: &Arc<Vmms>, image: ImageSpec, asked: &Asked) -> Result
             format!("a differencing image in format {}", image.format)
         ));
     }
-    check_new(&image.path)?;
+    check_new(vmms, &image.path)?;
     if let Some(parent) = &image.parent {
         trusted::check_parent(vmms, parent, &image.path)?;
     }
@@ -212,7 +213,7 @@ pub(crate) async fn run_create(
     image: &ImageSpec,
 ) -> Result<()> {
     let failed = |e: Fault| fault!(ImageCreate, image.path.display()).caused_by(e);
-    check_new(&image.path)?;
+    check_new(vmms, &image.path)?;
     let backing = match &image.parent {
         Some(parent) => {
             let files = chain(vmms, parent).await.map_err(failed)?;
@@ -335,8 +336,9 @@ pub async fn convert(
     if let Some((vm, _)) = attached(vmms, source) {
         return Err(fault!(ImageInUse, source.display(), vm.name).about(Element::Vm(vm.id)));
     }
+    trusted::named(vmms, source)?;
     std::fs::metadata(source).map_err(|e| Fault::io("open", source, &e))?;
-    check_new(&target.path)?;
+    check_new(vmms, &target.path)?;
     let path = target.path.clone();
     let task = Task::ConvertImage {
         source: source.to_owned(),
@@ -374,6 +376,7 @@ pub(crate) async fn run_convert(
 
 /// Starts the job that checks an image.
 pub async fn validate(vmms: &Arc<Vmms>, path: &Path, asked: &Asked) -> Result<Uuid> {
+    trusted::named(vmms, path)?;
     std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
     vmms.submit(
         Task::ValidateImage {

@@ -21,7 +21,7 @@ use crate::point::tidy::blocking;
 use crate::point::{self, disk_id_text};
 use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid, names, pick};
+use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault, guid, names, pick};
 
 /// What an import takes over beside settings and disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,16 +54,13 @@ pub async fn import_export(
     take: impl Into<Take>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let dir = directory.to_owned();
-    let directory = blocking(move || find_export(&dir)).await?;
-    let order = Order {
-        directory,
-        vm: Uuid::new_v4(),
-        name,
-        disks: disks.to_owned(),
-        planned: false,
-        take: take.into(),
-    };
+    let (own, dir) = (Arc::clone(vmms), directory.to_owned());
+    let directory = blocking(move || {
+        own.may_use(Use::Import, &dir)?;
+        find_export(&dir)
+    })
+    .await?;
+    let order = Order::of(directory, name, disks, take.into());
     start(vmms, order, asked).await
 }
 
@@ -77,16 +74,13 @@ pub async fn import_point(
     take: impl Into<Take>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let (dir, at) = (directory.to_owned(), at.to_owned());
-    let directory = blocking(move || pick::one(&dir, &at)).await?;
-    let order = Order {
-        directory,
-        vm: Uuid::new_v4(),
-        name,
-        disks: disks.to_owned(),
-        planned: false,
-        take: take.into(),
-    };
+    let (own, dir, at) = (Arc::clone(vmms), directory.to_owned(), at.to_owned());
+    let directory = blocking(move || {
+        own.may_use(Use::Import, &dir)?;
+        pick::one(&dir, &at)
+    })
+    .await?;
+    let order = Order::of(directory, name, disks, take.into());
     start(vmms, order, asked).await
 }
 
@@ -99,8 +93,9 @@ pub async fn import_planned(
     disks: Option<&Path>,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let dir = directory.to_owned();
+    let (trusting, dir) = (Arc::clone(vmms), directory.to_owned());
     let found = blocking(move || {
+        trusting.may_use(Use::Import, &dir)?;
         let directory = find_export(&dir)?;
         let (manifest, _) = Manifest::load(&directory)?;
         Ok((directory, manifest))
@@ -138,6 +133,20 @@ struct Order {
     disks: PathBuf,
     planned: bool,
     take: Take,
+}
+
+impl Order {
+    /// For a new machine.
+    fn of(directory: PathBuf, name: Option<String>, disks: &Path, take: Take) -> Self {
+        Order {
+            directory,
+            vm: Uuid::new_v4(),
+            name,
+            disks: disks.to_owned(),
+            planned: false,
+            take,
+        }
+    }
 }
 
 async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, Uuid)> {
@@ -315,7 +324,10 @@ pub(crate) async fn prepare(
     wanted: &Wanted<'_>,
 ) -> Result<Prepared> {
     let (own, dir) = (Arc::clone(vmms), directory.to_owned());
+    let disks = wanted.disks.to_owned();
     let (chain, exported) = blocking(move || {
+        own.may_use(Use::Import, &dir)?;
+        own.may_use(Use::Image, &disks)?;
         let chain = chain_of(&dir)?;
         let exported = exported::machine(&own, &chain, id)?;
         Ok((chain, exported))

@@ -13,7 +13,7 @@ use crate::job::{JobContext, Output, Task};
 use crate::pick::{self, Found};
 use crate::point::tidy::blocking;
 use crate::vm::{Asked, Vm, check_images};
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault, guid};
 
 /// One machine to be made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,8 +46,12 @@ pub async fn import_group(
     if !disks.is_absolute() {
         return Err(fault!(PathNotUsable, disks.display(), "it is not absolute"));
     }
-    let dir = directory.to_owned();
-    let (point, found) = blocking(move || choose(&dir, at.as_deref())).await?;
+    let (own, dir) = (Arc::clone(vmms), directory.to_owned());
+    let (point, found) = blocking(move || {
+        own.may_use(Use::Import, &dir)?;
+        choose(&dir, at.as_deref())
+    })
+    .await?;
     let name = name.unwrap_or(point.name);
     crate::group::manage::check_name(&name)?;
     let group = Uuid::new_v4();

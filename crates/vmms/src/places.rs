@@ -1,8 +1,10 @@
 //! Where exports, images and imports may lie.
 
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Dirs, Result, fault};
+use crate::{Dirs, Fault, Result, Vmms, fault};
 
 /// System directories: nothing of ours belongs there unless the configuration names it.
 const SYSTEM: [&str; 15] = [
@@ -25,6 +27,9 @@ const SYSTEM: [&str; 15] = [
 /// What lies in them and is meant for users' files.
 const OPEN: [&str; 3] = ["/dev/shm", "/run/media", "/run/user"];
 
+/// Below the state directory: where imported disks go by themselves, and where operators may keep images beside the state.
+const IMAGES: [&str; 2] = ["disks", "images"];
+
 /// The directories that are configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
@@ -32,7 +37,7 @@ pub struct Places {
     pub exports: Vec<PathBuf>,
     /// Where disk images may lie; none: likewise.
     pub images: Vec<PathBuf>,
-    /// Where imports are read from; none: likewise.
+    /// Where imports are read from, beside the roots of exports; none: likewise.
     pub imports: Vec<PathBuf>,
     /// Whether directories may be used in which others than root and the service's own user could exchange files.
     pub allow_foreign: bool,
@@ -43,14 +48,17 @@ pub struct Places {
 pub enum Use {
     /// Exports go there.
     Export,
-    /// Disk images lie there.
+    /// Disk images and media lie there.
     Image,
-    /// An import is read there.
+    /// An export is read there: to import, prove, boot or take it over.
     Import,
 }
 
 impl Places {
     /// Whether a path may be used. It is real: absolute and without links, as [`disk::confined::Dir::path`] tells it.
+    ///
+    /// # Errors
+    /// [`crate::Message::OutsideRoots`].
     pub fn check(&self, how: Use, real: &Path, dirs: &Dirs) -> Result<()> {
         let (roots, what, key) = match how {
             Use::Export => (&self.exports, "exports", "export_roots"),
@@ -58,8 +66,15 @@ impl Places {
             Use::Import => (&self.imports, "imports", "import_roots"),
         };
         let outside = |why: String| Err(fault!(OutsideRoots, real.display(), what, why));
+        // Where the service itself puts images that nobody named a place for.
+        let mut state = IMAGES.iter().map(|dir| resolved(&dirs.state).join(dir));
+        if how == Use::Image && state.any(|dir| real.starts_with(dir)) {
+            return Ok(());
+        }
         if !roots.is_empty() {
-            let mut within = roots.iter().map(|root| resolved(root));
+            // What was exported here is read here.
+            let exports = self.exports.iter().filter(|_| how == Use::Import);
+            let mut within = roots.iter().chain(exports).map(|root| resolved(root));
             return match within.any(|root| real.starts_with(root)) {
                 true => Ok(()),
                 false => outside(format!("it is beneath none that {key} names")),
@@ -73,14 +88,55 @@ impl Places {
         if real == Path::new("/") {
             return outside("it is the root of the host".to_owned());
         }
-        // Its images may lie beside the state, in a directory of their own.
         let own = [&dirs.state, &dirs.run];
-        let images = resolved(&dirs.state).join("images");
-        let ours = own.iter().any(|dir| real.starts_with(resolved(dir)));
-        if ours && !(how == Use::Image && real.starts_with(images)) {
+        if own.iter().any(|dir| real.starts_with(resolved(dir))) {
             return outside("it is the service's own directory".to_owned());
         }
         Ok(())
+    }
+}
+
+impl Vmms {
+    /// Whether a path that somebody named may be used so. Nothing need be there yet.
+    ///
+    /// # Errors
+    /// [`crate::Message::OutsideRoots`]; what keeps the path from being resolved.
+    pub(crate) fn may_use(&self, how: Use, path: &Path) -> Result<()> {
+        let places = &self.options.places;
+        let real = real(path)?;
+        // Disks of the host are handed to guests by their names below /dev.
+        if how == Use::Image && places.images.is_empty() && is_device(&real) {
+            return Ok(());
+        }
+        places.check(how, &real, &self.dirs)
+    }
+}
+
+/// Whether it is a device: what is none that holds data is refused as that.
+fn is_device(real: &Path) -> bool {
+    let kind = real.metadata().map(|m| m.file_type());
+    real.starts_with("/dev") && kind.is_ok_and(|k| k.is_block_device() || k.is_char_device())
+}
+
+/// A path without links, as far as it is there.
+fn real(path: &Path) -> Result<PathBuf> {
+    let mut missing = Vec::new();
+    let mut at = path;
+    loop {
+        match at.canonicalize() {
+            Ok(mut found) => {
+                found.extend(missing.iter().rev());
+                return Ok(found);
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(Fault::io("open", path, &e)),
+        }
+        let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
+            let why = "it leads back out of a directory that is not there";
+            return Err(fault!(PathNotUsable, path.display(), why));
+        };
+        missing.push(name);
+        at = above;
     }
 }
 
@@ -136,6 +192,9 @@ mod tests {
             assert!(refused(&places, Use::Export, not), "{not}");
         }
         assert!(!refused(&places, Use::Image, "/var/lib/kvmms/images/a"));
+        assert!(!refused(&places, Use::Image, "/var/lib/kvmms/disks/a/b"));
+        assert!(refused(&places, Use::Image, "/var/lib/kvmms/disksmith"));
+        assert!(refused(&places, Use::Image, "/etc/shadow"));
     }
 
     #[test]
@@ -148,5 +207,29 @@ mod tests {
         assert!(refused(&places, Use::Export, "/srv/backups"));
         assert!(refused(&places, Use::Export, "/tmp"));
         assert!(!refused(&places, Use::Import, "/tmp"));
+        let places = Places {
+            imports: vec!["/srv/incoming".into()],
+            ..places
+        };
+        assert!(!refused(&places, Use::Import, "/srv/incoming/a"));
+        assert!(!refused(&places, Use::Import, "/srv/backup/today"));
+        assert!(refused(&places, Use::Import, "/tmp"));
+        assert!(refused(&places, Use::Export, "/srv/incoming"));
+    }
+
+    #[test]
+    fn a_path_is_resolved_as_far_as_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(top.join("a")).unwrap();
+        std::os::unix::fs::symlink("/etc", top.join("link")).unwrap();
+        assert_eq!(real(&top.join("a/b/c")).unwrap(), top.join("a/b/c"));
+        assert_eq!(
+            real(&top.join("link/x")).unwrap(),
+            Path::new("/etc/x"),
+            "a link is where it leads"
+        );
+        assert_eq!(real(&top.join("a/../b")).unwrap(), top.join("b"));
+        assert!(real(&top.join("none/../../x")).is_err());
     }
 }

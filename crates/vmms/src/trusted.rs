@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::vm::{Disk, Vm};
-use crate::{Fault, Result, Vmms, fault};
+use crate::{Fault, Result, Use, Vmms, fault};
 
 /// An image that was used once, and as what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,6 +105,7 @@ pub(crate) fn chain(vmms: &Vmms, path: &Path) -> Result<Vec<Seen>> {
     let mut files = BTreeSet::new();
     let mut at = path.to_owned();
     let mut claimed: Option<ImageFormat> = None;
+    named(vmms, path)?;
     loop {
         let canonical = at.canonicalize().map_err(|e| Fault::io("open", &at, &e))?;
         if !files.insert(canonical) {
@@ -164,13 +165,23 @@ pub(crate) fn check_known<'a>(
     Ok(())
 }
 
-/// Refuses what is no medium for a DVD drive: anything but a file or a block device.
-pub(crate) fn check_medium(path: &Path) -> Result<()> {
+/// Refuses what is no medium for a DVD drive: anything but a file or a block device where images may lie.
+pub(crate) fn check_medium(vmms: &Vmms, path: &Path) -> Result<()> {
+    named(vmms, path)?;
     look(path).map(drop)
+}
+
+/// Refuses an image where none may lie, unless a machine has it already: it was put there when that was allowed.
+pub(crate) fn named(vmms: &Vmms, path: &Path) -> Result<()> {
+    match attached_as(vmms, path) {
+        Some(_) => Ok(()),
+        None => vmms.may_use(Use::Image, path),
+    }
 }
 
 /// Looks at an image alone, and tells what it is and what it names beneath it.
 pub(crate) fn top(vmms: &Vmms, path: &Path) -> Result<(Seen, Option<Beneath>)> {
+    named(vmms, path)?;
     let look = look(path)?;
     let format = format_of(vmms, path, &look, None)?;
     let beneath = check(&look, path, format)?;

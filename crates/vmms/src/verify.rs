@@ -11,7 +11,7 @@ use crate::export::layout;
 use crate::job::{JobContext, Task};
 use crate::point::tidy::blocking;
 use crate::vm::Asked;
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault};
+use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault};
 
 /// Longest chain of exports.
 const MAX_CHAIN: usize = 4096;
@@ -30,8 +30,12 @@ pub async fn verify_export(
     asked: &Asked,
 ) -> Result<uuid::Uuid> {
     let directory = directory.to_owned();
-    let dir = directory.clone();
-    if blocking(move || exports_below(&dir)).await?.is_empty() {
+    let (own, dir) = (Arc::clone(vmms), directory.clone());
+    let found = blocking(move || {
+        own.may_use(Use::Import, &dir)?;
+        exports_below(&dir)
+    });
+    if found.await?.is_empty() {
         return Err(fault!(ManifestUnusable, directory.display()));
     }
     let affected = vec![(Element::Image(directory.clone()), Effect::Other)];

@@ -91,7 +91,7 @@ impl Export {
     /// The content of a small file, proven against the manifest.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::NotAFile`], [`Error::TooLarge`] beyond `most` bytes, [`Error::Altered`].
+    /// [`Error::Io`], [`Error::Refused`], [`Error::TooLarge`] beyond `most` bytes, [`Error::Altered`].
     pub fn read(&self, file: &PlainFile, most: u64) -> Result<Vec<u8>> {
         let (path, handle) = open_inside(&self.dir, &file.path)?;
         let bytes = open::whole(handle, &path, most)?;
@@ -104,7 +104,7 @@ impl Export {
     /// Copies a file of any size to `target`, which must not exist, and proves it on the way; a copy of something else is not left.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::NotAFile`], [`Error::Altered`], [`Error::Cancelled`].
+    /// [`Error::Io`], [`Error::Refused`], [`Error::Altered`], [`Error::Cancelled`].
     pub fn copy(&self, file: &PlainFile, target: &Path, cancel: &CancelFlag) -> Result<()> {
         let to = AtomicFile::create(target)?;
         self.stream(file, cancel, &mut |part| {

@@ -15,6 +15,7 @@ use crate::block::{JobControl, Progress};
 use crate::config::{ImageFormat, LayerFile};
 use crate::error::{Error, Result};
 use crate::layers::relative_name;
+use crate::written::Written;
 
 impl ImageTool {
     /// Merges everything above `base_node` up to `top_node` into the base. `chain` is base first. Where a layer lies
@@ -55,18 +56,17 @@ impl ImageTool {
         if let Some(above) = above {
             self.expect_beneath(above, &[top_layer, base_layer]).await?;
         }
-        // Opened before anything is written: an error of writing back is told to those who had the file open then.
-        let mut written = vec![Written::open(&base_layer.path)?];
+        let base = Written::open(&base_layer.path)?;
         self.cut_to_smallest(folded).await?;
         self.commit_with_progress(&top_layer.path, &base_layer.path, control)
             .await?;
-        sync(&written).await?;
+        base.sync().await?;
         if let Some(above) = above {
             let name = relative_name(&above.path, &base_layer.path)?;
-            written.push(Written::open(&above.path)?);
+            let header = Written::open(&above.path)?;
             self.rebase_unsafe(&above.path, Some((&name, base_layer.format)))
                 .await?;
-            sync(&written).await?;
+            header.sync().await?;
         }
         Ok(())
     }
@@ -176,36 +176,6 @@ impl ImageTool {
         control.report(Progress { done: total, total });
         output.successful().map(drop)
     }
-}
-
-/// A file that a tool writes to, open since before it did.
-struct Written {
-    path: PathBuf,
-    file: std::fs::File,
-}
-
-impl Written {
-    fn open(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
-    }
-}
-
-/// Makes files durable, on a thread of its own: it takes as long as the storage takes.
-async fn sync(files: &[Written]) -> Result<()> {
-    for written in files {
-        let failed = |source| Error::io("sync", &written.path, source);
-        let file = written.file.try_clone().map_err(failed)?;
-        let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
-        synced
-            .map_err(std::io::Error::other)
-            .flatten()
-            .map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// Follows the tool's output to its end.

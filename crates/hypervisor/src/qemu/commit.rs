@@ -8,7 +8,6 @@
 //! happened to a service that was ended before it wrote its record.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::confine::grants::Access;
 use crate::error::{Error, Result};
 use crate::machine::MachineEvent;
 use crate::names;
+use crate::written::Written;
 
 /// Progress is looked at this often; the end is told by an event.
 const LOOK: Duration = Duration::from_millis(200);
@@ -53,7 +53,6 @@ pub(super) async fn commit(
         dismiss(machine, &job).await?;
         adopted = None;
     }
-    // Opened before anything is written: an error of writing back is told to those who had the file open then.
     let files = Files::open(&chain, spec)?;
     let outcome = match plan {
         Plan::Done => CommitOutcome::AlreadyDone,
@@ -106,7 +105,7 @@ async fn in_the_middle(
     let state = follow(machine, job, &mut events, control, Until::Pending).await?;
     if state.status == "pending" {
         let durable = match files.flush(machine, true).await {
-            Ok(()) => files.sync_base().await,
+            Ok(()) => files.base.sync().await,
             failed => failed,
         };
         if let Err(error) = durable {
@@ -138,11 +137,10 @@ async fn to_the_end(
 
 /// The files of a merge that must be durable.
 struct Files {
-    base: File,
-    /// What lies above the layer that goes, with its file; `None` where the base becomes the active layer.
-    above: Option<(PathBuf, File)>,
+    base: Written,
+    /// What lies above the layer that goes; `None` where the base becomes the active layer.
+    above: Option<Written>,
     dirs: BTreeSet<PathBuf>,
-    base_path: PathBuf,
     /// The base as QEMU has it open, and the node beneath it.
     layer: LayerFile,
     below: Option<String>,
@@ -160,26 +158,20 @@ impl Files {
             .iter()
             .position(|node| node.node_name == spec.top_node)
             .unwrap_or(place);
-        let base_path = base.path.clone().ok_or_else(untold)?;
+        let base_path = base.path.as_deref().ok_or_else(untold)?;
         let above = match chain.get(top + 1) {
-            Some(node) => {
-                let path = node.path.clone().ok_or_else(untold)?;
-                let file = open(&path)?;
-                Some((path, file))
-            }
+            Some(node) => Some(node.path.as_deref().ok_or_else(untold)?),
             None => None,
         };
-        let mut dirs = BTreeSet::new();
-        let paths = above.iter().map(|(path, _)| path.as_path());
-        for path in paths.chain([base_path.as_path()]) {
-            dirs.extend(path.parent().map(Path::to_owned));
-        }
+        let dirs = above.into_iter().chain([base_path]);
+        let format = base.format.ok_or_else(untold)?;
         Ok(Self {
-            base: open(&base_path)?,
-            above,
-            dirs,
-            layer: LayerFile::new(&base.node_name, &base_path, base.format.ok_or_else(untold)?),
-            base_path,
+            base: Written::open(base_path)?,
+            above: above.map(Written::open).transpose()?,
+            dirs: dirs
+                .filter_map(|path| path.parent().map(Path::to_owned))
+                .collect(),
+            layer: LayerFile::new(&base.node_name, base_path, format),
             below: place
                 .checked_sub(1)
                 .and_then(|below| chain.get(below))
@@ -195,35 +187,16 @@ impl Files {
         machine.execute("blockdev-reopen", options).await.map(drop)
     }
 
-    async fn sync_base(&self) -> Result<()> {
-        sync(&self.base, &self.base_path).await
-    }
-
     async fn sync(&self) -> Result<()> {
-        self.sync_base().await?;
-        if let Some((path, file)) = &self.above {
-            sync(file, path).await?;
+        self.base.sync().await?;
+        if let Some(above) = &self.above {
+            above.sync().await?;
         }
         for dir in &self.dirs {
-            sync(&open(dir)?, dir).await?;
+            Written::open(dir)?.sync().await?;
         }
         Ok(())
     }
-}
-
-fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| Error::io("open", path, source))
-}
-
-/// On a thread of its own: it takes as long as the storage takes.
-async fn sync(file: &File, path: &Path) -> Result<()> {
-    let failed = |source| Error::io("sync", path, source);
-    let file = file.try_clone().map_err(failed)?;
-    let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
-    synced
-        .map_err(std::io::Error::other)
-        .flatten()
-        .map_err(failed)
 }
 
 /// The base is written by the job, and so is the header of the layer above; by nothing afterwards, unless it is the active layer. A

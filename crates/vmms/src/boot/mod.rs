@@ -24,7 +24,7 @@ use crate::job::{JobContext, Task};
 use crate::point::tidy::blocking;
 use crate::verify::{Proof, chain_of};
 use crate::vm::Asked;
-use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, pick};
+use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault, pick};
 
 /// Longest time a machine is given.
 const MOST_SECONDS: u64 = 24 * 3600;
@@ -98,8 +98,10 @@ pub async fn boot_exports(
         let why = "a text to wait for has characters";
         return Err(fault!(InvalidValue, "the text to expect", "empty", why));
     }
-    let (dir, at) = (directory.to_owned(), at.map(str::to_owned));
+    let (trusting, dir) = (Arc::clone(vmms), directory.to_owned());
+    let at = at.map(str::to_owned);
     let exports = blocking(move || {
+        trusting.may_use(Use::Import, &dir)?;
         let found = pick::of_each_machine(&dir, at.as_deref())?;
         // One machine's own directory, or own point, is meant for itself.
         let own = |e: &PathBuf| {

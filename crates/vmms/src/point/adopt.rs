@@ -18,7 +18,7 @@ use crate::job::{JobContext, Output, Task};
 use crate::snapshot::Snapshot;
 use crate::verify::{chain_of, find_export};
 use crate::vm::{Asked, Disk, Power, Vm};
-use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
+use crate::{Effect, Element, Kind, Result, Use, Vmms, fault, guid};
 
 /// Bytes compared at a time.
 const STEP: u64 = 1 << 20;
@@ -34,8 +34,9 @@ pub async fn adopt_point(
     config: &Path,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let config = config.to_owned();
+    let (own, config) = (Arc::clone(vmms), config.to_owned());
     let found = super::tidy::blocking(move || {
+        own.may_use(Use::Import, &config)?;
         let directory = match config.is_dir() {
             true => config.as_path(),
             // `Virtual Machines/<GUID>.json` below the directory with the manifest.

@@ -31,7 +31,7 @@ use crate::point::tidy::blocking;
 use crate::point::{self, Consistency, Decision, Point, PointDisk, disk_id_text, quiet, settle};
 use crate::verify::{chain_of, has_manifest};
 use crate::vm::{Asked, DeviceKind, Disk, Power, Vm};
-use crate::{Effect, Element, Kind, Result, Vmms, export, fault, guid};
+use crate::{Effect, Element, Kind, Result, Use, Vmms, export, fault, guid};
 
 /// Bytes that are compared in one go.
 const STEP: u64 = 1 << 20;
@@ -66,6 +66,7 @@ pub async fn import(
             "it is not absolute"
         ));
     }
+    vmms.may_use(Use::Import, folder)?;
     let (found, present) = definitions(folder)?;
     if found.is_empty() {
         return Err(fault!(ManifestUnusable, folder.display()));

@@ -112,7 +112,7 @@ pub async fn add(
             Some(opened)
         }
         NewDevice::Dvd { path, .. } => {
-            trusted::check_medium(path)?;
+            trusted::check_medium(vmms, path)?;
             None
         }
         _ => None,
@@ -483,7 +483,7 @@ pub async fn modify(
                 }
             }
             Some(DeviceKind::Dvd { path, .. }) => {
-                trusted::check_medium(path)?;
+                trusted::check_medium(vmms, path)?;
                 plug(vmms, &after, device).await?;
             }
             _ if before.power != Power::Off => {

@@ -23,6 +23,7 @@ mod private;
 mod provider;
 mod query;
 mod refusal;
+mod rights;
 mod served;
 mod service;
 

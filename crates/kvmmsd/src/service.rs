@@ -20,6 +20,7 @@ use crate::object::Object;
 use crate::provider::{self, Call, Outcome, Provider};
 use crate::query::Queries;
 use crate::refusal;
+use crate::rights;
 use crate::served;
 
 /// How a method tells that it refuses, where no job does.
@@ -272,7 +273,7 @@ impl Service {
                 format!("class {} has no method {method}", class.name),
             )
         })?;
-        let needed = provider::role_for(declared);
+        let needed = rights::needed(namespace, &class.name, &declared.name);
         if caller.role < needed {
             let fault = vmms::fault!(AccessDenied, caller.user, format!("call {}", declared.name));
             return Err(errors::operation_error(self, &fault));

@@ -50,7 +50,8 @@ fn main() -> Outcome<()> {
     names::write(&mut code, &all)?;
     let virtualization = source.classes(NAMESPACES[0].1);
     open_enums::write(&mut code, &virtualization)?;
-    methods::write(&mut code, &virtualization)?;
+    let namespaces = NAMESPACES.map(|(_, parts)| source.classes(parts));
+    methods::write(&mut code, &virtualization, &namespaces)?;
     fs::write(out.join("schema.rs"), code)?;
     Ok(())
 }

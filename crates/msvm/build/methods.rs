@@ -1,26 +1,51 @@
 //! Method names of each concrete class as an enum, and one In and one Out struct per declared method.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use cim::{Class, Declaration, Method, Type};
+use cim::{Class, Declaration, Method, Name, Type};
 
 use crate::{Outcome, line, rust_type, snake};
 
-pub(crate) fn write(code: &mut String, classes: &[&Class]) -> Outcome<()> {
+pub(crate) fn write(
+    code: &mut String,
+    classes: &[&Class],
+    namespaces: &[Vec<&Class>],
+) -> Outcome<()> {
     writeln!(
         code,
-        "/// The methods of each concrete class, own and inherited: a `match` over them forgets none.\npub mod method {{\nuse crate::method_enum::method_enum;\n"
+        "/// The methods of each concrete class, own and inherited: a `match` over them forgets none.\npub mod method {{\nuse crate::method_enum::{{any_method, method_enum}};\n"
     )?;
-    for class in classes
-        .iter()
-        .filter(|c| c.name.as_str().starts_with("Msvm_") && !c.is_abstract())
-    {
-        enumeration(code, classes, class)?;
+    let mut names: BTreeMap<String, (&Name, BTreeSet<&Name>)> = BTreeMap::new();
+    for namespace in namespaces {
+        for class in namespace.iter().filter(|c| !c.is_abstract()) {
+            let methods: BTreeSet<&Name> = line(namespace, class)
+                .into_iter()
+                .flat_map(|at| at.methods.iter().map(|m| &m.name))
+                .collect();
+            if methods.is_empty() {
+                continue;
+            }
+            // A class that several namespaces have is one, with the methods of all.
+            let (kept, all) = names
+                .entry(rust_name(class.name.as_str()))
+                .or_insert_with(|| (&class.name, BTreeSet::new()));
+            if *kept != &class.name {
+                return Err(format!("{kept} and {} would have the same enum", class.name).into());
+            }
+            all.extend(methods);
+        }
+    }
+    for (rust, (class, methods)) in &names {
+        enumeration(code, rust, class, methods)?;
+    }
+    writeln!(code, "any_method! {{")?;
+    for rust in names.keys() {
+        writeln!(code, "    {rust},")?;
     }
     writeln!(
         code,
-        "}}\n\n/// In and out parameters, one module per class that declares methods.\npub mod params {{"
+        "}}\n}}\n\n/// In and out parameters, one module per class that declares methods.\npub mod params {{"
     )?;
     for class in classes.iter().filter(|c| !c.methods.is_empty()) {
         let module = snake(class.name.as_str().trim_start_matches("Msvm_"));
@@ -39,23 +64,31 @@ pub(crate) fn write(code: &mut String, classes: &[&Class]) -> Outcome<()> {
     Ok(())
 }
 
-fn enumeration(code: &mut String, classes: &[&Class], class: &Class) -> Outcome<()> {
-    let mut names = BTreeSet::new();
-    for at in line(classes, class) {
-        for method in at.methods.iter() {
-            names.insert(method.name.clone());
-        }
+/// The class without the prefix most have, as the name of a type.
+fn rust_name(class: &str) -> String {
+    let mut out = String::new();
+    for word in class.trim_start_matches("Msvm_").split('_') {
+        // CIM_Service is CimService; what is written in capitals after the prefix stays.
+        let capitals = out.is_empty() && class.starts_with("CIM_");
+        let mut chars = word.chars();
+        out.extend(chars.next().map(|c| c.to_ascii_uppercase()));
+        out.extend(chars.map(|c| if capitals { c.to_ascii_lowercase() } else { c }));
     }
-    if names.is_empty() {
-        return Ok(());
-    }
-    let rust = class.name.as_str().trim_start_matches("Msvm_");
+    out
+}
+
+fn enumeration(
+    code: &mut String,
+    rust: &str,
+    class: &Name,
+    methods: &BTreeSet<&Name>,
+) -> Outcome<()> {
     writeln!(
         code,
-        "method_enum! {{\n    /// Methods of `{0}`.\n    {rust} of {0:?} {{",
-        class.name.as_str()
+        "method_enum! {{\n    /// Methods of `{class}`.\n    {rust} of {:?} {{",
+        class.as_str()
     )?;
-    for name in names {
+    for name in methods {
         writeln!(code, "        {0} = {0:?},", name.as_str())?;
     }
     writeln!(code, "    }}\n}}")?;

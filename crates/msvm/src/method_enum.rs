@@ -53,3 +53,51 @@ macro_rules! method_enum {
     };
 }
 pub(crate) use method_enum;
+
+/// The methods of all classes.
+macro_rules! any_method {
+    ($($class:ident,)*) => {
+        /// A method of any concrete class of any namespace.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Any {
+            $(
+                #[doc = concat!("A method of [`", stringify!($class), "`].")]
+                $class($class),
+            )*
+        }
+
+        impl Any {
+            /// The method of a class, both named in any case.
+            pub fn of(class: &str, method: &str) -> Option<Self> {
+                $(
+                    if class.eq_ignore_ascii_case($class::CLASS) {
+                        return method.parse().ok().map(Self::$class);
+                    }
+                )*
+                None
+            }
+
+            /// The class.
+            pub const fn class(self) -> &'static str {
+                match self {
+                    $(Self::$class(_) => $class::CLASS,)*
+                }
+            }
+
+            /// The name in the schema.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$class(method) => method.name(),)*
+                }
+            }
+
+            /// Every method of every class.
+            pub fn all() -> Vec<Self> {
+                let mut all = Vec::new();
+                $(all.extend($class::ALL.iter().map(|m| Self::$class(*m)));)*
+                all
+            }
+        }
+    };
+}
+pub(crate) use any_method;

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cim::{Instance, Method, Name, Path, Value};
+use cim::{Instance, Name, Path, Value};
 use msvm::ParameterError;
 use uuid::Uuid;
 use vmms::vm::Asked;
 use vmms::{Fault, fault};
-use wbem::{Role, Status};
+use wbem::Status;
 
 use crate::Service;
 use crate::errors::CallError;
@@ -163,61 +163,6 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
 /// A method that is declared but not served: refused with the documented code and told why.
 pub(crate) fn unserved(class: &str, method: &str) -> CallError {
     CallError::Fault(fault!(NotServed, format!("{class}.{method}")))
-}
-
-/// The role a method needs. Who may only look names no files: what the service opens for somebody is a deed of the service's.
-pub(crate) fn role_for(method: &Method) -> Role {
-    let role = role_by_name(method.name.as_str());
-    if role == Role::Viewer && opens_path(method) {
-        return Role::Operator;
-    }
-    role
-}
-
-/// Whether the caller of a method says which file or directory is opened.
-fn opens_path(method: &Method) -> bool {
-    let words = ["path", "director", "file", "folder", "criterion"];
-    method.parameters.iter().filter(|p| p.is_in()).any(|p| {
-        let name = p.name.as_str().to_ascii_lowercase();
-        words.iter().any(|word| name.contains(word))
-    })
-}
-
-fn role_by_name(method: &str) -> Role {
-    let reads = [
-        "GetError",
-        "FormatError",
-        "GetSummary",
-        "GetVirtual",
-        "GetSize",
-        "GetSystem",
-        "GetVHD",
-        "GetDefinition",
-        "GetCurrent",
-        "Find",
-        "CheckHost",
-    ];
-    let operates = [
-        "CreateReferencePoint",
-        "ExportReferencePoint",
-        "RemoveAssociatedData",
-        "DestroyReferencePoint",
-        "RequestStateChange",
-        "InitiateShutdown",
-        "ValidateVirtualHardDisk",
-        "VerifyExport",
-        "AuditReferencePoint",
-        "CreateSnapshot",
-        "ConvertToReferencePoint",
-        "ExportS",
-    ];
-    if reads.iter().any(|r| method.starts_with(r)) {
-        Role::Viewer
-    } else if operates.iter().any(|o| method.starts_with(o)) {
-        Role::Operator
-    } else {
-        Role::Admin
-    }
 }
 
 /// A parameter that does not fit, in the words of the catalogue.
@@ -376,35 +321,4 @@ pub(crate) fn given_text<'a>(instance: &'a Instance, property: &str) -> Option<&
 /// An internal error of the protocol layer.
 pub(crate) fn internal(what: impl std::fmt::Display) -> CallError {
     CallError::Protocol(wbem::Error::new(Status::Failed, what.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn viewers_call_nothing_that_opens_a_path() {
-        let mut viewed = Vec::new();
-        for class in msvm::virtualization().classes() {
-            for method in class.methods.iter().filter(|m| role_for(m) == Role::Viewer) {
-                let named = method.parameters.iter().filter(|p| p.is_in());
-                viewed.extend(named.map(|p| format!("{}.{}", method.name, p.name)));
-            }
-        }
-        viewed.sort();
-        viewed.dedup();
-        // Each new one is a decision: none of these is a file of the caller's choice.
-        let known = [
-            "FormatError.Errors",
-            "GetSizeOfSystemFiles.Vssd",
-            "GetSummaryInformation.RequestedInformation",
-            "GetSummaryInformation.SettingData",
-            "GetSystemCompatibilityInfo.ComputerSystem",
-            "GetSystemCompatibilityVectors.ComputerSystem",
-            "GetVirtualSystemThumbnailImage.HeightPixels",
-            "GetVirtualSystemThumbnailImage.TargetSystem",
-            "GetVirtualSystemThumbnailImage.WidthPixels",
-        ];
-        assert_eq!(viewed, known);
-    }
 }

@@ -33,9 +33,14 @@ impl Provider for HostChecks {
     }
 
     async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+        use msvm::method::KvmmsHostService as Method;
         use params::kvmms_host_service as p;
-        match call.method {
-            "CheckHost" => {
+        let method = call
+            .method
+            .parse()
+            .map_err(|_| unserved(call.target.class, call.method))?;
+        match method {
+            Method::CheckHost => {
                 let found = vmms::check::check_host(&service.vmms).await?;
                 let found: Vec<Instance> = found.iter().map(instance).collect();
                 let out = match found.is_empty() {
@@ -44,7 +49,7 @@ impl Provider for HostChecks {
                 };
                 Ok(Outcome::done().with("Findings", out))
             }
-            "CleanHost" => {
+            Method::CleanHost => {
                 let given = p::CleanHostIn::read(call.parameters)?;
                 let texts = given.kinds.unwrap_or_default();
                 let kinds = texts
@@ -54,7 +59,7 @@ impl Provider for HostChecks {
                 let job = vmms::check::clean_host(&service.vmms, &kinds, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
-            "AdoptLayers" => {
+            Method::AdoptLayers => {
                 let given = p::AdoptLayersIn::read(call.parameters)?;
                 let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
                 let drive = given.drive.filter(|d| !d.trim().is_empty());
@@ -79,7 +84,7 @@ impl Provider for HostChecks {
                     .with("Layers", layers)
                     .with("Remarks", texts(adopted.remarks)))
             }
-            "DestroySystemWithLosses" => {
+            Method::DestroySystemWithLosses => {
                 let given = p::DestroySystemWithLossesIn::read(call.parameters)?;
                 let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
                 if given.dry_run.unwrap_or(false) {
@@ -90,7 +95,7 @@ impl Provider for HostChecks {
                     vmms::vm::losses::destroy_with_losses(&service.vmms, vm, call.asked).await?;
                 Ok(Outcome::started(service, job).with("Losses", texts(losses)))
             }
-            "ShutDownGuests" => {
+            Method::ShutDownGuests => {
                 let given = p::ShutDownGuestsIn::read(call.parameters)?;
                 let within = given
                     .seconds
@@ -98,7 +103,9 @@ impl Provider for HostChecks {
                 let job = vmms::vm::shut_down_guests(&service.vmms, within, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
-            _ => Err(unserved(call.target.class, call.method)),
+            Method::RequestStateChange | Method::StartService | Method::StopService => {
+                Err(unserved(call.target.class, call.method))
+            }
         }
     }
 }

@@ -43,9 +43,14 @@ impl Provider for Exports {
     }
 
     async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+        use msvm::method::KvmmsExportService as Method;
         use params::kvmms_export_service as p;
-        match call.method {
-            "VerifyExport" => {
+        let method = call
+            .method
+            .parse()
+            .map_err(|_| unserved(call.target.class, call.method))?;
+        match method {
+            Method::VerifyExport => {
                 let given = p::VerifyExportIn::read(call.parameters)?;
                 let directory =
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
@@ -53,7 +58,7 @@ impl Provider for Exports {
                     vmms::verify::verify_export(&service.vmms, &directory, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
-            "ImportExport" => {
+            Method::ImportExport => {
                 let given = p::ImportExportIn::read(call.parameters)?;
                 let directory =
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
@@ -75,7 +80,7 @@ impl Provider for Exports {
                 let imported = service.element_path(&Element::Vm(vm));
                 Ok(Outcome::started(service, job).with("ImportedSystem", imported))
             }
-            "BootExports" => {
+            Method::BootExports => {
                 let given = p::BootExportsIn::read(call.parameters)?;
                 let directory =
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
@@ -93,7 +98,7 @@ impl Provider for Exports {
                         .await?;
                 Ok(Outcome::started(service, job))
             }
-            "AuditReferencePoint" => {
+            Method::AuditReferencePoint => {
                 let given = p::AuditReferencePointIn::read(call.parameters)?;
                 let named = |parameter, path| point_reference(service, parameter, path);
                 let point = named("ReferencePoint", given.reference_point.as_ref())?;
@@ -104,7 +109,7 @@ impl Provider for Exports {
                 let job = vmms::point::audit_point(&service.vmms, point, base, call.asked).await?;
                 Ok(Outcome::started(service, job))
             }
-            "ImportCollectionExport" => {
+            Method::ImportCollectionExport => {
                 let given = p::ImportCollectionExportIn::read(call.parameters)?;
                 let directory =
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
@@ -127,7 +132,9 @@ impl Provider for Exports {
                 let imported = service.element_path(&Element::Group(group));
                 Ok(Outcome::started(service, job).with("ImportedCollection", imported))
             }
-            _ => Err(unserved(call.target.class, call.method)),
+            Method::RequestStateChange | Method::StartService | Method::StopService => {
+                Err(unserved(call.target.class, call.method))
+            }
         }
     }
 }

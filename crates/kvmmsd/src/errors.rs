@@ -1,11 +1,11 @@
 //! The one table from failures of the domain to what clients see: return code, CIM status, `Msvm_Error`.
 
 use cim::{Instance, Path};
-use msvm::{ParameterError, code};
+use msvm::code;
 use vmms::{Area, Element, Fault, Kind, Message, Severity, fault};
 use wbem::Status;
 
-use crate::Service;
+use crate::view::{House, View};
 
 /// How a kind of failure is told.
 struct Told {
@@ -32,35 +32,6 @@ fn told(kind: Kind) -> Told {
         Kind::Cancelled => (code::FAILED, Status::Failed),
     };
     Told { code, status }
-}
-
-/// Why a method call did not do what it was called for.
-#[derive(Debug)]
-pub(crate) enum CallError {
-    /// The method answers with a return code.
-    Fault(Fault),
-    /// A parameter does not fit.
-    Parameter(ParameterError),
-    /// The operation itself fails (no such object, method, class).
-    Protocol(wbem::Error),
-}
-
-impl From<Fault> for CallError {
-    fn from(fault: Fault) -> Self {
-        CallError::Fault(fault)
-    }
-}
-
-impl From<ParameterError> for CallError {
-    fn from(error: ParameterError) -> Self {
-        CallError::Parameter(error)
-    }
-}
-
-impl From<wbem::Error> for CallError {
-    fn from(error: wbem::Error) -> Self {
-        CallError::Protocol(error)
-    }
 }
 
 /// The return code of a kind of failure.
@@ -93,10 +64,16 @@ pub(crate) fn specific_code(fault: &Fault) -> u32 {
     first
 }
 
-/// A failed operation with its chain of causes.
-pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
-    let fault = &vmms::told::named(&service.vmms, fault);
+/// A failed operation with its chain of causes, in words the caller may hear.
+pub(crate) fn operation_error(view: &View, fault: &Fault) -> wbem::Error {
+    anyones_error(view, &view.told(fault))
+}
+
+/// A failed operation that names nothing of anybody's.
+pub(crate) fn anyones_error(house: &House, fault: &Fault) -> wbem::Error {
     let entry = fault.message.entry();
+    let mut chain = Vec::new();
+    add_chain(house, fault, &Element::Host, &mut chain);
     wbem::Error {
         status: told(entry.kind).status,
         message: format!(
@@ -105,33 +82,32 @@ pub(crate) fn operation_error(service: &Service, fault: &Fault) -> wbem::Error {
             fault.message.id(),
             entry.remedy.join(" ")
         ),
-        chain: chain(service, fault, &Element::Host),
+        chain,
     }
 }
 
 /// A method call that is refused, as a failed operation about an object.
-pub(crate) fn refused(service: &Service, fault: &Fault, about: &Element) -> wbem::Error {
+pub(crate) fn refused(view: &View, fault: &Fault, about: &Element) -> wbem::Error {
     wbem::Error {
-        chain: chain(service, fault, about),
-        ..operation_error(service, fault)
+        chain: chain(view, fault, about),
+        ..operation_error(view, fault)
     }
 }
 
 /// The `Msvm_Error` instances of a failure: the summary first, then what lies beneath, each about an object. `about` is the one
 /// the call was for, or the job's.
-pub(crate) fn chain(service: &Service, fault: &Fault, about: &Element) -> Vec<Instance> {
+pub(crate) fn chain(view: &View, fault: &Fault, about: &Element) -> Vec<Instance> {
     let mut out = Vec::new();
-    let fault = vmms::told::named(&service.vmms, fault);
-    add_chain(service, &fault, about, &mut out);
+    add_chain(view, &view.told(fault), about, &mut out);
     out
 }
 
 /// What has no object of its own is about the object of the failure above it.
-fn add_chain(service: &Service, fault: &Fault, above: &Element, out: &mut Vec<Instance>) {
+fn add_chain(house: &House, fault: &Fault, above: &Element, out: &mut Vec<Instance>) {
     let about = fault.element.as_ref().unwrap_or(above);
-    out.push(instance(fault, &service.element_path(about)));
+    out.push(instance(fault, &house.element_path(about)));
     for cause in &fault.causes {
-        add_chain(service, cause, about, out);
+        add_chain(house, cause, about, out);
     }
 }
 
@@ -213,6 +189,6 @@ pub(crate) fn complete(mut instance: Instance) -> Instance {
 }
 
 /// That a path names nothing.
-pub(crate) fn not_found(service: &Service, path: &Path) -> wbem::Error {
-    operation_error(service, &fault!(ObjectNotFound, path))
+pub(crate) fn not_found(view: &View, path: &Path) -> wbem::Error {
+    operation_error(view, &fault!(ObjectNotFound, path))
 }

@@ -1,8 +1,9 @@
 //! `kvmmsd`: the virtual machine management service of one host.
 //!
 //! # Rooms
-//! [`config`] reads the configuration; [`service`] is the handler behind both front ends (`wbem`); [`provider`] turns
-//! domain objects (`vmms`) into CIM and method calls into calls of the domain; [`association`] links them;
+//! [`config`] reads the configuration; [`service`] is the handler behind both front ends (`wbem`). A [`view`] is what one
+//! caller sees, which [`rights`] decide; through it [`provider`] turns domain objects (`vmms`) into CIM and method calls into
+//! calls of the domain, and [`association`] walks from [`object`] to object;
 //! [`ending`] tells why the service ends; [`errors`] is the one table from failures to return codes, CIM statuses and `Msvm_Error`.
 //!
 //! # Errors
@@ -26,6 +27,7 @@ mod refusal;
 mod rights;
 mod served;
 mod service;
+mod view;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -40,7 +42,7 @@ use wbem::auth::users::{UsersFile, role_named};
 use wbem::server::{Listen, Options, Protocols, Server};
 
 use crate::config::Config;
-pub(crate) use crate::service::Service;
+use crate::service::Service;
 
 /// The virtual machine management service for QEMU/KVM that speaks the Hyper-V management API.
 #[derive(Parser)]
@@ -278,6 +280,7 @@ async fn serve_on(config: Config) -> Result<()> {
     let query_time = Duration::from_secs(config.limits.query_seconds);
     let service = Arc::new(Service::new(
         Arc::clone(&vmms),
+        Box::new(rights::AllSeeing),
         config.refusals()?,
         query_time,
     ));

@@ -2,18 +2,15 @@
 
 use std::sync::Arc;
 
-use cim::{Instance, Path, Schema as _, Value};
-use msvm::Namespace;
+use cim::{Instance, Path, Value};
 use uuid::Uuid;
-use vmms::group::{Group, GroupPoint, GroupSnapshot};
+use vmms::db::Db;
+use vmms::group::{Group, GroupKind, GroupPoint, GroupSnapshot};
 use vmms::job::{Job, JobClass};
 use vmms::point::Point;
 use vmms::snapshot::Snapshot;
 use vmms::vm::{DeviceKind, Vm};
-use vmms::{Element, Fault, fault, guid};
-
-use crate::Service;
-use crate::provider;
+use vmms::{Element, guid};
 
 /// The namespace of Hyper-V's provider, version 2.
 pub(crate) const NAMESPACE: &str = "root/virtualization/v2";
@@ -56,8 +53,116 @@ pub(crate) enum What {
     GroupSnapshot(Arc<GroupSnapshot>),
     /// A job.
     Job(Box<Job>),
-    /// An instance that is made whole when it is listed: templates, pools, inventory.
-    Fixed(Arc<Instance>),
+    /// An instance that is made whole when it is listed.
+    Fixed(Arc<Fixed>),
+}
+
+/// An instance that is made whole when it is listed: templates, pools, inventory, details.
+#[derive(Clone, Debug)]
+pub(crate) struct Fixed {
+    instance: Instance,
+    vms: Vec<Uuid>,
+}
+
+impl What {
+    /// An instance that tells of the host.
+    pub(crate) fn fixed(instance: Instance) -> Self {
+        What::fixed_of(instance, Vec::new())
+    }
+
+    /// An instance that tells of these machines.
+    pub(crate) fn fixed_of(instance: Instance, vms: Vec<Uuid>) -> Self {
+        What::Fixed(Arc::new(Fixed { instance, vms }))
+    }
+
+    /// The machine it is or belongs to.
+    pub(crate) fn vm(&self, db: &Db) -> Option<Uuid> {
+        match self {
+            What::Vm(vm) | What::Settings(vm) | What::Device(vm, _) => Some(vm.id),
+            // The resources that a snapshot kept go by its identifier.
+            What::Resource(vm, _) => match db.get::<Snapshot>(vm.id) {
+                Ok(snapshot) => Some(snapshot.vm),
+                Err(_) => Some(vm.id),
+            },
+            What::Point(point) => Some(point.vm),
+            What::Snapshot(snapshot) => Some(snapshot.vm),
+            What::Host
+            | What::Service
+            | What::Group(_)
+            | What::GroupPoint(_)
+            | What::GroupSnapshot(_)
+            | What::Job(_)
+            | What::Fixed(_) => None,
+        }
+    }
+
+    /// All machines it is, belongs to, collects or tells of, each once.
+    pub(crate) fn vms(&self, db: &Db) -> Vec<Uuid> {
+        let mut found: Vec<Uuid> = match self {
+            What::Host | What::Service => Vec::new(),
+            What::Vm(_)
+            | What::Settings(_)
+            | What::Device(..)
+            | What::Resource(..)
+            | What::Point(_)
+            | What::Snapshot(_) => self.vm(db).into_iter().collect(),
+            What::Group(group) => collected(db, group, 0),
+            What::GroupPoint(point) => point.members.iter().map(|m| m.vm).collect(),
+            What::GroupSnapshot(snapshot) => snapshot.members.iter().map(|m| m.vm).collect(),
+            What::Job(job) => {
+                let affected = job.affected.iter().flat_map(|(e, _)| vms_of(db, e));
+                let output = &job.output;
+                let exported = output.disks.iter().map(|d| d.vm);
+                let machines = output.machines.iter().map(|m| m.vm);
+                affected.chain(exported).chain(machines).collect()
+            }
+            What::Fixed(fixed) => fixed.vms.clone(),
+        };
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+/// Deeper than collections are nested; a damaged record must not hang the service.
+const DEEPEST: usize = 32;
+
+/// The machines in a collection, and in the collections it collects.
+fn collected(db: &Db, group: &Group, depth: usize) -> Vec<Uuid> {
+    match group.kind {
+        GroupKind::Machines => group.members.clone(),
+        GroupKind::Management if depth > DEEPEST => Vec::new(),
+        GroupKind::Management => {
+            let below = group.members.iter();
+            let below = below.filter_map(|m| db.get::<Group>(*m).ok());
+            below.flat_map(|g| collected(db, &g, depth + 1)).collect()
+        }
+    }
+}
+
+/// The machines an element of the domain is or belongs to, as far as it still exists.
+fn vms_of(db: &Db, element: &Element) -> Vec<Uuid> {
+    match element {
+        Element::Vm(vm) | Element::Resource { vm, .. } => vec![*vm],
+        Element::Point(id) => db.get::<Point>(*id).map(|p| vec![p.vm]).unwrap_or_default(),
+        Element::Snapshot(id) => db
+            .get::<Snapshot>(*id)
+            .map(|s| vec![s.vm])
+            .unwrap_or_default(),
+        Element::Group(id) => db
+            .get::<Group>(*id)
+            .map(|g| collected(db, &g, 0))
+            .unwrap_or_default(),
+        Element::GroupPoint(id) => db
+            .get::<GroupPoint>(*id)
+            .map(|p| What::GroupPoint(p).vms(db))
+            .unwrap_or_default(),
+        Element::GroupSnapshot(id) => db
+            .get::<GroupSnapshot>(*id)
+            .map(|s| What::GroupSnapshot(s).vms(db))
+            .unwrap_or_default(),
+        Element::Job(_) | Element::Host | Element::Image(_) => Vec::new(),
+    }
 }
 
 /// A resource of a machine.
@@ -128,16 +233,16 @@ impl Object {
     /// The instance behind an object that was made whole when it was listed.
     pub(crate) fn fixed(&self) -> Instance {
         match &self.what {
-            What::Fixed(instance) => (**instance).clone(),
+            What::Fixed(fixed) => fixed.instance.clone(),
             _ => Instance::new(self.class),
         }
     }
 
     /// Its path, with namespace and host.
-    pub(crate) fn path(&self, service: &Service, namespace: &str) -> Path {
+    pub(crate) fn path(&self, host: &str, namespace: &str) -> Path {
         let mut path = Path::class(self.class)
             .in_namespace(namespace)
-            .on_host(&*service.host);
+            .on_host(host);
         for (key, value) in &self.keys {
             path.keys.push(((*key).into(), Value::from(value.as_str())));
         }
@@ -161,50 +266,9 @@ impl Object {
         })
     }
 
-    /// That every key of a path is one of this object, and that the key which tells it from others is among them.
-    pub(crate) fn fits(
-        &self,
-        service: &Service,
-        namespace: &'static Namespace,
-        path: &Path,
-    ) -> Result<(), Fault> {
-        let alone = matches!(self.what, What::Service | What::Fixed(_));
-        let mut named = alone;
-        for (name, value) in &path.keys {
-            let text = value.to_text().unwrap_or_default();
-            let only = name.as_str().is_empty() && self.keys.len() == 1;
-            let own = self.keys.iter().position(|(key, _)| only || name.is(key));
-            let own = own.and_then(|at| Some((at, self.keys.get(at)?)));
-            if let Some((at, (key, own))) = own {
-                // A provider that found it by other means knows best what names it.
-                if !matches!(self.what, What::Fixed(_)) && !self.same_key(own, &text) {
-                    return Err(fault!(KeyMismatch, self.class, key, text, own));
-                }
-                named |= at + 1 == self.keys.len();
-                continue;
-            }
-            // What pages name as a key besides the real ones is a property: it says the same as the object.
-            let class = namespace.class(self.class);
-            if class.is_none_or(|c| c.property(name.as_str()).is_none()) {
-                return Err(fault!(UnknownName, self.class, "key", name));
-            }
-            let shown = service.instance(namespace, self);
-            let shown = shown.get(name.as_str()).to_text().unwrap_or_default();
-            if !same_text(&shown, &text) && !same_guid(&shown, &text) {
-                return Err(fault!(KeyMismatch, self.class, name, text, shown));
-            }
-            // A collection's point is named by either of its two identifiers.
-            named |= name.is("InstanceID") || name.is("CollectionID");
-        }
-        match self.keys.last() {
-            Some((key, _)) if !named => Err(fault!(KeyMissing, self.class, key)),
-            _ => Ok(()),
-        }
-    }
-
     /// Whether a key's text means this object: as it is written here, as a bare GUID, and for a point in the form of older hosts,
     /// which names its machine too.
-    fn same_key(&self, own: &str, text: &str) -> bool {
+    pub(crate) fn same_key(&self, own: &str, text: &str) -> bool {
         if same_text(own, text) || same_guid(own, text) {
             return true;
         }
@@ -237,19 +301,13 @@ impl Object {
     }
 
     /// The machine it is or belongs to.
-    pub(crate) fn vm(&self) -> Option<Uuid> {
-        match &self.what {
-            What::Vm(vm) | What::Settings(vm) | What::Resource(vm, _) | What::Device(vm, _) => {
-                Some(vm.id)
-            }
-            What::Point(point) => Some(point.vm),
-            _ => None,
-        }
+    pub(crate) fn vm(&self, db: &Db) -> Option<Uuid> {
+        self.what.vm(db)
     }
 }
 
 /// Key texts compare without case, and with backslashes single or doubled.
-fn same_text(own: &str, text: &str) -> bool {
+pub(crate) fn same_text(own: &str, text: &str) -> bool {
     let text = text.trim_matches('"');
     own.eq_ignore_ascii_case(text)
         || (text.contains("\\\\") && own.eq_ignore_ascii_case(&text.replace("\\\\", "\\")))
@@ -272,7 +330,7 @@ fn guid_alone(text: &str) -> Option<Uuid> {
     Uuid::parse_str(bare(text).trim_matches(['{', '}'])).ok()
 }
 
-fn same_guid(own: &str, text: &str) -> bool {
+pub(crate) fn same_guid(own: &str, text: &str) -> bool {
     guid_alone(own).is_some_and(|id| guid_alone(text) == Some(id))
 }
 
@@ -375,94 +433,70 @@ impl Object {
     pub(crate) fn of_job(job: Job) -> Self {
         Object::with_id(job_class(job.class), guid(job.id), What::Job(Box::new(job)))
     }
-}
 
-impl Service {
-    /// The object behind an element of the domain, where it (still) exists and is one a client can name.
-    pub(crate) fn element(&self, element: &Element) -> Option<Object> {
-        match element {
-            Element::Vm(id) => self.vmms.db.get::<Vm>(*id).ok().map(Object::of_vm),
-            Element::Resource { vm, id } => {
-                let vm = self.vmms.db.get::<Vm>(*vm).ok()?;
-                let id = vm.device(id)?.id.clone();
-                Object::of_resource(&vm, Part::Device(id))
-            }
-            Element::Point(id) => {
-                let point = self.vmms.db.get::<Point>(*id).ok()?;
-                point.complete.then(|| Object::of_point(point))
-            }
-            Element::Snapshot(id) => provider::snapshot::find(self, *id).map(Object::of_snapshot),
-            Element::Job(id) => self.vmms.job(*id).ok().map(Object::of_job),
-            Element::Host => Some(self.host_object()),
-            Element::Group(id) => self
-                .vmms
-                .db
-                .get::<Group>(*id)
-                .ok()
-                .map(provider::collection::object),
-            Element::GroupPoint(id) => {
-                let point = self.vmms.db.get::<GroupPoint>(*id).ok()?;
-                point
-                    .complete
-                    .then(|| provider::collection_point::object(point))
-            }
-            Element::GroupSnapshot(id) => provider::collection_snapshot::find(self, *id)
-                .map(provider::collection_snapshot::object),
-            Element::Image(_) => None,
+    /// A snapshot: settings with an id of their own.
+    pub(crate) fn of_snapshot(snapshot: Arc<Snapshot>) -> Self {
+        let id = format!("Microsoft:{}", guid(snapshot.id));
+        Object::with_id(
+            msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+            id,
+            What::Snapshot(snapshot),
+        )
+    }
+
+    /// The export settings of a machine: one instance each, with the id of its settings.
+    pub(crate) fn of_export_settings(vm: Arc<Vm>) -> Self {
+        let id = format!("Microsoft:{}", guid(vm.id));
+        Object::with_id(
+            msvm::class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
+            id,
+            What::Settings(vm),
+        )
+    }
+
+    fn collective(class: &'static str, id: Uuid, what: What) -> Self {
+        Object {
+            class,
+            keys: vec![("CollectionID", guid(id))],
+            what,
         }
     }
 
-    /// The path that names an element of the domain, whether it still exists or not.
-    pub(crate) fn element_path(&self, element: &Element) -> Path {
-        if let Some(object) = self.element(element) {
-            return object.path(self, NAMESPACE);
-        }
-        let path = match element {
-            Element::Vm(id) => Path::class(msvm::class::MSVM_COMPUTER_SYSTEM)
-                .key("CreationClassName", msvm::class::MSVM_COMPUTER_SYSTEM)
-                .key("Name", guid(*id)),
-            Element::Resource { vm, id } => {
-                Path::class(msvm::class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA)
-                    .key("InstanceID", resource_id(*vm, id))
-            }
-            Element::Point(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT)
-                .key("InstanceID", format!("Microsoft:{}", guid(*id))),
-            Element::Group(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION)
-                .key("CollectionID", guid(*id)),
-            Element::GroupPoint(id) => Path::class(msvm::class::MSVM_REFERENCE_POINT_COLLECTION)
-                .key("CollectionID", guid(*id)),
-            Element::Snapshot(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)
-                .key("InstanceID", format!("Microsoft:{}", guid(*id))),
-            Element::GroupSnapshot(id) => {
-                Path::class(msvm::class::MSVM_SNAPSHOT_COLLECTION).key("CollectionID", guid(*id))
-            }
-            Element::Job(id) => {
-                Path::class(msvm::class::MSVM_CONCRETE_JOB).key("InstanceID", guid(*id))
-            }
-            // Images have no object of their own; CIM_DataFile names files.
-            Element::Image(path) => {
-                return Path::class("CIM_DataFile")
-                    .in_namespace("root/cimv2")
-                    .on_host(&*self.host)
-                    .key("Name", path.display().to_string());
-            }
-            Element::Host => {
-                Path::class(msvm::class::MSVM_COMPUTER_SYSTEM).key("Name", &*self.host)
-            }
-        };
-        path.in_namespace(NAMESPACE).on_host(&*self.host)
+    /// A collection.
+    pub(crate) fn of_group(group: Arc<Group>) -> Self {
+        Object::collective(group_class(group.kind), group.id, What::Group(group))
     }
 
-    /// The host as an object.
-    pub(crate) fn host_object(&self) -> Object {
+    /// A reference point of a collection.
+    pub(crate) fn of_group_point(point: Arc<GroupPoint>) -> Self {
+        let class = msvm::class::MSVM_REFERENCE_POINT_COLLECTION;
+        Object::collective(class, point.id, What::GroupPoint(point))
+    }
+
+    /// A snapshot of a collection.
+    pub(crate) fn of_group_snapshot(snapshot: Arc<GroupSnapshot>) -> Self {
+        let class = msvm::class::MSVM_SNAPSHOT_COLLECTION;
+        Object::collective(class, snapshot.id, What::GroupSnapshot(snapshot))
+    }
+
+    /// The host.
+    pub(crate) fn of_host(host: &str) -> Self {
         let class = msvm::class::MSVM_COMPUTER_SYSTEM;
         Object {
             class,
             keys: vec![
                 ("CreationClassName", class.to_owned()),
-                ("Name", self.host.to_string()),
+                ("Name", host.to_owned()),
             ],
             what: What::Host,
         }
+    }
+}
+
+/// The class of a collection.
+pub(crate) fn group_class(kind: GroupKind) -> &'static str {
+    match kind {
+        GroupKind::Machines => msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION,
+        GroupKind::Management => msvm::class::MSVM_MANAGEMENT_COLLECTION,
     }
 }

@@ -1,6 +1,5 @@
 //! The handler behind both front ends: finds the class, checks the role, asks the provider.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +13,11 @@ use wbem::{
     Caller, Error, Handler, Limit, Operation, OutParameter, Request, Response, Role, Status, Walk,
 };
 
-use crate::association;
-use crate::errors::{self, CallError};
 use crate::object::Object;
-use crate::provider::{self, Call, Outcome, Provider};
 use crate::query::Queries;
-use crate::refusal;
-use crate::rights;
-use crate::served;
+use crate::rights::{self, Gate};
+use crate::view::{Call, CallError, House, Outcome, View};
+use crate::{association, errors, provider, refusal, served};
 
 /// How a method tells that it refuses, where no job does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,81 +29,43 @@ pub(crate) enum Refusals {
     Fault,
 }
 
-/// Everything a provider needs.
+/// The handler.
 pub(crate) struct Service {
-    /// The domain.
-    pub(crate) vmms: Arc<Vmms>,
-    /// The host's name in paths.
-    pub(crate) host: String,
+    house: Arc<House>,
     /// How refusals are told.
     refusals: Refusals,
     /// Where queries are tested.
     queries: Queries,
-    /// By namespace (lower case) and class (lower case).
-    providers: HashMap<(&'static str, String), Arc<dyn Provider>>,
 }
 
 impl Service {
-    /// The service with all its providers.
-    pub(crate) fn new(vmms: Arc<Vmms>, refusals: Refusals, query_time: Duration) -> Self {
-        let mut providers: HashMap<_, Arc<dyn Provider>> = HashMap::new();
-        for provider in provider::all() {
-            for class in provider.classes() {
-                providers.insert(
-                    (provider.namespace(), class.to_ascii_lowercase()),
-                    Arc::clone(&provider),
-                );
-            }
-        }
-        let host = vmms.host.clone();
+    /// The service with all its providers; the gate decides who sees what.
+    pub(crate) fn new(
+        vmms: Arc<Vmms>,
+        gate: Box<dyn Gate>,
+        refusals: Refusals,
+        query_time: Duration,
+    ) -> Self {
         Service {
-            vmms,
-            host,
+            house: Arc::new(House::new(vmms, gate, provider::all())),
             refusals,
             queries: Queries::new(query_time),
-            providers,
         }
     }
 
-    /// The provider of a class.
-    pub(crate) fn provider(
-        &self,
-        namespace: &'static str,
-        class: &str,
-    ) -> Option<&Arc<dyn Provider>> {
-        self.providers.get(&(namespace, class.to_ascii_lowercase()))
+    /// What a caller sees.
+    pub(crate) fn view(&self, caller: &Caller) -> View {
+        View::new(Arc::clone(&self.house), Arc::new(caller.clone()))
     }
 
-    /// Every object of a class and its subclasses.
-    pub(crate) fn objects(&self, namespace: &'static Namespace, class: &str) -> Vec<Object> {
-        namespace
-            .concrete(class)
-            .filter_map(|c| Some((c, self.provider(namespace.name(), c.name.as_str())?)))
-            .flat_map(|(c, provider)| provider.list(self, c.name.as_str()))
-            .collect()
-    }
-
-    /// The one object a path names. Every key that is given fits it, and the one that tells it from others of its class is given.
-    pub(crate) fn find(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Fault> {
-        let (mut found, mut misfit) = (Vec::new(), None);
-        for class in namespace.concrete(path.class.as_str()) {
-            let Some(provider) = self.provider(namespace.name(), class.name.as_str()) else {
-                continue;
-            };
-            for object in provider.find(self, class.name.as_str(), path) {
-                match object.fits(self, namespace, path) {
-                    Ok(()) => found.push(object),
-                    Err(fault) => misfit = Some(fault),
-                }
-            }
-        }
-        match (found.pop(), found.is_empty()) {
-            (Some(object), true) => Ok(object),
-            (None, _) => Err(misfit
-                .or_else(|| unknown_key(namespace, path))
-                .unwrap_or_else(|| fault!(ObjectNotFound, path))),
-            (Some(_), false) => Err(fault!(AmbiguousPath, path, found.len() + 1)),
-        }
+    /// Whether objects of a class or of one below it can exist here.
+    pub(crate) fn serves(&self, namespace: &'static Namespace, class: &str) -> bool {
+        let table = provider::associations(namespace);
+        namespace.concrete(class).any(|c| {
+            let name = c.name.as_str();
+            self.house.provider(namespace.name(), name).is_some()
+                || table.iter().any(|a| a.class.eq_ignore_ascii_case(name))
+        })
     }
 
     fn class(&self, namespace: &'static Namespace, class: &str) -> Result<&'static Class, Error> {
@@ -119,63 +77,13 @@ impl Service {
         })
     }
 
-    /// An object as an instance: whole, with its path.
-    pub(crate) fn instance(&self, namespace: &'static Namespace, object: &Object) -> Instance {
-        let mut instance = match self.provider(namespace.name(), object.class) {
-            Some(provider) => provider.instance(self, object),
-            None => Instance::new(object.class),
-        };
-        for (key, value) in &object.keys {
-            instance.set(*key, value.as_str());
-        }
-        if let Err(error) = namespace.complete(&mut instance) {
-            tracing::error!(class = object.class, %error, "an instance does not fit its class");
-        }
-        instance.path = Some(object.path(self, namespace.name()));
-        instance
-    }
-
-    /// The objects of a class and its subclasses that have to be asked for first.
-    async fn fetch(
-        &self,
-        namespace: &'static Namespace,
-        class: &str,
-        path: Option<&Path>,
-    ) -> Result<Vec<Object>, Error> {
-        let mut out = Vec::new();
-        for class in namespace.concrete(class) {
-            if let Some(provider) = self.provider(namespace.name(), class.name.as_str()) {
-                let fetched = provider.fetch(self, class.name.as_str(), path).await;
-                out.extend(fetched.map_err(|fault| errors::operation_error(self, &fault))?);
-            }
-        }
-        Ok(out)
-    }
-
-    /// The one object a path names, also one that has to be asked for first.
-    async fn get(&self, namespace: &'static Namespace, path: &Path) -> Result<Object, Error> {
-        let fault = match self.find(namespace, path) {
-            Ok(object) => return Ok(object),
-            Err(fault) => fault,
-        };
-        if fault.kind() == vmms::Kind::NotFound {
-            let mut fetched = self
-                .fetch(namespace, path.class.as_str(), Some(path))
-                .await?;
-            fetched.retain(|o| o.is_named_by(path));
-            if let (Some(object), true) = (fetched.pop(), fetched.is_empty()) {
-                return Ok(object);
-            }
-        }
-        Err(errors::operation_error(self, &fault))
-    }
-
     async fn select(
         &self,
         namespace: &'static Namespace,
-        user: &str,
+        caller: &Caller,
         select: &Select,
     ) -> Result<Vec<Instance>, Error> {
+        let view = &self.view(caller);
         let class = self.class(namespace, select.class.as_str())?;
         if let Some(name) = select.unknown_property(namespace) {
             let why = format!("{} has no property {name}", class.name);
@@ -183,27 +91,22 @@ impl Service {
         }
         let environment = Environment {
             schema: namespace,
-            host: &self.host,
+            host: &self.house.host,
             namespace: namespace.name(),
         };
-        let mut candidates = Vec::new();
-        if class.is_association() {
-            candidates = association::instances(self, namespace, class.name.as_str());
+        let candidates = if class.is_association() {
+            let table = provider::associations(namespace);
+            association::instances(view, table, namespace, class.name.as_str()).await?
         } else {
             // A condition on a key, which every match must fulfil, saves building all others.
+            let named = named(namespace, class, select);
+            let objects = view.objects(namespace, class.name.as_str(), named.as_ref());
+            let objects = objects
+                .await
+                .map_err(|fault| errors::operation_error(view, &fault))?;
             let wanted = select.key_equalities();
-            let mut path = Path::class(class.name.clone());
-            path.keys = wanted
-                .iter()
-                .map(|(name, value)| ((*name).clone(), (*value).clone()))
-                .collect();
-            let mut objects = self.objects(namespace, class.name.as_str());
-            objects.extend(
-                self.fetch(namespace, class.name.as_str(), Some(&path))
-                    .await?,
-            );
-            for object in objects {
-                let hopeless = wanted.iter().any(|(name, value)| {
+            let hopeless = |object: &Object| {
+                wanted.iter().any(|(name, value)| {
                     let own = object.keys.iter().find(|(key, _)| name.is(key));
                     match (own, value.to_text()) {
                         (Some((_, own)), Some(text)) => {
@@ -211,26 +114,28 @@ impl Service {
                         }
                         _ => false,
                     }
-                });
-                if !hopeless {
-                    candidates.push(self.instance(namespace, &object));
-                }
-            }
-        }
+                })
+            };
+            let hopeful = objects.iter().filter(|o| !hopeless(o));
+            hopeful.map(|o| view.instance(namespace, o)).collect()
+        };
         let matching = self
             .queries
-            .matching(user, select, candidates, &environment);
+            .matching(&caller.user, select, candidates, &environment);
         matching
             .await
-            .map_err(|fault| errors::operation_error(self, &fault))
+            .map_err(|fault| errors::operation_error(view, &fault))
     }
 
-    fn traverse(
+    async fn traverse(
         &self,
         namespace: &'static Namespace,
+        caller: &Caller,
         walk: &Traverse,
         references: bool,
     ) -> Result<Vec<Instance>, Error> {
+        let view = &self.view(caller);
+        let table = provider::associations(namespace);
         let filter = Walk {
             assoc_class: walk.assoc_class.clone(),
             result_class: walk.result_class.clone(),
@@ -238,9 +143,9 @@ impl Service {
             result_role: walk.result_role.clone(),
         };
         let mut found = if references {
-            association::references(self, namespace, &walk.path, &filter)?
+            association::references(view, table, namespace, &walk.path, &filter).await?
         } else {
-            association::associators(self, namespace, &walk.path, &filter)?
+            association::associators(view, table, namespace, &walk.path, &filter).await?
         };
         if walk.keys_only {
             for instance in &mut found {
@@ -266,6 +171,7 @@ impl Service {
         method: &Name,
         parameters: &[(Name, Value)],
     ) -> Result<Response, Error> {
+        let view = &self.view(caller);
         let class = self.class(namespace, path.class.as_str())?;
         let declared = class.method(method.as_str()).ok_or_else(|| {
             Error::new(
@@ -276,7 +182,7 @@ impl Service {
         let needed = rights::needed(namespace, &class.name, &declared.name);
         if caller.role < needed {
             let fault = vmms::fault!(AccessDenied, caller.user, format!("call {}", declared.name));
-            return Err(errors::operation_error(self, &fault));
+            return Err(errors::operation_error(view, &fault));
         }
         if !self.serves(namespace, class.name.as_str()) {
             let why = served::reason(class.name.as_str()).unwrap_or("it has no instances here");
@@ -284,12 +190,11 @@ impl Service {
                 NotServed,
                 format!("{}.{} ({why})", class.name, declared.name)
             );
-            return Err(errors::operation_error(self, &fault));
+            return Err(errors::operation_error(view, &fault));
         }
-        let target = self
-            .find(namespace, path)
-            .map_err(|fault| errors::operation_error(self, &fault))?;
-        let provider = self
+        let target = view.find(namespace, path).await;
+        let target = target.map_err(|fault| errors::operation_error(view, &fault))?;
+        let provider = view
             .provider(namespace.name(), target.class)
             .ok_or_else(|| {
                 Error::new(
@@ -309,23 +214,23 @@ impl Service {
         };
         let called = match unknown_parameter(class, declared, parameters) {
             Some(fault) => Err(CallError::Fault(fault)),
-            None => provider.invoke(self, call).await,
+            None => provider.invoke(view, call).await,
         };
         let about = target.element().unwrap_or(vmms::Element::Host);
         let outcome = match called {
             Ok(outcome) => outcome,
             Err(CallError::Protocol(error)) => return Err(error),
             Err(CallError::Fault(fault)) if fault.kind() == vmms::Kind::NotFound => {
-                return Err(errors::operation_error(self, &fault));
+                return Err(errors::operation_error(view, &fault));
             }
             // What parameters alone do not tell was found out by looking: that was work, and its end is a job's.
             Err(CallError::Fault(fault)) if has_job(declared) && fault.is_about_content() => {
                 let refused = refusal::job(class.name.as_str(), declared.name.as_str(), &fault);
                 let affected = vec![(about.clone(), vmms::Effect::Other)];
                 let submission = asked.submission(affected);
-                match self.vmms.submit(refused, submission).await {
-                    Ok(job) => Outcome::started(self, job),
-                    Err(fault) => return Err(errors::operation_error(self, &fault)),
+                match self.house.vmms.submit(refused, submission).await {
+                    Ok(job) => Outcome::started(view, job),
+                    Err(fault) => return Err(errors::operation_error(view, &fault)),
                 }
             }
             Err(CallError::Fault(fault)) => {
@@ -364,31 +269,15 @@ impl Service {
         if let Some(fault) = &outcome.fault {
             self.remember_refusal(caller, fault);
             if self.refusals == Refusals::Fault {
-                return Err(errors::refused(self, fault, &about));
+                return Err(errors::refused(view, fault, &about));
             }
             // A return code has no place for a reason: the chain comes as one more out parameter.
-            outs.push(self.refusal(fault, &about));
+            outs.push(refusal_of(view, fault, &about));
         }
         Ok(Response::Invoked {
             return_value: Value::Uint32(outcome.return_value),
             parameters: outs,
         })
-    }
-
-    /// Why a method was refused, as the texts GetErrorEx gives.
-    fn refusal(&self, fault: &Fault, about: &vmms::Element) -> OutParameter {
-        let chain = errors::chain(self, fault, about);
-        let texts = chain
-            .iter()
-            .map(|e| Value::String(cim::embedded::write(e)))
-            .collect();
-        OutParameter {
-            name: "KvmmsErrors".into(),
-            ty: cim::Type::String,
-            array: true,
-            embedded: Some(msvm::class::MSVM_ERROR.into()),
-            value: Value::Array(texts),
-        }
     }
 
     /// A return code says little: the refusal behind it goes to the log with its id, where `kvmms` and people find it.
@@ -397,17 +286,36 @@ impl Service {
     }
 }
 
-/// The key of a path that none of the classes it may mean has.
-fn unknown_key(namespace: &'static Namespace, path: &Path) -> Option<Fault> {
-    let class = namespace.class(path.class.as_str())?;
-    let known = |name: &Name| {
-        name.as_str().is_empty()
-            || namespace
-                .family(class.name.as_str())
-                .any(|c| c.property(name.as_str()).is_some())
+/// Why a method was refused, as the texts GetErrorEx gives.
+fn refusal_of(view: &View, fault: &Fault, about: &vmms::Element) -> OutParameter {
+    let chain = errors::chain(view, fault, about);
+    let texts = chain
+        .iter()
+        .map(|e| Value::String(cim::embedded::write(e)))
+        .collect();
+    OutParameter {
+        name: "KvmmsErrors".into(),
+        ty: cim::Type::String,
+        array: true,
+        embedded: Some(msvm::class::MSVM_ERROR.into()),
+        value: Value::Array(texts),
+    }
+}
+
+/// What the keys a query asks for name: text that is a key of every class the query is about.
+fn named(namespace: &'static Namespace, class: &Class, select: &Select) -> Option<Path> {
+    let is_key = |name: &Name| {
+        let mut concrete = namespace.concrete(class.name.as_str());
+        concrete.all(|c| c.keys().any(|key| key.name == *name))
     };
-    let (unknown, _) = path.keys.iter().find(|(name, _)| !known(name))?;
-    Some(fault!(UnknownName, class.name, "key", unknown))
+    let mut path = Path::class(class.name.clone());
+    for (name, value) in select.key_equalities() {
+        // Backslashes are written in more ways than one.
+        if value.as_str().is_some_and(|text| !text.contains('\\')) && is_key(name) {
+            path.keys.push((name.clone(), value.clone()));
+        }
+    }
+    (!path.keys.is_empty()).then_some(path)
 }
 
 /// Whether a method may answer with a job.
@@ -437,6 +345,8 @@ impl Handler for Service {
             )
         })?;
         let caller = &request.caller;
+        let view = self.view(caller);
+        let table = provider::associations(namespace);
         match &request.operation {
             Operation::GetClass { class } => {
                 // Of all operations this one says "not found" where others say "invalid class" (DSP0200).
@@ -465,36 +375,38 @@ impl Handler for Service {
             Operation::GetInstance { path } => {
                 let class = self.class(namespace, path.class.as_str())?;
                 if class.is_association() {
-                    let found = association::get(self, namespace, path)?;
+                    let found = association::get(&view, table, namespace, path).await?;
                     return Ok(Response::Instances(vec![found]));
                 }
-                let object = self.get(namespace, path).await?;
-                Ok(Response::Instances(vec![self.instance(namespace, &object)]))
+                let object = view.find(namespace, path).await;
+                let object = object.map_err(|fault| errors::operation_error(&view, &fault))?;
+                Ok(Response::Instances(vec![view.instance(namespace, &object)]))
             }
             Operation::EnumerateInstances { class } => {
                 let class = self.class(namespace, class.as_str())?;
                 let found = if class.is_association() {
-                    association::instances(self, namespace, class.name.as_str())
+                    association::instances(&view, table, namespace, class.name.as_str()).await?
                 } else {
-                    let mut objects = self.objects(namespace, class.name.as_str());
-                    objects.extend(self.fetch(namespace, class.name.as_str(), None).await?);
+                    let objects = view.objects(namespace, class.name.as_str(), None).await;
+                    let objects =
+                        objects.map_err(|fault| errors::operation_error(&view, &fault))?;
                     objects
                         .iter()
-                        .map(|o| self.instance(namespace, o))
+                        .map(|o| view.instance(namespace, o))
                         .collect()
                 };
                 Ok(Response::Instances(found))
             }
             Operation::Query { query } => Ok(Response::Instances(match query {
-                Query::Select(select) => self.select(namespace, &caller.user, select).await?,
-                Query::Associators(walk) => self.traverse(namespace, walk, false)?,
-                Query::References(walk) => self.traverse(namespace, walk, true)?,
+                Query::Select(select) => self.select(namespace, caller, select).await?,
+                Query::Associators(walk) => self.traverse(namespace, caller, walk, false).await?,
+                Query::References(walk) => self.traverse(namespace, caller, walk, true).await?,
             })),
             Operation::Associators { path, walk } => Ok(Response::Instances(
-                association::associators(self, namespace, path, walk)?,
+                association::associators(&view, table, namespace, path, walk).await?,
             )),
             Operation::References { path, walk } => Ok(Response::Instances(
-                association::references(self, namespace, path, walk)?,
+                association::references(&view, table, namespace, path, walk).await?,
             )),
             Operation::Invoke {
                 path,
@@ -516,7 +428,7 @@ impl Handler for Service {
             | Operation::DeleteInstance { .. } => {
                 if caller.role < Role::Admin {
                     let fault = vmms::fault!(AccessDenied, caller.user, "change instances");
-                    return Err(errors::operation_error(self, &fault));
+                    return Err(errors::operation_error(&view, &fault));
                 }
                 Err(Error::new(
                     Status::NotSupported,
@@ -539,10 +451,10 @@ impl Handler for Service {
     }
 
     fn host(&self) -> &str {
-        &self.host
+        &self.house.host
     }
 
     fn limit(&self, limit: &Limit) -> Error {
-        errors::operation_error(self, &crate::limits::fault(limit))
+        errors::anyones_error(&self.house, &crate::limits::fault(limit))
     }
 }

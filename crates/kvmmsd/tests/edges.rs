@@ -148,3 +148,24 @@ fn no_module_has_a_name_that_says_nothing() {
         .collect();
     assert!(bad.is_empty(), "{bad:?}");
 }
+
+#[test]
+fn providers_read_records_through_the_view_which_asks_who_may_see_them() {
+    let mut files = Vec::new();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources(&src.join("provider"), &mut files);
+    files.push(src.join("association.rs"));
+    assert!(files.len() > 20, "{} files", files.len());
+    let reads = ["all", "get", "past_job", "history", "newest_history"];
+    let jobs = ["vmms.jobs()", "vmms.job("];
+    let mut found = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a source");
+        let code: String = text.split_whitespace().collect();
+        let direct = reads.map(|read| format!("vmms.db.{read}"));
+        if direct.iter().any(|d| code.contains(d)) || jobs.iter().any(|j| code.contains(j)) {
+            found.push(file);
+        }
+    }
+    assert!(found.is_empty(), "{found:?}");
+}

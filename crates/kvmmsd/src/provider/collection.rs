@@ -1,37 +1,36 @@
 //! Collections of machines and collections of collections, and the methods of Msvm_CollectionManagementService.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
+use vmms::Fault;
 use vmms::group::{Group, GroupKind, manage};
 use vmms::vm::Vm;
 use vmms::{fault, guid};
 
 use super::collection_point::level;
-use super::{Call, CallResult, Outcome, Provider, internal, unserved};
-use crate::Service;
-use crate::errors::CallError;
-use crate::object::{self, Object, What};
+use super::internal;
+use crate::object::{self, Object, What, group_class};
+use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct Collections;
 
-/// The class of a collection.
-pub(crate) fn class_of(kind: GroupKind) -> &'static str {
-    match kind {
-        GroupKind::Machines => class::MSVM_VIRTUAL_SYSTEM_COLLECTION,
-        GroupKind::Management => class::MSVM_MANAGEMENT_COLLECTION,
+impl Collections {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        let mut groups = view.all::<Group>();
+        groups.retain(|g| group_class(g.kind).eq_ignore_ascii_case(class));
+        groups.into_iter().map(Object::of_group).collect()
     }
-}
 
-/// A collection as an object.
-pub(crate) fn object(group: Arc<Group>) -> Object {
-    Object {
-        class: class_of(group.kind),
-        keys: vec![("CollectionID", guid(group.id))],
-        what: What::Group(group),
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        let id = path.get_str("CollectionID").or_else(|| path.get_str(""));
+        let Some(id) = id.and_then(object::guid_in) else {
+            return Vec::new();
+        };
+        let group = view.get::<Group>(id).ok();
+        let group = group.filter(|g| group_class(g.kind).eq_ignore_ascii_case(class));
+        group.map(Object::of_group).into_iter().collect()
     }
 }
 
@@ -44,23 +43,19 @@ impl Provider for Collections {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        let mut groups = service.vmms.db.all::<Group>();
-        groups.retain(|g| class_of(g.kind).eq_ignore_ascii_case(class));
-        groups.into_iter().map(object).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let id = path.get_str("CollectionID").or_else(|| path.get_str(""));
-        let Some(id) = id.and_then(object::guid_in) else {
-            return Vec::new();
-        };
-        let group = service.vmms.db.get::<Group>(id).ok();
-        let group = group.filter(|g| class_of(g.kind).eq_ignore_ascii_case(class));
-        group.map(object).into_iter().collect()
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         let mut i = Instance::new(object.class);
         let What::Group(group) = &object.what else {
             return i;
@@ -93,13 +88,15 @@ impl Provider for Collections {
 }
 
 /// The collection a REF parameter names.
-pub(crate) fn group_reference(
-    service: &Service,
+pub(crate) async fn group_reference(
+    view: &View,
     parameter: &'static str,
     path: Option<&Path>,
 ) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-    let object = service.reference(parameter, path, "CIM_CollectionOfMSEs")?;
+    let object = view
+        .reference(parameter, path, "CIM_CollectionOfMSEs")
+        .await?;
     match object.what {
         What::Group(group) => Ok(group.id),
         _ => Err(internal(format!(
@@ -110,24 +107,24 @@ pub(crate) fn group_reference(
 }
 
 /// The member a REF parameter names: a machine or a collection.
-fn member_reference(service: &Service, path: Option<&Path>) -> Result<Uuid, CallError> {
+async fn member_reference(view: &View, path: Option<&Path>) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, "Member")))?;
     if cim::Schema::is_a(
         msvm::virtualization(),
         path.class.as_str(),
         "CIM_CollectionOfMSEs",
     ) {
-        group_reference(service, "Member", Some(path))
+        group_reference(view, "Member", Some(path)).await
     } else {
-        service.vm_reference("Member", Some(path))
+        view.vm_reference("Member", Some(path)).await
     }
 }
 
 /// Calls a method of Msvm_CollectionManagementService. All of them are done when they answer.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::CollectionManagementService as Method;
     use params::collection_management_service as p;
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
@@ -148,44 +145,44 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             };
             let name = msvm::required("Name", given.name)?;
             let id = manage::define(vmms, &name, id, kind).await?;
-            let path = service.element_path(&vmms::Element::Group(id));
+            let path = view.element_path(&vmms::Element::Group(id));
             Ok(Outcome::done().with("DefinedCollection", path))
         }
         Method::DestroyCollection => {
             let given = p::DestroyCollectionIn::read(call.parameters)?;
-            let group = group_reference(service, "Collection", given.collection.as_ref())?;
+            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
             manage::destroy(vmms, group).await?;
             Ok(Outcome::done())
         }
         Method::RenameCollection => {
             let given = p::RenameCollectionIn::read(call.parameters)?;
-            let group = group_reference(service, "Collection", given.collection.as_ref())?;
+            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
             let name = msvm::required("NewName", given.new_name)?;
             manage::rename(vmms, group, &name).await?;
             Ok(Outcome::done())
         }
         Method::AddMember => {
             let given = p::AddMemberIn::read(call.parameters)?;
-            let group = group_reference(service, "Collection", given.collection.as_ref())?;
-            let member = member_reference(service, given.member.as_ref())?;
-            check_member(service, group, given.member.as_ref())?;
+            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
+            let member = member_reference(view, given.member.as_ref()).await?;
+            check_member(view, group, given.member.as_ref())?;
             manage::add(vmms, group, member).await?;
             Ok(Outcome::done())
         }
         Method::RemoveMember => {
             let given = p::RemoveMemberIn::read(call.parameters)?;
-            let group = group_reference(service, "Collection", given.collection.as_ref())?;
-            let member = member_reference(service, given.member.as_ref())?;
+            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
+            let member = member_reference(view, given.member.as_ref()).await?;
             manage::remove(vmms, group, member, true).await?;
             Ok(Outcome::done())
         }
         Method::RemoveMemberById => {
             let given = p::RemoveMemberByIdIn::read(call.parameters)?;
-            let member = member_reference(service, given.member.as_ref())?;
+            let member = member_reference(view, given.member.as_ref()).await?;
             let text = msvm::required("CollectionId", given.collection_id)?;
             let group = wanted_id("CollectionId", &text)?;
             // Fine where the collection or the membership has gone already.
-            if vmms.db.get::<Group>(group).is_ok() {
+            if view.get::<Group>(group).is_ok() {
                 manage::remove(vmms, group, member, false).await?;
             }
             Ok(Outcome::done())
@@ -197,8 +194,8 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
 }
 
 /// That the member is of the kind the collection collects.
-fn check_member(service: &Service, group: Uuid, member: Option<&Path>) -> Result<(), CallError> {
-    let group = service.vmms.db.get::<Group>(group)?;
+fn check_member(view: &View, group: Uuid, member: Option<&Path>) -> Result<(), CallError> {
+    let group = view.get::<Group>(group)?;
     let is_collection = member.is_some_and(|m| {
         cim::Schema::is_a(
             msvm::virtualization(),
@@ -236,30 +233,27 @@ fn wanted_id(parameter: &str, text: &str) -> Result<Uuid, CallError> {
 }
 
 /// The machines of a collection.
-pub(crate) fn machines_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn machines_of(view: &View, object: &Object) -> Vec<Object> {
     let What::Group(group) = &object.what else {
         return Vec::new();
     };
     if group.kind != GroupKind::Machines {
         return Vec::new();
     }
-    let found = group
-        .members
-        .iter()
-        .filter_map(|m| service.vmms.db.get::<Vm>(*m).ok());
+    let found = group.members.iter().filter_map(|m| view.get::<Vm>(*m).ok());
     found.map(Object::of_vm).collect()
 }
 
 /// The collections a machine is in.
-pub(crate) fn collections_of_vm(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collections_of_vm(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::Vm(vm) => holding(service, vm.id, GroupKind::Machines),
+        What::Vm(vm) => holding(view, vm.id, GroupKind::Machines),
         _ => Vec::new(),
     }
 }
 
 /// The collections of a management collection.
-pub(crate) fn collections_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collections_of(view: &View, from: &Object) -> Vec<Object> {
     let What::Group(group) = &from.what else {
         return Vec::new();
     };
@@ -269,20 +263,20 @@ pub(crate) fn collections_of(service: &Service, from: &Object) -> Vec<Object> {
     let found = group
         .members
         .iter()
-        .filter_map(|m| service.vmms.db.get::<Group>(*m).ok());
-    found.map(object).collect()
+        .filter_map(|m| view.get::<Group>(*m).ok());
+    found.map(Object::of_group).collect()
 }
 
 /// The management collections a collection is in.
-pub(crate) fn collections_above(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collections_above(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::Group(group) => holding(service, group.id, GroupKind::Management),
+        What::Group(group) => holding(view, group.id, GroupKind::Management),
         _ => Vec::new(),
     }
 }
 
-fn holding(service: &Service, member: Uuid, kind: GroupKind) -> Vec<Object> {
-    let mut groups = service.vmms.db.all::<Group>();
+fn holding(view: &View, member: Uuid, kind: GroupKind) -> Vec<Object> {
+    let mut groups = view.all::<Group>();
     groups.retain(|g| g.kind == kind && g.members.contains(&member));
-    groups.into_iter().map(object).collect()
+    groups.into_iter().map(Object::of_group).collect()
 }

@@ -6,29 +6,17 @@ use async_trait::async_trait;
 use cim::{Datetime, Instance, Path, Value};
 use msvm::{class, params};
 use uuid::Uuid;
+use vmms::Fault;
 use vmms::group::{self, Group, GroupPoint, MachineDisks};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::{fault, guid};
 
-use super::collection::{self, group_reference};
-use super::{
-    Call, CallResult, Outcome, Provider, expect_class, given, given_text, in_settings, internal,
-    unserved,
-};
-use crate::Service;
-use crate::errors::CallError;
+use super::collection::group_reference;
+use super::{expect_class, given, given_text, in_settings, internal};
 use crate::object::{self, Object, What};
+use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct CollectionPoints;
-
-/// A collection's point as an object.
-pub(crate) fn object(point: Arc<GroupPoint>) -> Object {
-    Object {
-        class: class::MSVM_REFERENCE_POINT_COLLECTION,
-        keys: vec![("CollectionID", guid(point.id))],
-        what: What::GroupPoint(point),
-    }
-}
 
 fn detail(point: Arc<GroupPoint>) -> Object {
     Object {
@@ -42,7 +30,30 @@ fn of_class(class: &str, point: Arc<GroupPoint>) -> Object {
     if class.eq_ignore_ascii_case(class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL) {
         detail(point)
     } else {
-        object(point)
+        Object::of_group_point(point)
+    }
+}
+
+impl CollectionPoints {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        let mut points = view.all::<GroupPoint>();
+        points.retain(|p| p.complete);
+        points.sort_by_key(|p| (p.group, p.sequence));
+        points.into_iter().map(|p| of_class(class, p)).collect()
+    }
+
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        let id = ["CollectionID", "InstanceID", ""]
+            .iter()
+            .find_map(|key| path.get_str(key));
+        let point = id
+            .and_then(object::guid_in)
+            .and_then(|id| view.get::<GroupPoint>(id).ok());
+        point
+            .filter(|p| p.complete)
+            .map(|p| of_class(class, p))
+            .into_iter()
+            .collect()
     }
 }
 
@@ -55,31 +66,22 @@ impl Provider for CollectionPoints {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        let mut points = service.vmms.db.all::<GroupPoint>();
-        points.retain(|p| p.complete);
-        points.sort_by_key(|p| (p.group, p.sequence));
-        points.into_iter().map(|p| of_class(class, p)).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let id = ["CollectionID", "InstanceID", ""]
-            .iter()
-            .find_map(|key| path.get_str(key));
-        let point = id
-            .and_then(object::guid_in)
-            .and_then(|id| service.vmms.db.get::<GroupPoint>(id).ok());
-        point
-            .filter(|p| p.complete)
-            .map(|p| of_class(class, p))
-            .into_iter()
-            .collect()
-    }
-
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         match &object.what {
             What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => {
-                instance(service, point)
+                instance(view, point)
             }
             What::GroupPoint(point) => detail_instance(point),
             _ => Instance::new(object.class),
@@ -87,14 +89,8 @@ impl Provider for CollectionPoints {
     }
 }
 
-fn instance(service: &Service, point: &GroupPoint) -> Instance {
-    let has_data = |m: &group::MemberPoint| {
-        service
-            .vmms
-            .db
-            .get::<Point>(m.point)
-            .is_ok_and(|p| p.has_data)
-    };
+fn instance(view: &View, point: &GroupPoint) -> Instance {
+    let has_data = |m: &group::MemberPoint| view.get::<Point>(m.point).is_ok_and(|p| p.has_data);
     let mut i = Instance::new(class::MSVM_REFERENCE_POINT_COLLECTION);
     i.set("Caption", "Reference Point Collection")
         .set(
@@ -164,13 +160,15 @@ pub(crate) fn level(consistency: Consistency) -> u16 {
 }
 
 /// The collection's point a REF parameter names.
-pub(crate) fn point_reference(
-    service: &Service,
+pub(crate) async fn point_reference(
+    view: &View,
     parameter: &'static str,
     path: Option<&Path>,
 ) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-    let object = service.reference(parameter, path, class::MSVM_REFERENCE_POINT_COLLECTION)?;
+    let object = view
+        .reference(parameter, path, class::MSVM_REFERENCE_POINT_COLLECTION)
+        .await?;
     match object.what {
         What::GroupPoint(point) => Ok(point.id),
         _ => Err(internal(format!(
@@ -181,40 +179,40 @@ pub(crate) fn point_reference(
 }
 
 /// Calls a method of Msvm_CollectionReferencePointService.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::CollectionReferencePointService as Method;
     use params::collection_reference_point_service as p;
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
     match method {
-        Method::CreateReferencePoint => create(service, call).await,
+        Method::CreateReferencePoint => create(view, call).await,
         Method::DestroyReferencePoint => {
             let given = p::DestroyReferencePointIn::read(call.parameters)?;
             let path = given.affected_reference_point_collection.as_ref();
-            let point = point_reference(service, "AffectedReferencePointCollection", path)?;
+            let point = point_reference(view, "AffectedReferencePointCollection", path).await?;
             let job = group::destroy_point(vmms, point, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::RemoveAssociatedData => {
             let given = p::RemoveAssociatedDataIn::read(call.parameters)?;
             let path = given.affected_reference_point_collection.as_ref();
-            let point = point_reference(service, "AffectedReferencePointCollection", path)?;
+            let point = point_reference(view, "AffectedReferencePointCollection", path).await?;
             let job = group::remove_data(vmms, point, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
-        Method::ExportReferencePoint => export(service, call).await,
+        Method::ExportReferencePoint => export(view, call).await,
         Method::RequestStateChange | Method::StartService | Method::StopService => {
             Err(unserved(call.target.class, call.method))
         }
     }
 }
 
-async fn create(service: &Service, call: &Call<'_>) -> CallResult {
+async fn create(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_reference_point_service as p;
     let read = p::CreateReferencePointIn::read(call.parameters)?;
-    let group = group_reference(service, "Collection", read.collection.as_ref())?;
+    let group = group_reference(view, "Collection", read.collection.as_ref()).await?;
     let kind = match read.reference_point_type {
         Some(1) => PointType::Log,
         Some(2) | None => PointType::Rct,
@@ -249,18 +247,19 @@ async fn create(service: &Service, call: &Call<'_>) -> CallResult {
             .to_owned();
     }
     let (_, job) =
-        group::create_point(&service.vmms, group, kind, consistency, &name, call.asked).await?;
-    Ok(Outcome::started(service, job))
+        group::create_point(&view.vmms, group, kind, consistency, &name, call.asked).await?;
+    Ok(Outcome::started(view, job))
 }
 
-async fn export(service: &Service, call: &Call<'_>) -> CallResult {
+async fn export(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_reference_point_service as p;
     let read = p::ExportReferencePointIn::read(call.parameters)?;
     let point = point_reference(
-        service,
+        view,
         "ReferencePointCollection",
         read.reference_point_collection.as_ref(),
-    )?;
+    )
+    .await?;
     let directory = msvm::required("ExportDirectory", read.export_directory)?;
     let directory = vmms::vm::device::host_path(&directory)?;
     let (mut base, mut only) = (None, Vec::new());
@@ -275,23 +274,22 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             let path = Path::parse(text).unwrap_or_else(|_| {
                 Path::class(class::MSVM_REFERENCE_POINT_COLLECTION).key("CollectionID", text)
             });
-            let named = point_reference(service, "BaseReferencePointCollection", Some(&path));
+            let named = point_reference(view, "BaseReferencePointCollection", Some(&path)).await;
             base = Some(in_settings("BaseReferencePointCollection", text, named)?);
         }
         for value in settings.get("VirtualMachinesToDisksToExport").items() {
-            if let Some(machine) = machine_disks(service, value)? {
+            if let Some(machine) = machine_disks(view, value).await? {
                 only.push(machine);
             }
         }
     }
-    let job =
-        group::export_point(&service.vmms, point, base, &directory, &only, call.asked).await?;
-    Ok(Outcome::started(service, job))
+    let job = group::export_point(&view.vmms, point, base, &directory, &only, call.asked).await?;
+    Ok(Outcome::started(view, job))
 }
 
 /// An element of VirtualMachinesToDisksToExport: an embedded instance inside an embedded instance. Null and empty ones say
 /// nothing.
-fn machine_disks(service: &Service, value: &Value) -> Result<Option<MachineDisks>, CallError> {
+async fn machine_disks(view: &View, value: &Value) -> Result<Option<MachineDisks>, CallError> {
     const PARAMETER: &str = "VirtualMachinesToDisksToExport";
     let instance = match value {
         Value::Null => return Ok(None),
@@ -319,7 +317,7 @@ fn machine_disks(service: &Service, value: &Value) -> Result<Option<MachineDisks
                     "a GUID is needed"
                 )
             })?;
-            let named = service.vm_reference("VirtualMachineId", Some(&path));
+            let named = view.vm_reference("VirtualMachineId", Some(&path)).await;
             in_settings("VirtualMachineId", text, named)?
         }
     };
@@ -335,35 +333,35 @@ fn machine_disks(service: &Service, value: &Value) -> Result<Option<MachineDisks
 }
 
 /// A collection's points, oldest first.
-pub(crate) fn points_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn points_of(view: &View, from: &Object) -> Vec<Object> {
     let What::Group(group) = &from.what else {
         return Vec::new();
     };
-    let mut points = service.vmms.db.all::<GroupPoint>();
+    let mut points = view.all::<GroupPoint>();
     points.retain(|p| p.group == group.id && p.complete);
     points.sort_by_key(|p| p.sequence);
-    points.into_iter().map(object).collect()
+    points.into_iter().map(Object::of_group_point).collect()
 }
 
 /// The collection of a collection's point.
-pub(crate) fn collection_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
         What::GroupPoint(point) => {
-            let group = service.vmms.db.get::<Group>(point.group).ok();
-            group.map(collection::object).into_iter().collect()
+            let group = view.get::<Group>(point.group).ok();
+            group.map(Object::of_group).into_iter().collect()
         }
         _ => Vec::new(),
     }
 }
 
 /// The members' points of a collection's point.
-pub(crate) fn members_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn members_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
         What::GroupPoint(point) => {
             let found = point
                 .members
                 .iter()
-                .filter_map(|m| service.vmms.db.get::<Point>(m.point).ok());
+                .filter_map(|m| view.get::<Point>(m.point).ok());
             found.map(Object::of_point).collect()
         }
         _ => Vec::new(),
@@ -371,16 +369,16 @@ pub(crate) fn members_of(service: &Service, from: &Object) -> Vec<Object> {
 }
 
 /// The collection's point a machine's point belongs to.
-pub(crate) fn collected_in(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collected_in(view: &View, from: &Object) -> Vec<Object> {
     let What::Point(point) = &from.what else {
         return Vec::new();
     };
     let found = point
         .group_point
-        .and_then(|id| service.vmms.db.get::<GroupPoint>(id).ok());
+        .and_then(|id| view.get::<GroupPoint>(id).ok());
     found
         .filter(|p| p.complete)
-        .map(object)
+        .map(Object::of_group_point)
         .into_iter()
         .collect()
 }

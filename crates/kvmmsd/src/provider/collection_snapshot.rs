@@ -6,33 +6,21 @@ use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
+use vmms::Fault;
 use vmms::group::{self, Group, GroupPoint, GroupSnapshot};
 use vmms::snapshot::{Snapshot, SnapshotKind};
 use vmms::{fault, guid};
 
-use super::collection::{self, group_reference};
+use super::collection::group_reference;
 use super::collection_point::{level, point_reference};
-use super::{
-    Call, CallResult, Outcome, Provider, expect_class, given, given_bool, given_text, in_settings,
-    internal, snapshot, unserved,
-};
-use crate::Service;
-use crate::errors::CallError;
+use super::{expect_class, given, given_bool, given_text, in_settings, internal, snapshot};
 use crate::object::{self, Object, What};
+use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct CollectionSnapshots;
 
 /// SnapshotType of a snapshot of the disks only, from the range that is left to vendors.
 const DISK_ONLY: u16 = 32771;
-
-/// A collection's snapshot as an object.
-pub(crate) fn object(snapshot: Arc<GroupSnapshot>) -> Object {
-    Object {
-        class: class::MSVM_SNAPSHOT_COLLECTION,
-        keys: vec![("CollectionID", guid(snapshot.id))],
-        what: What::GroupSnapshot(snapshot),
-    }
-}
 
 fn of_class(class: &str, snapshot: Arc<GroupSnapshot>) -> Object {
     if class.eq_ignore_ascii_case(class::KVMMS_SNAPSHOT_COLLECTION_DETAIL) {
@@ -40,14 +28,26 @@ fn of_class(class: &str, snapshot: Arc<GroupSnapshot>) -> Object {
         let class = class::KVMMS_SNAPSHOT_COLLECTION_DETAIL;
         Object::with_id(class, id, What::GroupSnapshot(snapshot))
     } else {
-        object(snapshot)
+        Object::of_group_snapshot(snapshot)
     }
 }
 
-/// The finished snapshot of a collection of that id.
-pub(crate) fn find(service: &Service, id: Uuid) -> Option<Arc<GroupSnapshot>> {
-    let found = service.vmms.db.get::<GroupSnapshot>(id).ok();
-    found.filter(|s| s.complete)
+impl CollectionSnapshots {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        let mut all = view.all::<GroupSnapshot>();
+        all.retain(|s| s.complete);
+        all.sort_by_key(|s| (s.group, s.sequence));
+        all.into_iter().map(|s| of_class(class, s)).collect()
+    }
+
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        let keys = ["CollectionID", "InstanceID", ""];
+        let id = keys.iter().find_map(|key| path.get_str(key));
+        let found = id
+            .and_then(object::guid_in)
+            .and_then(|id| view.group_snapshot(id));
+        found.map(|s| of_class(class, s)).into_iter().collect()
+    }
 }
 
 #[async_trait]
@@ -59,23 +59,19 @@ impl Provider for CollectionSnapshots {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        let mut all = service.vmms.db.all::<GroupSnapshot>();
-        all.retain(|s| s.complete);
-        all.sort_by_key(|s| (s.group, s.sequence));
-        all.into_iter().map(|s| of_class(class, s)).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let keys = ["CollectionID", "InstanceID", ""];
-        let id = keys.iter().find_map(|key| path.get_str(key));
-        let found = id
-            .and_then(object::guid_in)
-            .and_then(|id| find(service, id));
-        found.map(|s| of_class(class, s)).into_iter().collect()
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         let What::GroupSnapshot(snapshot) = &object.what else {
             return Instance::new(object.class);
         };
@@ -137,13 +133,15 @@ fn kind_number(kind: SnapshotKind) -> u16 {
 }
 
 /// The collection's snapshot a REF parameter names.
-fn reference(
-    service: &Service,
+async fn reference(
+    view: &View,
     parameter: &'static str,
     path: Option<&Path>,
 ) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-    let object = service.reference(parameter, path, class::MSVM_SNAPSHOT_COLLECTION)?;
+    let object = view
+        .reference(parameter, path, class::MSVM_SNAPSHOT_COLLECTION)
+        .await?;
     match object.what {
         What::GroupSnapshot(snapshot) => Ok(snapshot.id),
         _ => Err(internal(format!(
@@ -154,47 +152,47 @@ fn reference(
 }
 
 /// Calls a method of Msvm_CollectionSnapshotService.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::CollectionSnapshotService as Method;
     use params::collection_snapshot_service as p;
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
     match method {
-        Method::CreateSnapshot => create(service, call).await,
+        Method::CreateSnapshot => create(view, call).await,
         Method::ApplySnapshot => {
             let given = p::ApplySnapshotIn::read(call.parameters)?;
             let path = given.snapshot_collection.as_ref();
-            let id = reference(service, "SnapshotCollection", path)?;
+            let id = reference(view, "SnapshotCollection", path).await?;
             let job = group::apply_snapshot(vmms, id, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::DestroySnapshot => {
             let given = p::DestroySnapshotIn::read(call.parameters)?;
             let path = given.affected_snapshot_collection.as_ref();
-            let id = reference(service, "AffectedSnapshotCollection", path)?;
+            let id = reference(view, "AffectedSnapshotCollection", path).await?;
             let job = group::destroy_snapshot(vmms, id, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::ConvertToReferencePoint => {
             let given = p::ConvertToReferencePointIn::read(call.parameters)?;
             let path = given.affected_snapshot_collection.as_ref();
-            let id = reference(service, "AffectedSnapshotCollection", path)?;
+            let id = reference(view, "AffectedSnapshotCollection", path).await?;
             let job = group::convert_snapshot(vmms, id, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
-        Method::ExportSnapshot => export(service, call).await,
+        Method::ExportSnapshot => export(view, call).await,
         Method::RequestStateChange | Method::StartService | Method::StopService => {
             Err(unserved(call.target.class, call.method))
         }
     }
 }
 
-async fn create(service: &Service, call: &Call<'_>) -> CallResult {
+async fn create(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_snapshot_service as p;
     let read = p::CreateSnapshotIn::read(call.parameters)?;
-    let group = group_reference(service, "Collection", read.collection.as_ref())?;
+    let group = group_reference(view, "Collection", read.collection.as_ref()).await?;
     let kind = match read.snapshot_type {
         Some(1) | None => SnapshotKind::Full,
         Some(2) => SnapshotKind::Recovery,
@@ -216,17 +214,17 @@ async fn create(service: &Service, call: &Call<'_>) -> CallResult {
             .unwrap_or_default()
             .clone_into(&mut name);
     }
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let (_, job) =
         group::create_snapshot(vmms, group, kind, consistency, &name, call.asked).await?;
-    Ok(Outcome::started(service, job))
+    Ok(Outcome::started(view, job))
 }
 
-async fn export(service: &Service, call: &Call<'_>) -> CallResult {
+async fn export(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_snapshot_service as p;
     let read = p::ExportSnapshotIn::read(call.parameters)?;
     let path = read.snapshot_collection.as_ref();
-    let id = reference(service, "SnapshotCollection", path)?;
+    let id = reference(view, "SnapshotCollection", path).await?;
     let directory = msvm::required("ExportDirectory", read.export_directory)?;
     let directory = vmms::vm::device::host_path(&directory)?;
     let (mut base, mut storage, mut merge) = (None, true, false);
@@ -246,22 +244,22 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             }
         };
         if let Some(text) = given_text(settings, "DifferentialBackupBase") {
-            let named = base_reference(service, text);
+            let named = base_reference(view, text).await;
             base = Some(in_settings("DifferentialBackupBase", text, named)?);
         }
     }
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let job =
         group::export_snapshot(vmms, id, base, &directory, storage, merge, call.asked).await?;
-    Ok(Outcome::started(service, job))
+    Ok(Outcome::started(view, job))
 }
 
 /// The collection's point or snapshot that a path means, or a bare CollectionID.
-fn base_reference(service: &Service, text: &str) -> Result<Uuid, CallError> {
+async fn base_reference(view: &View, text: &str) -> Result<Uuid, CallError> {
     const PARAMETER: &str = "DifferentialBackupBase";
     let path = Path::parse(text).unwrap_or_else(|_| {
         let id = object::guid_in(text);
-        let of_point = id.is_some_and(|id| service.vmms.db.get::<GroupPoint>(id).is_ok());
+        let of_point = id.is_some_and(|id| view.get::<GroupPoint>(id).is_ok());
         let class = match of_point {
             true => class::MSVM_REFERENCE_POINT_COLLECTION,
             false => class::MSVM_SNAPSHOT_COLLECTION,
@@ -269,42 +267,42 @@ fn base_reference(service: &Service, text: &str) -> Result<Uuid, CallError> {
         Path::class(class).key("CollectionID", text)
     });
     if path.class.is(class::MSVM_REFERENCE_POINT_COLLECTION) {
-        point_reference(service, PARAMETER, Some(&path))
+        point_reference(view, PARAMETER, Some(&path)).await
     } else {
-        reference(service, PARAMETER, Some(&path))
+        reference(view, PARAMETER, Some(&path)).await
     }
 }
 
 /// A collection's snapshots, oldest first.
-pub(crate) fn snapshots_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn snapshots_of(view: &View, from: &Object) -> Vec<Object> {
     let What::Group(group) = &from.what else {
         return Vec::new();
     };
-    let mut all = service.vmms.db.all::<GroupSnapshot>();
+    let mut all = view.all::<GroupSnapshot>();
     all.retain(|s| s.group == group.id && s.complete);
     all.sort_by_key(|s| s.sequence);
-    all.into_iter().map(object).collect()
+    all.into_iter().map(Object::of_group_snapshot).collect()
 }
 
 /// The collection of a collection's snapshot.
-pub(crate) fn collection_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
         What::GroupSnapshot(snapshot) => {
-            let group = service.vmms.db.get::<Group>(snapshot.group).ok();
-            group.map(collection::object).into_iter().collect()
+            let group = view.get::<Group>(snapshot.group).ok();
+            group.map(Object::of_group).into_iter().collect()
         }
         _ => Vec::new(),
     }
 }
 
 /// The members' snapshots of a collection's snapshot.
-pub(crate) fn members_of(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn members_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
         What::GroupSnapshot(whole) => {
             let found = whole
                 .members
                 .iter()
-                .filter_map(|m| service.vmms.db.get::<Snapshot>(m.point).ok());
+                .filter_map(|m| view.get::<Snapshot>(m.point).ok());
             found.map(Object::of_snapshot).collect()
         }
         _ => Vec::new(),
@@ -312,10 +310,10 @@ pub(crate) fn members_of(service: &Service, from: &Object) -> Vec<Object> {
 }
 
 /// The collection's snapshot a machine's snapshot belongs to.
-pub(crate) fn collected_in(service: &Service, from: &Object) -> Vec<Object> {
+pub(crate) fn collected_in(view: &View, from: &Object) -> Vec<Object> {
     let What::Snapshot(part) = &from.what else {
         return Vec::new();
     };
-    let found = part.group_snapshot.and_then(|id| find(service, id));
-    found.map(object).into_iter().collect()
+    let found = part.group_snapshot.and_then(|id| view.group_snapshot(id));
+    found.map(Object::of_group_snapshot).into_iter().collect()
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::class;
+use vmms::Fault;
 use vmms::vm::{DeviceKind, Vm};
 use vmms::{fault, guid};
 
-use super::{Call, CallResult, Outcome, Provider, unserved};
-use crate::Service;
 use crate::object::{self, Object, Part, What, resource_id};
+use crate::view::{Call, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct Devices;
 
@@ -46,8 +46,8 @@ fn object(vm: &Arc<Vm>, part: Part) -> Option<Object> {
 }
 
 /// The shutdown component is there as long as the guest runs.
-fn shutdown(service: &Service, vm: &Arc<Vm>) -> Option<Object> {
-    service.vmms.machine(vm.id)?;
+fn shutdown(view: &View, vm: &Arc<Vm>) -> Option<Object> {
+    view.vmms.machine(vm.id)?;
     let id = resource_id(vm.id, SHUTDOWN_ID);
     let part = Part::Device(SHUTDOWN_ID.to_owned());
     Some(Object::of_system(
@@ -69,6 +69,30 @@ pub(crate) fn objects(vm: &Arc<Vm>) -> Vec<Object> {
         .collect()
 }
 
+impl Devices {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        let vms = view.all::<Vm>();
+        if class == class::MSVM_SHUTDOWN_COMPONENT {
+            return vms.iter().filter_map(|vm| shutdown(view, vm)).collect();
+        }
+        vms.iter()
+            .flat_map(objects)
+            .filter(|o| o.class == class)
+            .collect()
+    }
+
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        let vm = path.get_str("SystemName").and_then(object::guid_in);
+        let mut all = match vm.map(|id| view.get::<Vm>(id)) {
+            Some(Ok(vm)) if class != class::MSVM_SHUTDOWN_COMPONENT => objects(&vm),
+            Some(Err(_)) => Vec::new(),
+            _ => self.list(view, class),
+        };
+        all.retain(|o| o.class == class && o.is_named_by(path));
+        all
+    }
+}
+
 #[async_trait]
 impl Provider for Devices {
     fn classes(&self) -> &'static [&'static str] {
@@ -87,29 +111,19 @@ impl Provider for Devices {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        let vms = service.vmms.db.all::<Vm>();
-        if class == class::MSVM_SHUTDOWN_COMPONENT {
-            return vms.iter().filter_map(|vm| shutdown(service, vm)).collect();
-        }
-        vms.iter()
-            .flat_map(objects)
-            .filter(|o| o.class == class)
-            .collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let vm = path.get_str("SystemName").and_then(object::guid_in);
-        let mut all = match vm.map(|id| service.vmms.db.get::<Vm>(id)) {
-            Some(Ok(vm)) if class != class::MSVM_SHUTDOWN_COMPONENT => objects(&vm),
-            Some(Err(_)) => Vec::new(),
-            _ => self.list(service, class),
-        };
-        all.retain(|o| o.class == class && o.is_named_by(path));
-        all
-    }
-
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         let What::Device(vm, part) = &object.what else {
             return Instance::new(object.class);
         };
@@ -119,7 +133,7 @@ impl Provider for Devices {
             Part::Security => "Security",
             Part::Device(id) => vm.device(id).map_or("Shutdown", |d| d.name.as_str()),
         };
-        let on = service.vmms.machine(vm.id).is_some();
+        let on = view.vmms.machine(vm.id).is_some();
         let mut i = Instance::new(object.class);
         i.set("Caption", name)
             .set("Description", format!("{name} of {}", vm.name))
@@ -155,7 +169,7 @@ impl Provider for Devices {
         i
     }
 
-    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+    async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
         use msvm::params::shutdown_component as p;
         let What::Device(vm, _) = &call.target.what else {
             return Err(unserved(call.target.class, call.method));
@@ -165,7 +179,7 @@ impl Provider for Devices {
                 let given = p::InitiateShutdownIn::read(call.parameters)?;
                 tracing::info!(vm = %guid(vm.id), reason = given.reason, force = given.force, "shutdown asked for");
                 let to = vmms::job::StateChange::Shutdown;
-                match vmms::vm::request_state(&service.vmms, vm.id, to, call.asked).await {
+                match vmms::vm::request_state(&view.vmms, vm.id, to, call.asked).await {
                     // The method has no job parameter: it answers that the guest was asked.
                     Ok(_) => Ok(Outcome::done()),
                     Err(f) if f.message == vmms::Message::VmBusy => Ok(Outcome {

@@ -6,18 +6,16 @@ use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
 use vmms::fault;
 
-use super::{
-    Call, CallResult, Outcome, expect_class, given, given_bool, given_text, in_settings, point,
-    snapshot,
-};
-use crate::Service;
-use crate::errors::CallError;
+use super::{expect_class, given, given_bool, given_text, in_settings, point, snapshot};
+use crate::view::{Call, CallError, CallResult, Outcome, View};
 
 /// Calls ExportSystemDefinition.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     let given =
         params::virtual_system_management_service::ExportSystemDefinitionIn::read(call.parameters)?;
-    let vm = service.vm_reference("ComputerSystem", given.computer_system.as_ref())?;
+    let vm = view
+        .vm_reference("ComputerSystem", given.computer_system.as_ref())
+        .await?;
     let directory = msvm::required("ExportDirectory", given.export_directory)?;
     let directory = vmms::vm::device::host_path(&directory)?;
     let default = Instance::new(class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA);
@@ -27,13 +25,13 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         &settings,
         class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
     )?;
-    let order = order(service, &settings, directory)?;
-    let job = vmms::export::export_system(&service.vmms, vm, order, call.asked).await?;
-    Ok(Outcome::started(service, job))
+    let order = order(view, &settings, directory).await?;
+    let job = vmms::export::export_system(&view.vmms, vm, order, call.asked).await?;
+    Ok(Outcome::started(view, job))
 }
 
-fn order(
-    service: &Service,
+async fn order(
+    view: &View,
     settings: &Instance,
     directory: std::path::PathBuf,
 ) -> Result<SystemExport, CallError> {
@@ -67,7 +65,7 @@ fn order(
         let text =
             text.ok_or_else(|| CallError::from(fault!(MissingValue, "SnapshotVirtualSystem")))?;
         let named =
-            snapshot::reference(service, "SnapshotVirtualSystem", Some(&settings_path(text)));
+            snapshot::reference(view, "SnapshotVirtualSystem", Some(&settings_path(text))).await;
         snapshot = Some(in_settings("SnapshotVirtualSystem", text, named)?);
     }
     // A base means something only for a backup.
@@ -75,7 +73,7 @@ fn order(
         Some(text) if copy == 3 => Some(in_settings(
             "DifferentialBackupBase",
             text,
-            base(service, text),
+            base(view, text).await,
         )?),
         _ => None,
     };
@@ -131,12 +129,12 @@ fn disk_id(text: &str) -> String {
 }
 
 /// The point or the snapshot that a text means.
-fn base(service: &Service, text: &str) -> Result<Uuid, CallError> {
+async fn base(view: &View, text: &str) -> Result<Uuid, CallError> {
     let point = class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT;
     let path = Path::parse(text).unwrap_or_else(|_| Path::class(point).key("InstanceID", text));
     if path.class.is(point) {
-        point::point_reference(service, "DifferentialBackupBase", Some(&path))
+        point::point_reference(view, "DifferentialBackupBase", Some(&path)).await
     } else {
-        snapshot::reference(service, "DifferentialBackupBase", Some(&path))
+        snapshot::reference(view, "DifferentialBackupBase", Some(&path)).await
     }
 }

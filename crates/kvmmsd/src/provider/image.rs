@@ -8,10 +8,9 @@ use vmms::job::ImageSpec;
 use vmms::vm::device::host_path;
 use vmms::{fault, guid};
 
-use super::{Call, CallResult, Outcome, expect_class, given, given_text, unserved};
-use crate::Service;
-use crate::errors::CallError;
+use super::{expect_class, given, given_text};
 
+use crate::view::{Call, CallError, CallResult, Outcome, View, unserved};
 use params::image_management_service as p;
 
 /// Format numbers of the API and the formats behind them.
@@ -34,26 +33,26 @@ mod hypervisor_format {
 }
 
 /// Calls a method of the service.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::ImageManagementService as Method;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     match method {
         Method::CreateVirtualHardDisk => {
             let given = p::CreateVirtualHardDiskIn::read(call.parameters)?;
             let instance =
                 msvm::required("VirtualDiskSettingData", given.virtual_disk_setting_data)?;
             let job = vmms::image::create(vmms, image_spec(&instance)?, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::ResizeVirtualHardDisk => {
             let given = p::ResizeVirtualHardDiskIn::read(call.parameters)?;
             let path = host_path(&msvm::required("Path", given.path)?)?;
             let size = msvm::required("MaxInternalSize", given.max_internal_size)?;
             Ok(Outcome::started(
-                service,
+                view,
                 vmms::image::resize(vmms, &path, size, call.asked).await?,
             ))
         }
@@ -61,7 +60,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             let given = p::ValidateVirtualHardDiskIn::read(call.parameters)?;
             let path = host_path(&msvm::required("Path", given.path)?)?;
             Ok(Outcome::started(
-                service,
+                view,
                 vmms::image::validate(vmms, &path, call.asked).await?,
             ))
         }
@@ -72,7 +71,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             let instance = msvm::embedded_instance(&text, "VirtualDiskSettingData")?;
             let job =
                 vmms::image::convert(vmms, &source, image_spec(&instance)?, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::GetVirtualHardDiskSettingData => {
             let given = p::GetVirtualHardDiskSettingDataIn::read(call.parameters)?;
@@ -106,12 +105,12 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             };
             Ok(Outcome::of(out.return_value, out.into_values()))
         }
-        Method::GetVirtualDiskChanges => changes(service, call).await,
+        Method::GetVirtualDiskChanges => changes(view, call).await,
         _ => Err(unserved(call.target.class, call.method)),
     }
 }
 
-async fn changes(service: &Service, call: &Call<'_>) -> CallResult {
+async fn changes(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::GetVirtualDiskChangesIn::read(call.parameters)?;
     let path = host_path(&msvm::required("Path", given.path)?)?;
     let limit = msvm::required("LimitId", given.limit_id)?;
@@ -123,7 +122,7 @@ async fn changes(service: &Service, call: &Call<'_>) -> CallResult {
     {
         return Err(fault!(NotServed, "TargetSnapshotId, which is for VHD sets").into());
     }
-    let changes = vmms::point::changes(&service.vmms, &path, &limit, offset, length).await?;
+    let changes = vmms::point::changes(&view.vmms, &path, &limit, offset, length).await?;
     let out = p::GetVirtualDiskChangesOut {
         processed_byte_length: Some(changes.processed),
         changed_byte_offsets: Some(changes.ranges.iter().map(|(offset, _)| *offset).collect()),

@@ -9,10 +9,9 @@ use uuid::Uuid;
 use vmms::job::{Job, JobClass, JobRequest, JobState};
 use vmms::{Element, Fault, Message, fault, guid};
 
-use super::{Call, CallResult, Outcome, Provider};
-use crate::Service;
 use crate::errors;
 use crate::object::{self, Object, What, resource_id};
+use crate::view::{Call, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct Jobs;
 
@@ -35,11 +34,29 @@ const CLASSES: [(&str, JobClass); 6] = [
 ];
 
 /// The visible jobs of a class, newest first.
-pub(crate) fn host_jobs(service: &Service, class: &str) -> Vec<Object> {
-    let jobs = service.vmms.jobs().into_iter();
+pub(crate) fn host_jobs(view: &View, class: &str) -> Vec<Object> {
+    let jobs = view.jobs().into_iter();
     jobs.filter(|j| object::job_class(j.class) == class)
         .map(Object::of_job)
         .collect()
+}
+
+impl Jobs {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        host_jobs(view, class)
+    }
+
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        let id = path
+            .keys
+            .first()
+            .and_then(|(_, v)| v.as_str())
+            .and_then(object::guid_in);
+        let job = id.and_then(|id| view.job(id)).map(Object::of_job);
+        job.filter(|o| o.class == class && o.is_named_by(path))
+            .into_iter()
+            .collect()
+    }
 }
 
 #[async_trait]
@@ -56,40 +73,34 @@ impl Provider for Jobs {
         &NAMES
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        host_jobs(service, class)
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let id = path
-            .keys
-            .first()
-            .and_then(|(_, v)| v.as_str())
-            .and_then(object::guid_in);
-        let job = id
-            .and_then(|id| service.vmms.job(id).ok())
-            .map(Object::of_job);
-        job.filter(|o| o.class == class && o.is_named_by(path))
-            .into_iter()
-            .collect()
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         match &object.what {
             What::Job(job) => instance(job),
             _ => Instance::new(object.class),
         }
     }
 
-    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+    async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
         let What::Job(job) = &call.target.what else {
-            return Err(super::unserved(call.target.class, call.method));
+            return Err(unserved(call.target.class, call.method));
         };
         // While it runs a job has none, as its class says; a completed one has those that OperationalStatus tells of.
         let faults = job.faults.iter().filter(|_| job.state.is_final());
         let errors = || -> Vec<Instance> {
             faults
-                .flat_map(|f| errors::chain(service, f, &subject(job)))
+                .flat_map(|f| errors::chain(view, f, &subject(job)))
                 .collect()
         };
         // The six classes declare the same methods; the first one's names stand for all.
@@ -117,14 +128,14 @@ impl Provider for Jobs {
                 if timeout.is_some_and(|t| !t.is_zero()) {
                     return Err(fault!(TimeoutNotServed).into());
                 }
-                request(service, job.id, given.requested_state, &call.asked.owner).await
+                request(view, job.id, given.requested_state, &call.asked.owner).await
             }
-            Ok(Method::KillJob) | Err(_) => Err(super::unserved(call.target.class, call.method)),
+            Ok(Method::KillJob) | Err(_) => Err(unserved(call.target.class, call.method)),
         }
     }
 }
 
-async fn request(service: &Service, job: Uuid, wanted: Option<u16>, by: &str) -> CallResult {
+async fn request(view: &View, job: Uuid, wanted: Option<u16>, by: &str) -> CallResult {
     let request = match msvm::required("RequestedState", wanted)? {
         2 => JobRequest::Start,
         3 => JobRequest::Suspend,
@@ -132,7 +143,7 @@ async fn request(service: &Service, job: Uuid, wanted: Option<u16>, by: &str) ->
         5 => JobRequest::Kill,
         other => return Err(fault!(JobBadRequest, other).into()),
     };
-    let jobs = &service.vmms;
+    let jobs = &view.vmms;
     jobs.request_job_state_as(job, request, by).await?;
     Ok(Outcome::done())
 }

@@ -9,17 +9,15 @@ use vmms::vm::{DeviceKind, Vm};
 use vmms::{Effect, Element};
 
 use super::{device, host, resource, services};
-use crate::Service;
-use crate::association::Association;
 use crate::object::{Object, Part, What};
+use crate::view::View;
 
-/// The associations of the other namespaces.
-pub(crate) fn cimv2_associations(namespace: &str) -> &'static [Association] {
-    host::associations(namespace)
-}
-
-fn vm(service: &Service, object: &Object) -> Option<Arc<Vm>> {
-    service.vmms.db.get::<Vm>(object.vm()?).ok()
+/// The machine that settings, a device or a point belong to; what a snapshot kept belongs to the snapshot.
+fn vm(view: &View, object: &Object) -> Option<Arc<Vm>> {
+    match object.what {
+        What::Snapshot(_) | What::Resource(..) => None,
+        _ => view.get::<Vm>(object.vm(&view.vmms.db)?).ok(),
+    }
 }
 
 fn element(object: &Object) -> Option<Element> {
@@ -45,37 +43,37 @@ fn element(object: &Object) -> Option<Element> {
 }
 
 /// The jobs that affect an object, newest first.
-pub(crate) fn jobs_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn jobs_of(view: &View, object: &Object) -> Vec<Object> {
     let Some(element) = element(object) else {
         return Vec::new();
     };
-    let jobs = service.vmms.jobs().into_iter();
+    let jobs = view.jobs().into_iter();
     jobs.filter(|j| j.affected.iter().any(|(e, _)| *e == element))
         .map(Object::of_job)
         .collect()
 }
 
 /// The storage jobs that affect an object.
-pub(crate) fn storage_jobs_of(service: &Service, object: &Object) -> Vec<Object> {
-    let mut jobs = jobs_of(service, object);
+pub(crate) fn storage_jobs_of(view: &View, object: &Object) -> Vec<Object> {
+    let mut jobs = jobs_of(view, object);
     jobs.retain(|j| j.class == class::MSVM_STORAGE_JOB);
     jobs
 }
 
 /// What a job affects, as far as it exists.
-pub(crate) fn affected_by(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn affected_by(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Job(job) => job
             .affected
             .iter()
-            .filter_map(|(e, _)| service.element(e))
+            .filter_map(|(e, _)| view.element(e))
             .collect(),
         _ => Vec::new(),
     }
 }
 
 /// ElementEffects of an affected element.
-pub(crate) fn effects(_service: &Service, left: &Object, right: &Object, instance: &mut Instance) {
+pub(crate) fn effects(_view: &View, left: &Object, right: &Object, instance: &mut Instance) {
     let (What::Job(job), Some(element)) = (&right.what, element(left)) else {
         return;
     };
@@ -97,27 +95,27 @@ pub(crate) fn effects(_service: &Service, left: &Object, right: &Object, instanc
 }
 
 /// The jobs a service owns.
-pub(crate) fn owned_jobs(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn owned_jobs(view: &View, object: &Object) -> Vec<Object> {
     let owner = services::SERVICES
         .iter()
         .find(|(c, _, _)| *c == object.class)
         .map(|(_, _, o)| *o);
-    let jobs = service.vmms.jobs().into_iter();
+    let jobs = view.jobs().into_iter();
     jobs.filter(|j| Some(j.service) == owner)
         .map(Object::of_job)
         .collect()
 }
 
 /// The service that owns a job.
-pub(crate) fn owning_service(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn owning_service(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Job(job) => services::owner(service, job.service).into_iter().collect(),
+        What::Job(job) => services::owner(view, job.service).into_iter().collect(),
         _ => Vec::new(),
     }
 }
 
 /// A machine's settings.
-pub(crate) fn settings_of_vm(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn settings_of_vm(_view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Vm(vm) => vec![Object::of_settings(Arc::clone(vm))],
         _ => Vec::new(),
@@ -125,12 +123,12 @@ pub(crate) fn settings_of_vm(_service: &Service, object: &Object) -> Vec<Object>
 }
 
 /// The machine settings or a device belong to.
-pub(crate) fn vm_of(service: &Service, object: &Object) -> Vec<Object> {
-    vm(service, object).map(Object::of_vm).into_iter().collect()
+pub(crate) fn vm_of(view: &View, object: &Object) -> Vec<Object> {
+    vm(view, object).map(Object::of_vm).into_iter().collect()
 }
 
 /// The settings behind a device.
-pub(crate) fn settings_of_device(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn settings_of_device(_view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Device(vm, part) => Object::of_resource(vm, part.clone()).into_iter().collect(),
         _ => Vec::new(),
@@ -138,9 +136,10 @@ pub(crate) fn settings_of_device(_service: &Service, object: &Object) -> Vec<Obj
 }
 
 /// The device of settings.
-pub(crate) fn device_of_settings(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn device_of_settings(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Resource(vm, part) => {
+        // What a snapshot kept is no device of any machine.
+        What::Resource(vm, part) if view.get::<Vm>(vm.id).is_ok() => {
             let mut all = device::objects(vm);
             all.retain(|d| matches!(&d.what, What::Device(_, p) if p == part));
             all
@@ -150,7 +149,7 @@ pub(crate) fn device_of_settings(_service: &Service, object: &Object) -> Vec<Obj
 }
 
 /// The resources under a machine's settings.
-pub(crate) fn resources_of(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn resources_of(_view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Settings(vm) => {
             let mut all = resource::objects(vm);
@@ -163,7 +162,7 @@ pub(crate) fn resources_of(_service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The security settings under a machine's settings, which are no resource.
-pub(crate) fn security_of(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn security_of(_view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Settings(vm) => Object::of_resource(vm, Part::Security)
             .into_iter()
@@ -173,9 +172,9 @@ pub(crate) fn security_of(_service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The machine settings a resource belongs to.
-pub(crate) fn settings_of_resource(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn settings_of_resource(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Resource(vm, _) => match super::snapshot::find(service, vm.id) {
+        What::Resource(vm, _) => match view.snapshot(vm.id) {
             Some(snapshot) => vec![Object::of_snapshot(snapshot)],
             None => vec![Object::of_settings(Arc::clone(vm))],
         },
@@ -184,7 +183,7 @@ pub(crate) fn settings_of_resource(service: &Service, object: &Object) -> Vec<Ob
 }
 
 /// A machine's devices.
-pub(crate) fn devices_of(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn devices_of(_view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Vm(vm) => device::objects(vm),
         _ => Vec::new(),
@@ -192,36 +191,31 @@ pub(crate) fn devices_of(_service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The services the host runs.
-pub(crate) fn services_of_host(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn services_of_host(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
         What::Host => {
             let own = services::SERVICES
                 .iter()
-                .filter_map(|(c, _, _)| services::object(service, c));
-            own.chain([
-                host::management(service),
-                super::kvmms::export_service(service),
-            ])
-            .collect()
+                .filter_map(|(c, _, _)| services::object(view, c));
+            own.chain([host::management(view), super::kvmms::export_service(view)])
+                .collect()
         }
         _ => Vec::new(),
     }
 }
 
 /// The host.
-pub(crate) fn host_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn host_of(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Service => vec![service.host_object()],
+        What::Service => vec![view.host_object()],
         _ => Vec::new(),
     }
 }
 
 /// The machines of the host.
-pub(crate) fn vms_of_host(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn vms_of_host(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Host => service
-            .vmms
-            .db
+        What::Host => view
             .all::<Vm>()
             .into_iter()
             .filter(|v| !v.planned)
@@ -232,50 +226,50 @@ pub(crate) fn vms_of_host(service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The host of a machine.
-pub(crate) fn host_of_vm(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn host_of_vm(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Vm(_) => vec![service.host_object()],
+        What::Vm(_) => vec![view.host_object()],
         _ => Vec::new(),
     }
 }
 
 /// The services that act on a machine.
-pub(crate) fn services_of_vm(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn services_of_vm(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Vm(_) => services_of_host(service, &service.host_object()),
+        What::Vm(_) => services_of_host(view, &view.host_object()),
         _ => Vec::new(),
     }
 }
 
 /// The machines a service acts on.
-pub(crate) fn vms_of_service(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn vms_of_service(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Service => vms_of_host(service, &service.host_object()),
+        What::Service => vms_of_host(view, &view.host_object()),
         _ => Vec::new(),
     }
 }
 
 /// A machine's reference points, oldest first.
-pub(crate) fn points_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn points_of(view: &View, object: &Object) -> Vec<Object> {
     let What::Vm(vm) = &object.what else {
         return Vec::new();
     };
-    let mut points = service.vmms.db.all::<Point>();
+    let mut points = view.all::<Point>();
     points.retain(|p| p.vm == vm.id && p.complete);
     points.sort_by_key(|p| p.sequence);
     points.into_iter().map(Object::of_point).collect()
 }
 
 /// The machine of a point.
-pub(crate) fn vm_of_point(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn vm_of_point(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Point(_) => vm(service, object).map(Object::of_vm).into_iter().collect(),
+        What::Point(_) => vm(view, object).map(Object::of_vm).into_iter().collect(),
         _ => Vec::new(),
     }
 }
 
 /// A machine's export settings.
-pub(crate) fn export_settings_of(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn export_settings_of(_view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Vm(vm) => vec![Object::of_export_settings(Arc::clone(vm))],
         _ => Vec::new(),
@@ -283,9 +277,9 @@ pub(crate) fn export_settings_of(_service: &Service, object: &Object) -> Vec<Obj
 }
 
 /// The machine of export settings.
-pub(crate) fn vm_of_export_settings(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn vm_of_export_settings(view: &View, object: &Object) -> Vec<Object> {
     if object.class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA {
-        vm_of(service, object)
+        vm_of(view, object)
     } else {
         Vec::new()
     }
@@ -304,7 +298,7 @@ fn parent_id(kind: &DeviceKind) -> Option<&str> {
 }
 
 /// The resources that name this one as their parent.
-pub(crate) fn children_of_resource(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn children_of_resource(_view: &View, object: &Object) -> Vec<Object> {
     let What::Resource(vm, Part::Device(id)) = &object.what else {
         return Vec::new();
     };
@@ -318,7 +312,7 @@ pub(crate) fn children_of_resource(_service: &Service, object: &Object) -> Vec<O
 }
 
 /// The resource a resource names as its parent.
-pub(crate) fn parent_of_resource(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn parent_of_resource(_view: &View, object: &Object) -> Vec<Object> {
     let What::Resource(vm, Part::Device(id)) = &object.what else {
         return Vec::new();
     };

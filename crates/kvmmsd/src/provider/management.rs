@@ -6,41 +6,39 @@ use uuid::Uuid;
 use vmms::vm::{NewVm, Settings, Vm};
 use vmms::{Fault, Message, fault};
 
-use super::{
-    Call, CallResult, Outcome, expect_class, exports, resource, settings, snapshot, summary,
-    unserved,
-};
-use crate::Service;
-use crate::errors::CallError;
+use super::{expect_class, exports, resource, settings, summary};
 use crate::object::Part;
+use crate::view::{Call, CallError, CallResult, Outcome, View, unserved};
 
 use params::virtual_system_management_service as p;
 
 /// Calls a method of the service.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::VirtualSystemManagementService as Method;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
     match method {
-        Method::DefineSystem => define(service, call).await,
-        Method::ModifySystemSettings => modify_system(service, call).await,
+        Method::DefineSystem => define(view, call).await,
+        Method::ModifySystemSettings => modify_system(view, call).await,
         Method::DestroySystem => {
             let given = p::DestroySystemIn::read(call.parameters)?;
-            let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
-            let job = vmms::vm::destroy(&service.vmms, vm, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            let vm = view
+                .vm_reference("AffectedSystem", given.affected_system.as_ref())
+                .await?;
+            let job = vmms::vm::destroy(&view.vmms, vm, call.asked).await?;
+            Ok(Outcome::started(view, job))
         }
-        Method::AddResourceSettings => add_resources(service, call).await,
-        Method::ModifyResourceSettings => modify_resources(service, call).await,
-        Method::RemoveResourceSettings => remove_resources(service, call).await,
-        Method::GetSummaryInformation => summary::call(service, call),
+        Method::AddResourceSettings => add_resources(view, call).await,
+        Method::ModifyResourceSettings => modify_resources(view, call).await,
+        Method::RemoveResourceSettings => remove_resources(view, call).await,
+        Method::GetSummaryInformation => summary::call(view, call).await,
         Method::FormatError => format_error(call),
-        Method::ImportSnapshotDefinitions => import_snapshots(service, call).await,
+        Method::ImportSnapshotDefinitions => import_snapshots(view, call).await,
         Method::GetSizeOfSystemFiles => {
             let given = p::GetSizeOfSystemFilesIn::read(call.parameters)?;
-            let vm = service.vm_reference("Vssd", given.vssd.as_ref())?;
-            let dir = vmms::vm::spec::state_dir(&service.vmms.dirs, vm);
+            let vm = view.vm_reference("Vssd", given.vssd.as_ref()).await?;
+            let dir = vmms::vm::spec::state_dir(&view.vmms.dirs, vm);
             Ok(Outcome::done().with("Size", size_of(&dir)))
         }
         // What is declared and not served is refused one by one, so that a new method is a decision.
@@ -75,19 +73,23 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
         | Method::StopService
         | Method::TestNetworkConnection
         | Method::UpgradeSystemVersion => Err(unserved(call.target.class, call.method)),
-        Method::ExportSystemDefinition => exports::call(service, call).await,
-        Method::ImportSystemDefinition => import(service, call).await,
+        Method::ExportSystemDefinition => exports::call(view, call).await,
+        Method::ImportSystemDefinition => import(view, call).await,
         Method::ValidatePlannedSystem => {
             let given = p::ValidatePlannedSystemIn::read(call.parameters)?;
-            let vm = service.vm_reference("PlannedSystem", given.planned_system.as_ref())?;
-            let job = vmms::vm::validate_planned(&service.vmms, vm, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            let vm = view
+                .vm_reference("PlannedSystem", given.planned_system.as_ref())
+                .await?;
+            let job = vmms::vm::validate_planned(&view.vmms, vm, call.asked).await?;
+            Ok(Outcome::started(view, job))
         }
         Method::RealizePlannedSystem => {
             let given = p::RealizePlannedSystemIn::read(call.parameters)?;
-            let vm = service.vm_reference("PlannedSystem", given.planned_system.as_ref())?;
-            let job = vmms::vm::realize(&service.vmms, vm, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            let vm = view
+                .vm_reference("PlannedSystem", given.planned_system.as_ref())
+                .await?;
+            let job = vmms::vm::realize(&view.vmms, vm, call.asked).await?;
+            Ok(Outcome::started(view, job))
         }
     }
 }
@@ -101,7 +103,7 @@ fn size_of(dir: &std::path::Path) -> u64 {
         .sum()
 }
 
-async fn define(service: &Service, call: &Call<'_>) -> CallResult {
+async fn define(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::DefineSystemIn::read(call.parameters)?;
     if given.reference_configuration.is_some() {
         return Err(fault!(NotServed, "ReferenceConfiguration of DefineSystem").into());
@@ -135,7 +137,7 @@ async fn define(service: &Service, call: &Call<'_>) -> CallResult {
         }
     }
     let mut refused = None;
-    let defined = vmms::vm::define(&service.vmms, new, |vm| {
+    let defined = vmms::vm::define(&view.vmms, new, |vm| {
         for instance in &hardware {
             let applied = if instance.class.is(class::MSVM_MEMORY_SETTING_DATA) {
                 resource::apply_memory(instance, &mut vm.memory)
@@ -149,14 +151,14 @@ async fn define(service: &Service, call: &Call<'_>) -> CallResult {
     .await;
     let vm = defined.map_err(|f| refused.take().unwrap_or_else(|| f.into()))?;
     for instance in &later {
-        if let Err(error) = add_one(service, vm, instance).await {
+        if let Err(error) = add_one(view, vm, instance).await {
             // All or nothing: a machine that lacks what was asked for is not left behind.
-            let job = vmms::vm::destroy(&service.vmms, vm, call.asked).await?;
-            service.vmms.wait(job).await?;
+            let job = vmms::vm::destroy(&view.vmms, vm, call.asked).await?;
+            view.vmms.wait(job).await?;
             return Err(error);
         }
     }
-    let path = service.element_path(&vmms::Element::Vm(vm));
+    let path = view.element_path(&vmms::Element::Vm(vm));
     let out = p::DefineSystemOut {
         resulting_system: Some(path),
         ..p::DefineSystemOut::code(code::COMPLETED)
@@ -174,7 +176,7 @@ fn keep(kept: &mut Option<CallError>, error: CallError) -> Fault {
     fault
 }
 
-async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
+async fn modify_system(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::ModifySystemSettingsIn::read(call.parameters)?;
     let instance = msvm::required("SystemSettings", given.system_settings)?;
     expect_class(
@@ -185,18 +187,18 @@ async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
     let id = super::given_text(&instance, "InstanceID")
         .ok_or_else(|| CallError::from(fault!(MissingValue, "InstanceID of SystemSettings")))?;
     let path = Path::class(class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA).key("InstanceID", id);
-    if let Some(snapshot) = crate::object::guid_in(id).and_then(|id| snapshot::find(service, id)) {
+    if let Some(snapshot) = crate::object::guid_in(id).and_then(|id| view.snapshot(id)) {
         // Of a snapshot only what people read can change: the rest is what it was.
         let name = super::given_text(&instance, "ElementName");
         let notes = instance.get("Notes");
         let notes =
             (!notes.is_null()).then(|| notes.items().iter().filter_map(Value::to_text).collect());
-        vmms::snapshot::rename(&service.vmms, snapshot.id, name, notes).await?;
+        vmms::snapshot::rename(&view.vmms, snapshot.id, name, notes).await?;
         return Ok(Outcome::done());
     }
-    let vm = service.vm_reference("SystemSettings", Some(&path))?;
+    let vm = view.vm_reference("SystemSettings", Some(&path)).await?;
     let mut refused = None;
-    let changed = vmms::vm::change(&service.vmms, vm, |vm| {
+    let changed = vmms::vm::change(&view.vmms, vm, |vm| {
         settings::apply(&instance, &mut vm.name, &mut vm.notes, &mut vm.settings)
             .map_err(|e| keep(&mut refused, e))
     })
@@ -205,26 +207,28 @@ async fn modify_system(service: &Service, call: &Call<'_>) -> CallResult {
     Ok(Outcome::done())
 }
 
-async fn add_one(service: &Service, vm: Uuid, instance: &Instance) -> Result<String, CallError> {
+async fn add_one(view: &View, vm: Uuid, instance: &Instance) -> Result<String, CallError> {
     let new = resource::new_device(instance, vm)?;
     let name = super::given_text(instance, "ElementName").map(str::to_owned);
-    Ok(vmms::vm::device::add(&service.vmms, vm, new, name).await?)
+    Ok(vmms::vm::device::add(&view.vmms, vm, new, name).await?)
 }
 
-async fn add_resources(service: &Service, call: &Call<'_>) -> CallResult {
+async fn add_resources(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::AddResourceSettingsIn::read(call.parameters)?;
-    let vm = service.vm_reference(
-        "AffectedConfiguration",
-        given.affected_configuration.as_ref(),
-    )?;
+    let vm = view
+        .vm_reference(
+            "AffectedConfiguration",
+            given.affected_configuration.as_ref(),
+        )
+        .await?;
     let instances = msvm::required("ResourceSettings", given.resource_settings)?;
     let mut added: Vec<String> = Vec::new();
     for instance in &instances {
-        match add_one(service, vm, instance).await {
+        match add_one(view, vm, instance).await {
             Ok(id) => added.push(id),
             Err(error) => {
                 for id in added.iter().rev() {
-                    vmms::vm::device::remove(&service.vmms, vm, id).await?;
+                    vmms::vm::device::remove(&view.vmms, vm, id).await?;
                 }
                 return Err(error);
             }
@@ -232,7 +236,7 @@ async fn add_resources(service: &Service, call: &Call<'_>) -> CallResult {
     }
     let paths = added
         .iter()
-        .map(|id| resource::path(service, vm, id))
+        .map(|id| resource::path(view, vm, id))
         .collect();
     let out = p::AddResourceSettingsOut {
         resulting_resource_settings: Some(paths),
@@ -241,30 +245,31 @@ async fn add_resources(service: &Service, call: &Call<'_>) -> CallResult {
     Ok(Outcome::of(out.return_value, out.into_values()))
 }
 
-async fn modify_resources(service: &Service, call: &Call<'_>) -> CallResult {
+async fn modify_resources(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::ModifyResourceSettingsIn::read(call.parameters)?;
     let instances = msvm::required("ResourceSettings", given.resource_settings)?;
     let mut paths = Vec::new();
     for instance in &instances {
         let (vm, part) = resource::target(instance)?;
+        let vm = view.get::<Vm>(vm)?.id;
         let mut refused = None;
         let changed = match &part {
             Part::Memory => {
-                vmms::vm::change(&service.vmms, vm, |vm| {
+                vmms::vm::change(&view.vmms, vm, |vm| {
                     resource::apply_memory(instance, &mut vm.memory)
                         .map_err(|e| keep(&mut refused, e))
                 })
                 .await
             }
             Part::Processor => {
-                vmms::vm::change(&service.vmms, vm, |vm| {
+                vmms::vm::change(&view.vmms, vm, |vm| {
                     resource::apply_processor(instance, &mut vm.processor)
                         .map_err(|e| keep(&mut refused, e))
                 })
                 .await
             }
             Part::Device(id) => {
-                vmms::vm::device::modify(&service.vmms, vm, id, |device| {
+                vmms::vm::device::modify(&view.vmms, vm, id, |device| {
                     resource::apply_device(instance, device).map_err(|e| keep(&mut refused, e))
                 })
                 .await
@@ -272,7 +277,7 @@ async fn modify_resources(service: &Service, call: &Call<'_>) -> CallResult {
             Part::Security => return Err(fault!(NotServed, "changing security settings").into()),
         };
         changed.map_err(|f| refused.take().unwrap_or_else(|| f.into()))?;
-        paths.push(resource::path(service, vm, part.id()));
+        paths.push(resource::path(view, vm, part.id()));
     }
     let out = p::ModifyResourceSettingsOut {
         resulting_resource_settings: Some(paths),
@@ -281,16 +286,18 @@ async fn modify_resources(service: &Service, call: &Call<'_>) -> CallResult {
     Ok(Outcome::of(out.return_value, out.into_values()))
 }
 
-async fn remove_resources(service: &Service, call: &Call<'_>) -> CallResult {
+async fn remove_resources(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::RemoveResourceSettingsIn::read(call.parameters)?;
     let paths = msvm::required("ResourceSettings", given.resource_settings)?;
     let mut targets = Vec::new();
     for path in &paths {
-        let object = service.reference(
-            "ResourceSettings",
-            path,
-            "CIM_ResourceAllocationSettingData",
-        )?;
+        let object = view
+            .reference(
+                "ResourceSettings",
+                path,
+                "CIM_ResourceAllocationSettingData",
+            )
+            .await?;
         match object.what {
             crate::object::What::Resource(vm, Part::Device(id)) => targets.push((vm.id, id)),
             _ => return Err(fault!(NotServed, format!("removing {path}")).into()),
@@ -298,13 +305,8 @@ async fn remove_resources(service: &Service, call: &Call<'_>) -> CallResult {
     }
     for (vm, id) in targets {
         // What lay in it may have gone with its parent.
-        if service
-            .vmms
-            .db
-            .get::<Vm>(vm)
-            .is_ok_and(|vm| vm.device(&id).is_some())
-        {
-            vmms::vm::device::remove(&service.vmms, vm, &id).await?;
+        if view.get::<Vm>(vm).is_ok_and(|vm| vm.device(&id).is_some()) {
+            vmms::vm::device::remove(&view.vmms, vm, &id).await?;
         }
     }
     Ok(Outcome::done())
@@ -342,7 +344,7 @@ fn format_error(call: &Call<'_>) -> CallResult {
 }
 
 /// Makes a planned machine of an export of ours. It comes to be with the job, through which it is found.
-async fn import(service: &Service, call: &Call<'_>) -> CallResult {
+async fn import(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::ImportSystemDefinitionIn::read(call.parameters)?;
     let file = msvm::required("SystemDefinitionFile", given.system_definition_file)?;
     let file = vmms::vm::device::host_path(&file)?;
@@ -358,34 +360,31 @@ async fn import(service: &Service, call: &Call<'_>) -> CallResult {
         None => None,
     };
     let keep_id = !given.generate_new_system_identifier.unwrap_or(false);
-    let started = vmms::import::import_planned(
-        &service.vmms,
-        &export,
-        keep_id,
-        disks.as_deref(),
-        call.asked,
-    )
-    .await;
+    let started =
+        vmms::import::import_planned(&view.vmms, &export, keep_id, disks.as_deref(), call.asked)
+            .await;
     let (vm, job) = started?;
     let planned = class::MSVM_PLANNED_COMPUTER_SYSTEM;
     let path = Path::class(planned)
         .in_namespace(crate::object::NAMESPACE)
-        .on_host(&*service.host)
+        .on_host(&*view.host)
         .key("CreationClassName", planned)
         .key("Name", vmms::guid(vm));
-    Ok(Outcome::started(service, job).with("ImportedSystem", path))
+    Ok(Outcome::started(view, job).with("ImportedSystem", path))
 }
 
 /// Imports the snapshots exported with a machine to the planned one. They come to be with the job; their names are known now.
-async fn import_snapshots(service: &Service, call: &Call<'_>) -> CallResult {
+async fn import_snapshots(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::ImportSnapshotDefinitionsIn::read(call.parameters)?;
-    let vm = service.vm_reference("PlannedSystem", given.planned_system.as_ref())?;
+    let vm = view
+        .vm_reference("PlannedSystem", given.planned_system.as_ref())
+        .await?;
     let folder = msvm::required("SnapshotFolder", given.snapshot_folder)?;
     let folder = vmms::vm::device::host_path(&folder)?;
-    let (made, job) = vmms::snapshot::import(&service.vmms, vm, &folder, call.asked).await?;
+    let (made, job) = vmms::snapshot::import(&view.vmms, vm, &folder, call.asked).await?;
     let paths: Vec<Value> = made
         .into_iter()
-        .map(|id| service.element_path(&vmms::Element::Snapshot(id)).into())
+        .map(|id| view.element_path(&vmms::Element::Snapshot(id)).into())
         .collect();
-    Ok(Outcome::started(service, job).with("ImportedSnapshots", Value::Array(paths)))
+    Ok(Outcome::started(view, job).with("ImportedSnapshots", Value::Array(paths)))
 }

@@ -3,131 +3,34 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use cim::{Instance, Name, Path, Value};
+use cim::{Instance, Value};
 use msvm::ParameterError;
-use uuid::Uuid;
-use vmms::vm::Asked;
 use vmms::{Fault, fault};
 use wbem::Status;
 
-use crate::Service;
-use crate::errors::CallError;
-use crate::object::{NAMESPACE, Object};
+use crate::view::{CallError, Provider};
 
-pub(crate) mod collection;
-pub(crate) mod collection_point;
-pub(crate) mod collection_snapshot;
+mod associations;
+mod collection;
+mod collection_point;
+mod collection_snapshot;
 mod device;
 mod exports;
 pub(crate) mod host;
 mod image;
 mod job;
 mod kvmms;
-pub(crate) mod links;
+mod links;
 mod management;
 mod point;
 mod resource;
 mod services;
 mod settings;
-pub(crate) mod snapshot;
+mod snapshot;
 mod summary;
 mod vm;
 
-/// A method call as a provider gets it.
-pub(crate) struct Call<'a> {
-    /// The object called.
-    pub(crate) target: &'a Object,
-    /// The method, as the schema spells it.
-    pub(crate) method: &'a str,
-    /// In parameters.
-    pub(crate) parameters: &'a [(Name, Value)],
-    /// Who asks.
-    pub(crate) asked: &'a Asked,
-}
-
-/// What a method answers.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    /// The return value.
-    pub(crate) return_value: u32,
-    /// Out parameters by name.
-    pub(crate) out: Vec<(Name, Value)>,
-    /// Why it was refused, for the log.
-    pub(crate) fault: Option<Fault>,
-}
-
-impl Outcome {
-    /// A return value with out parameters.
-    pub(crate) fn of(return_value: u32, out: Vec<(Name, Value)>) -> Self {
-        Outcome {
-            return_value,
-            out,
-            fault: None,
-        }
-    }
-
-    /// Checked and started: the job is in the parameter `Job`.
-    pub(crate) fn started(service: &Service, job: Uuid) -> Self {
-        let path = service.element_path(&vmms::Element::Job(job));
-        Outcome::of(msvm::code::JOB_STARTED, vec![("Job".into(), path.into())])
-    }
-
-    /// Done, nothing to tell.
-    pub(crate) fn done() -> Self {
-        Outcome::default()
-    }
-
-    /// This outcome with one more out parameter.
-    pub(crate) fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
-        self.out.push((name.into(), value.into()));
-        self
-    }
-}
-
-/// What answers a method.
-pub(crate) type CallResult = Result<Outcome, CallError>;
-
-/// Serves the instances and methods of some classes.
-#[async_trait]
-pub(crate) trait Provider: Send + Sync {
-    /// The namespace.
-    fn namespace(&self) -> &'static str {
-        NAMESPACE
-    }
-
-    /// The concrete classes it serves.
-    fn classes(&self) -> &'static [&'static str];
-
-    /// The objects of one of them.
-    fn list(&self, service: &Service, class: &str) -> Vec<Object>;
-
-    /// The objects a path names.
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let mut all = self.list(service, class);
-        all.retain(|o| o.is_named_by(path));
-        all
-    }
-
-    /// Objects that have to be asked for first, in the store or elsewhere; with `path` at least those it names. They are
-    /// found by reading and by queries, not at the ends of associations.
-    async fn fetch(
-        &self,
-        _service: &Service,
-        _class: &str,
-        _path: Option<&Path>,
-    ) -> Result<Vec<Object>, Fault> {
-        Ok(Vec::new())
-    }
-
-    /// The properties of an object; keys and what is left out are filled in by the caller.
-    fn instance(&self, service: &Service, object: &Object) -> Instance;
-
-    /// Calls a method.
-    async fn invoke(&self, _service: &Service, call: Call<'_>) -> CallResult {
-        Err(unserved(call.target.class, call.method))
-    }
-}
+pub(crate) use associations::associations;
 
 /// All providers.
 pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
@@ -160,11 +63,6 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
     ]
 }
 
-/// A method that is declared but not served: refused with the documented code and told why.
-pub(crate) fn unserved(class: &str, method: &str) -> CallError {
-    CallError::Fault(fault!(NotServed, format!("{class}.{method}")))
-}
-
 /// A parameter that does not fit, in the words of the catalogue.
 pub(crate) fn parameter_fault(error: &ParameterError) -> Fault {
     let cause = std::error::Error::source(error).map(ToString::to_string);
@@ -195,44 +93,6 @@ pub(crate) fn parameter_fault(error: &ParameterError) -> Fault {
         ParameterError::Type { parameter, .. } => {
             fault!(InvalidValue, parameter, "what was sent", error.to_string())
         }
-    }
-}
-
-impl Service {
-    /// The object a REF parameter names, of that class or below.
-    pub(crate) fn reference(
-        &self,
-        parameter: &str,
-        path: &Path,
-        class: &str,
-    ) -> Result<Object, CallError> {
-        let namespace = msvm::virtualization();
-        if !cim::Schema::is_a(namespace, path.class.as_str(), class) {
-            let why = format!("{} is not a {class}", path.class);
-            return Err(fault!(InvalidValue, parameter, path, why).into());
-        }
-        if path.keys.is_empty() {
-            return Err(fault!(InvalidValue, parameter, path, "a reference needs keys").into());
-        }
-        Ok(self.find(namespace, path)?)
-    }
-
-    /// The machine a REF parameter names, by its system or its settings.
-    pub(crate) fn vm_reference(
-        &self,
-        parameter: &str,
-        path: Option<&Path>,
-    ) -> Result<Uuid, CallError> {
-        let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-        let class = if path.class.is(msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA) {
-            msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA
-        } else {
-            "CIM_ComputerSystem"
-        };
-        let object = self.reference(parameter, path, class)?;
-        object
-            .vm()
-            .ok_or_else(|| fault!(WrongType, parameter, "the host is not a virtual machine").into())
     }
 }
 

@@ -4,18 +4,36 @@ use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
+use vmms::Fault;
 use vmms::point::{Consistency, Point, PointType};
 use vmms::{fault, guid};
 
-use super::{
-    Call, CallResult, Outcome, Provider, expect_class, given, given_text, in_settings, internal,
-    unserved,
-};
-use crate::Service;
-use crate::errors::CallError;
+use super::{expect_class, given, given_text, in_settings, internal};
 use crate::object::{self, Object, What, resource_id};
+use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct Points;
+
+impl Points {
+    fn list(&self, view: &View, _class: &str) -> Vec<Object> {
+        let mut points = view.all::<Point>();
+        points.retain(|p| p.complete);
+        points.sort_by_key(|p| (p.vm, p.sequence));
+        points.into_iter().map(Object::of_point).collect()
+    }
+
+    fn find(&self, view: &View, _class: &str, path: &Path) -> Vec<Object> {
+        // `Microsoft:<machine>\<point>`, the form of older hosts, names it as well.
+        let id = path.get_str("InstanceID").or_else(|| path.get_str(""));
+        let id = id.and_then(|id| object::guid_in(id.rsplit(['\\', ':']).next().unwrap_or(id)));
+        let point = id.and_then(|id| view.get::<Point>(id).ok());
+        point
+            .filter(|p| p.complete)
+            .map(Object::of_point)
+            .into_iter()
+            .collect()
+    }
+}
 
 #[async_trait]
 impl Provider for Points {
@@ -23,26 +41,19 @@ impl Provider for Points {
         &[class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        let mut points = service.vmms.db.all::<Point>();
-        points.retain(|p| p.complete);
-        points.sort_by_key(|p| (p.vm, p.sequence));
-        points.into_iter().map(Object::of_point).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, _class: &str, path: &Path) -> Vec<Object> {
-        // `Microsoft:<machine>\<point>`, the form of older hosts, names it as well.
-        let id = path.get_str("InstanceID").or_else(|| path.get_str(""));
-        let id = id.and_then(|id| object::guid_in(id.rsplit(['\\', ':']).next().unwrap_or(id)));
-        let point = id.and_then(|id| service.vmms.db.get::<Point>(id).ok());
-        point
-            .filter(|p| p.complete)
-            .map(Object::of_point)
-            .into_iter()
-            .collect()
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         let mut i = Instance::new(object.class);
         if let What::Point(point) = &object.what {
             let rct = point.kind == PointType::Rct;
@@ -83,13 +94,15 @@ fn level(consistency: Consistency) -> u16 {
 }
 
 /// The point a REF parameter names.
-pub(crate) fn point_reference(
-    service: &Service,
+pub(crate) async fn point_reference(
+    view: &View,
     parameter: &'static str,
     path: Option<&Path>,
 ) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-    let object = service.reference(parameter, path, class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT)?;
+    let object = view
+        .reference(parameter, path, class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT)
+        .await?;
     match object.what {
         What::Point(point) => Ok(point.id),
         _ => Err(internal(format!("{} is not a reference point", path.class))),
@@ -97,17 +110,19 @@ pub(crate) fn point_reference(
 }
 
 /// Calls a method of Msvm_VirtualSystemReferencePointService.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::VirtualSystemReferencePointService as Method;
     use params::virtual_system_reference_point_service as p;
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
     match method {
         Method::CreateReferencePoint => {
             let given_in = p::CreateReferencePointIn::read(call.parameters)?;
-            let vm = service.vm_reference("AffectedSystem", given_in.affected_system.as_ref())?;
+            let vm = view
+                .vm_reference("AffectedSystem", given_in.affected_system.as_ref())
+                .await?;
             let kind = match given_in.reference_point_type {
                 Some(1) => PointType::Log,
                 Some(2) | None => PointType::Rct,
@@ -149,36 +164,40 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             }
             let (_, job) =
                 vmms::point::create_point(vmms, vm, kind, consistency, &name, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::DestroyReferencePoint => {
             let given = p::DestroyReferencePointIn::read(call.parameters)?;
             let point = point_reference(
-                service,
+                view,
                 "AffectedReferencePoint",
                 given.affected_reference_point.as_ref(),
-            )?;
+            )
+            .await?;
             let job = vmms::point::destroy_point(vmms, point, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::RemoveAssociatedData => {
             let given = p::RemoveAssociatedDataIn::read(call.parameters)?;
             let point = point_reference(
-                service,
+                view,
                 "AffectedReferencePoint",
                 given.affected_reference_point.as_ref(),
-            )?;
+            )
+            .await?;
             let job = vmms::point::remove_data(vmms, point, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
-        Method::ExportReferencePoint => export(service, call).await,
+        Method::ExportReferencePoint => export(view, call).await,
         Method::ImportReferencePointMetadata => {
             let given = p::ImportReferencePointMetadataIn::read(call.parameters)?;
-            let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+            let vm = view
+                .vm_reference("AffectedSystem", given.affected_system.as_ref())
+                .await?;
             let config = msvm::required("ConfigFilePath", given.config_file_path)?;
             let config = vmms::vm::device::host_path(&config)?;
             let (_, job) = vmms::point::adopt_point(vmms, vm, &config, call.asked).await?;
-            Ok(Outcome::started(service, job))
+            Ok(Outcome::started(view, job))
         }
         Method::RequestStateChange | Method::StartService | Method::StopService => {
             Err(unserved(call.target.class, call.method))
@@ -186,10 +205,10 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
     }
 }
 
-async fn export(service: &Service, call: &Call<'_>) -> CallResult {
+async fn export(view: &View, call: &Call<'_>) -> CallResult {
     use params::virtual_system_reference_point_service as p;
     let given = p::ExportReferencePointIn::read(call.parameters)?;
-    let point = point_reference(service, "ReferencePoint", given.reference_point.as_ref())?;
+    let point = point_reference(view, "ReferencePoint", given.reference_point.as_ref()).await?;
     let directory = msvm::required("ExportDirectory", given.export_directory)?;
     let directory = vmms::vm::device::host_path(&directory)?;
     let (mut base, mut disks) = (None, Vec::new());
@@ -204,7 +223,7 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             let path = Path::parse(text).unwrap_or_else(|_| {
                 Path::class(class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT).key("InstanceID", text)
             });
-            let named = point_reference(service, "BaseReferencePoint", Some(&path));
+            let named = point_reference(view, "BaseReferencePoint", Some(&path)).await;
             base = Some(in_settings("BaseReferencePoint", text, named)?);
         }
         disks = settings
@@ -215,7 +234,6 @@ async fn export(service: &Service, call: &Call<'_>) -> CallResult {
             .collect();
     }
     let job =
-        vmms::export::export_point(&service.vmms, point, base, &directory, &disks, call.asked)
-            .await?;
-    Ok(Outcome::started(service, job))
+        vmms::export::export_point(&view.vmms, point, base, &directory, &disks, call.asked).await?;
+    Ok(Outcome::started(view, job))
 }

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use cim::{Instance, Path, Value};
 use msvm::class;
 use uuid::Uuid;
+use vmms::Fault;
 use vmms::vm::device::{NewDevice, host_path};
 use vmms::vm::{Device, DeviceKind, Memory, Processor, Vm};
 use vmms::{fault, guid};
 
-use super::{Provider, given, given_bool, given_text};
-use crate::Service;
-use crate::errors::CallError;
+use super::{given, given_bool, given_text};
 use crate::object::{self, Object, Part, What, resource_id};
+use crate::view::{CallError, Provider, View};
 
 pub(crate) struct Resources;
 
@@ -50,6 +50,39 @@ pub(crate) fn objects(vm: &Arc<Vm>) -> Vec<Object> {
         .collect()
 }
 
+impl Resources {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        let own = view.all::<Vm>();
+        let snapshots = super::snapshot::all(view);
+        let kept = snapshots.iter().flat_map(|s| super::snapshot::resources(s));
+        let own = own
+            .iter()
+            .flat_map(objects)
+            .chain(kept)
+            .filter(|o| o.class == class);
+        own.chain(super::host::templates(view, class)).collect()
+    }
+
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        let text = path.keys.first().and_then(|(_, v)| v.as_str());
+        let vm = text.and_then(object::guid_in).and_then(|id| {
+            let snapshot = || view.snapshot(id).map(|s| super::snapshot::machine(&s));
+            view.get::<Vm>(id).ok().or_else(snapshot)
+        });
+        match vm {
+            Some(vm) => {
+                let mut all = objects(&vm);
+                all.retain(|o| o.class == class && o.is_named_by(path));
+                all
+            }
+            None => {
+                let templates = super::host::templates(view, class).into_iter();
+                templates.filter(|o| o.is_named_by(path)).collect()
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl Provider for Resources {
     fn classes(&self) -> &'static [&'static str] {
@@ -65,42 +98,22 @@ impl Provider for Resources {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        let own = service.vmms.db.all::<Vm>();
-        let snapshots = super::snapshot::all(service);
-        let kept = snapshots.iter().flat_map(|s| super::snapshot::resources(s));
-        let own = own
-            .iter()
-            .flat_map(objects)
-            .chain(kept)
-            .filter(|o| o.class == class);
-        own.chain(super::host::templates(service, class)).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        let text = path.keys.first().and_then(|(_, v)| v.as_str());
-        let vm = text.and_then(object::guid_in).and_then(|id| {
-            let snapshot =
-                || super::snapshot::find(service, id).map(|s| super::snapshot::machine(&s));
-            service.vmms.db.get::<Vm>(id).ok().or_else(snapshot)
-        });
-        match vm {
-            Some(vm) => {
-                let mut all = objects(&vm);
-                all.retain(|o| o.class == class && o.is_named_by(path));
-                all
-            }
-            None => {
-                let templates = super::host::templates(service, class).into_iter();
-                templates.filter(|o| o.is_named_by(path)).collect()
-            }
-        }
-    }
-
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         match &object.what {
-            What::Resource(vm, part) => read(service, vm, part),
-            What::Fixed(instance) => (**instance).clone(),
+            What::Resource(vm, part) => read(view, vm, part),
+            What::Fixed(_) => object.fixed(),
             _ => Instance::new(object.class),
         }
     }
@@ -167,13 +180,13 @@ pub(crate) fn processor(p: &Processor) -> Instance {
     i
 }
 
-fn parent_path(service: &Service, vm: &Arc<Vm>, id: &str) -> Option<String> {
+fn parent_path(view: &View, vm: &Arc<Vm>, id: &str) -> Option<String> {
     let id = vm.device(id)?.id.clone();
     let object = Object::of_resource(vm, Part::Device(id))?;
-    Some(object.path(service, object::NAMESPACE).to_string())
+    Some(object.path(&view.host, object::NAMESPACE).to_string())
 }
 
-fn read(service: &Service, vm: &Arc<Vm>, part: &Part) -> Instance {
+fn read(view: &View, vm: &Arc<Vm>, part: &Part) -> Instance {
     match part {
         Part::Memory => memory(&vm.memory),
         Part::Processor => processor(&vm.processor),
@@ -182,12 +195,12 @@ fn read(service: &Service, vm: &Arc<Vm>, part: &Part) -> Instance {
             .with("Caption", "Security Settings"),
         Part::Device(id) => vm.device(id).map_or_else(
             || Instance::new(class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA),
-            |device| read_device(service, vm, device),
+            |device| read_device(view, vm, device),
         ),
     }
 }
 
-fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
+fn read_device(view: &View, vm: &Arc<Vm>, device: &Device) -> Instance {
     let (ty, sub_type) = type_of(&device.kind);
     let mut i = Instance::new(object::resource_class(&device.kind));
     common(&mut i, ty, sub_type, 1);
@@ -199,14 +212,14 @@ fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
             i.set("Address", number.to_string());
         }
         DeviceKind::DiskDrive { controller, slot } | DeviceKind::DvdDrive { controller, slot } => {
-            i.set("Parent", parent_path(service, vm, controller))
+            i.set("Parent", parent_path(view, vm, controller))
                 .set("AddressOnParent", slot.to_string());
         }
         DeviceKind::FloppyDrive => {
             i.set("AddressOnParent", "0");
         }
         DeviceKind::Disk(disk) => {
-            i.set("Parent", parent_path(service, vm, &disk.drive))
+            i.set("Parent", parent_path(view, vm, &disk.drive))
                 .set("HostResource", vec![disk.path.display().to_string()])
                 .set("Access", if disk.read_only { 1u16 } else { 3 })
                 .set("VirtualResourceBlockSize", 512u64)
@@ -214,7 +227,7 @@ fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
                 .set("PersistentReservationsSupported", false);
         }
         DeviceKind::Dvd { drive, path } => {
-            i.set("Parent", parent_path(service, vm, drive))
+            i.set("Parent", parent_path(view, vm, drive))
                 .set("HostResource", vec![path.display().to_string()])
                 .set("Access", 1u16);
         }
@@ -241,7 +254,7 @@ fn read_device(service: &Service, vm: &Arc<Vm>, device: &Device) -> Instance {
             switch,
             enabled,
         } => {
-            i.set("Parent", parent_path(service, vm, nic))
+            i.set("Parent", parent_path(view, vm, nic))
                 .set("HostResource", switch.iter().cloned().collect::<Vec<_>>())
                 .set("EnabledState", if *enabled { 2u16 } else { 3 });
         }
@@ -478,11 +491,8 @@ pub(crate) fn apply_device(instance: &Instance, device: &mut Device) -> Result<(
 }
 
 /// The path of a resource's settings.
-pub(crate) fn path(service: &Service, vm: Uuid, id: &str) -> Path {
-    service
-        .vmms
-        .db
-        .get::<Vm>(vm)
+pub(crate) fn path(view: &View, vm: Uuid, id: &str) -> Path {
+    view.get::<Vm>(vm)
         .ok()
         .and_then(|vm| {
             let part = match id {
@@ -491,12 +501,12 @@ pub(crate) fn path(service: &Service, vm: Uuid, id: &str) -> Path {
                 object::SECURITY_ID => Part::Security,
                 device => Part::Device(vm.device(device)?.id.clone()),
             };
-            Some(Object::of_resource(&vm, part)?.path(service, object::NAMESPACE))
+            Some(Object::of_resource(&vm, part)?.path(&view.host, object::NAMESPACE))
         })
         .unwrap_or_else(|| {
             Path::class(class::MSVM_RESOURCE_ALLOCATION_SETTING_DATA)
                 .in_namespace(object::NAMESPACE)
-                .on_host(&*service.host)
+                .on_host(&*view.host)
                 .key("InstanceID", resource_id(vm, id))
         })
 }

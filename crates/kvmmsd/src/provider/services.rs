@@ -1,16 +1,16 @@
 //! The singleton services, and where their methods go.
 
 use async_trait::async_trait;
-use cim::{Datetime, Instance};
+use cim::{Datetime, Instance, Path};
 use msvm::class;
+use vmms::Fault;
 use vmms::job::Service as Owner;
 
 use super::{
-    Call, CallResult, Provider, collection, collection_point, collection_snapshot, image,
-    management, point, snapshot, unserved,
+    collection, collection_point, collection_snapshot, image, management, point, snapshot,
 };
-use crate::Service;
 use crate::object::{Object, What};
+use crate::view::{Call, CallResult, Provider, View, named, unserved};
 
 pub(crate) struct Services;
 
@@ -59,14 +59,14 @@ pub(crate) const SERVICES: &[(&str, &str, Owner)] = &[
 ];
 
 /// The object of a service class.
-pub(crate) fn object(service: &Service, class: &str) -> Option<Object> {
+pub(crate) fn object(view: &View, class: &str) -> Option<Object> {
     let (class, _, _) = SERVICES
         .iter()
         .find(|(c, _, _)| c.eq_ignore_ascii_case(class))?;
     let name = class.trim_start_matches("Msvm_").to_ascii_lowercase();
     Some(Object::of_system(
         class,
-        service.host.clone(),
+        view.host.clone(),
         "Name",
         name,
         What::Service,
@@ -82,11 +82,11 @@ pub(crate) fn class_of(owner: Owner) -> &'static str {
 }
 
 /// The service that owns jobs of that kind.
-pub(crate) fn owner(service: &Service, owner: Owner) -> Option<Object> {
+pub(crate) fn owner(view: &View, owner: Owner) -> Option<Object> {
     SERVICES
         .iter()
         .find(|(_, _, o)| *o == owner)
-        .and_then(|(class, _, _)| object(service, class))
+        .and_then(|(class, _, _)| object(view, class))
 }
 
 #[async_trait]
@@ -105,43 +105,46 @@ impl Provider for Services {
         &NAMES
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        object(service, class).into_iter().collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(object(view, class).into_iter().collect(), wanted))
     }
 
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         let name = SERVICES
             .iter()
             .find(|(c, _, _)| *c == object.class)
             .map_or("", |(_, name, _)| name);
-        properties(service, object.class, name)
+        properties(view, object.class, name)
     }
 
-    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+    async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
         match call.target.class {
-            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE => management::call(service, &call).await,
-            class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SERVICE => point::call(service, &call).await,
-            class::MSVM_COLLECTION_MANAGEMENT_SERVICE => collection::call(service, &call).await,
+            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE => management::call(view, &call).await,
+            class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SERVICE => point::call(view, &call).await,
+            class::MSVM_COLLECTION_MANAGEMENT_SERVICE => collection::call(view, &call).await,
             class::MSVM_COLLECTION_REFERENCE_POINT_SERVICE => {
-                collection_point::call(service, &call).await
+                collection_point::call(view, &call).await
             }
-            class::MSVM_COLLECTION_SNAPSHOT_SERVICE => {
-                collection_snapshot::call(service, &call).await
-            }
-            class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE => snapshot::call(service, &call).await,
-            class::MSVM_IMAGE_MANAGEMENT_SERVICE => image::call(service, &call).await,
+            class::MSVM_COLLECTION_SNAPSHOT_SERVICE => collection_snapshot::call(view, &call).await,
+            class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE => snapshot::call(view, &call).await,
+            class::MSVM_IMAGE_MANAGEMENT_SERVICE => image::call(view, &call).await,
             _ => Err(unserved(call.target.class, call.method)),
         }
     }
 }
 
 /// What all services tell of themselves.
-pub(crate) fn properties(service: &Service, class: &'static str, name: &str) -> Instance {
+pub(crate) fn properties(view: &View, class: &'static str, name: &str) -> Instance {
     let mut i = Instance::new(class);
     i.set("Caption", name)
         .set("Description", name)
         .set("ElementName", name)
-        .set("InstallDate", Datetime::from(service.vmms.started))
+        .set("InstallDate", Datetime::from(view.vmms.started))
         .set("OperationalStatus", vec![2u16])
         .set("StatusDescriptions", vec!["OK".to_owned()])
         .set("Status", "OK")
@@ -149,10 +152,7 @@ pub(crate) fn properties(service: &Service, class: &'static str, name: &str) -> 
         .set("EnabledState", 5u16)
         .set("RequestedState", 12u16)
         .set("EnabledDefault", 2u16)
-        .set(
-            "TimeOfLastStateChange",
-            Datetime::from(service.vmms.started),
-        )
+        .set("TimeOfLastStateChange", Datetime::from(view.vmms.started))
         .set("StartMode", "Automatic")
         .set("Started", true);
     i

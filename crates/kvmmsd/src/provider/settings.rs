@@ -1,62 +1,40 @@
 //! Msvm_VirtualSystemSettingData and Msvm_VirtualSystemExportSettingData of the machines.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use cim::{Datetime, Instance, Path, Value};
 use msvm::class;
 use uuid::Uuid;
+use vmms::Fault;
 use vmms::vm::{Power, Settings as VmSettings, Vm};
 use vmms::{fault, guid};
 
-use super::{Provider, given, given_bool, given_text, snapshot};
-use crate::Service;
-use crate::errors::CallError;
+use super::{given, given_bool, given_text, snapshot};
 use crate::object::{self, Object, What};
+use crate::view::{CallError, Provider, View};
 
 pub(crate) struct Settings;
 
-impl Object {
-    /// The export settings of a machine: one instance each, with the id of its settings.
-    pub(crate) fn of_export_settings(vm: Arc<Vm>) -> Self {
-        let id = format!("Microsoft:{}", guid(vm.id));
-        Object::with_id(
-            class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
-            id,
-            What::Settings(vm),
-        )
-    }
-}
-
-#[async_trait]
-impl Provider for Settings {
-    fn classes(&self) -> &'static [&'static str] {
-        &[
-            class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
-            class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
-        ]
-    }
-
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
+impl Settings {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
         let export = class == class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA;
-        let vms = service.vmms.db.all::<Vm>().into_iter();
+        let vms = view.all::<Vm>().into_iter();
         if export {
             return vms.map(Object::of_export_settings).collect();
         }
-        let snapshots = snapshot::all(service).into_iter().map(Object::of_snapshot);
+        let snapshots = snapshot::all(view).into_iter().map(Object::of_snapshot);
         vms.map(Object::of_settings).chain(snapshots).collect()
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
         let id = path
             .keys
             .first()
             .and_then(|(_, v)| v.as_str())
             .and_then(object::guid_in);
-        let Some(vm) = id.and_then(|id| service.vmms.db.get::<Vm>(id).ok()) else {
+        let Some(vm) = id.and_then(|id| view.get::<Vm>(id).ok()) else {
             let found = id.filter(|_| class == class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA);
             let found = found
-                .and_then(|id| snapshot::find(service, id))
+                .and_then(|id| view.snapshot(id))
                 .map(Object::of_snapshot);
             return found.filter(|o| o.is_named_by(path)).into_iter().collect();
         };
@@ -70,13 +48,35 @@ impl Provider for Settings {
             .into_iter()
             .collect()
     }
+}
 
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+#[async_trait]
+impl Provider for Settings {
+    fn classes(&self) -> &'static [&'static str] {
+        &[
+            class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
+            class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA,
+        ]
+    }
+
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
+    }
+
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         match &object.what {
-            What::Snapshot(snapshot) => snapshot::read(service, snapshot),
+            What::Snapshot(snapshot) => snapshot::read(view, snapshot),
             What::Settings(vm) if object.class == class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA => {
-                let current = vmms::snapshot::current(&service.vmms, vm).map(|s| s.id);
-                read(vm).with("Parent", snapshot::parent_path(service, current))
+                let current = vmms::snapshot::current(&view.vmms, vm).map(|s| s.id);
+                read(vm).with("Parent", snapshot::parent_path(view, current))
             }
             What::Settings(vm) => Instance::new(object.class)
                 .with("ElementName", vm.name.as_str())

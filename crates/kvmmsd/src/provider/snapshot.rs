@@ -10,42 +10,16 @@ use vmms::snapshot::{self, Snapshot, SnapshotKind};
 use vmms::vm::Vm;
 use vmms::{fault, guid};
 
-use super::{
-    Call, CallResult, Outcome, expect_class, given, given_text, internal, resource, settings,
-    unserved,
-};
-use crate::Service;
-use crate::errors::CallError;
+use super::{expect_class, given, given_text, internal, resource, settings};
 use crate::object::{NAMESPACE, Object, Part, What};
-
-impl Object {
-    /// A snapshot: settings with an id of their own.
-    pub(crate) fn of_snapshot(snapshot: Arc<Snapshot>) -> Self {
-        let id = format!("Microsoft:{}", guid(snapshot.id));
-        Object::with_id(
-            class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA,
-            id,
-            What::Snapshot(snapshot),
-        )
-    }
-}
+use crate::view::{Call, CallError, CallResult, Outcome, View, unserved};
 
 /// All finished snapshots, each machine's together, the oldest first.
-pub(crate) fn all(service: &Service) -> Vec<Arc<Snapshot>> {
-    let mut all = service.vmms.db.all::<Snapshot>();
+pub(crate) fn all(view: &View) -> Vec<Arc<Snapshot>> {
+    let mut all = view.all::<Snapshot>();
     all.retain(|s| s.complete);
     all.sort_by_key(|s| (s.vm, s.sequence));
     all
-}
-
-/// The finished snapshot of that id.
-pub(crate) fn find(service: &Service, id: Uuid) -> Option<Arc<Snapshot>> {
-    service
-        .vmms
-        .db
-        .get::<Snapshot>(id)
-        .ok()
-        .filter(|s| s.complete)
 }
 
 /// The machine as it was, under the snapshot's id: its resource settings are named by that.
@@ -56,11 +30,11 @@ pub(crate) fn machine(snapshot: &Snapshot) -> Arc<Vm> {
 }
 
 /// A snapshot's settings as an instance.
-pub(crate) fn read(service: &Service, snapshot: &Snapshot) -> Instance {
+pub(crate) fn read(view: &View, snapshot: &Snapshot) -> Instance {
     let planned = |vm: Arc<Vm>| vm.planned;
     let kind = if snapshot.kind == SnapshotKind::Recovery {
         "Recovery"
-    } else if service.vmms.db.get::<Vm>(snapshot.vm).is_ok_and(planned) {
+    } else if view.get::<Vm>(snapshot.vm).is_ok_and(planned) {
         "Planned"
     } else {
         "Realized"
@@ -80,28 +54,30 @@ pub(crate) fn read(service: &Service, snapshot: &Snapshot) -> Instance {
     .set("ConfigurationID", guid(snapshot.id))
     .set("ConfigurationFile", format!("{}.json", guid(snapshot.id)))
     .set("IsSaved", snapshot.memory.is_some())
-    .set("Parent", parent_path(service, snapshot.parent));
+    .set("Parent", parent_path(view, snapshot.parent));
     i
 }
 
 /// The path of a snapshot as text.
-pub(crate) fn parent_path(service: &Service, snapshot: Option<Uuid>) -> Option<String> {
-    let found = find(service, snapshot?)?;
+pub(crate) fn parent_path(view: &View, snapshot: Option<Uuid>) -> Option<String> {
+    let found = view.snapshot(snapshot?)?;
     Some(
         Object::of_snapshot(found)
-            .path(service, NAMESPACE)
+            .path(&view.host, NAMESPACE)
             .to_string(),
     )
 }
 
 /// The snapshot a REF parameter names.
-pub(crate) fn reference(
-    service: &Service,
+pub(crate) async fn reference(
+    view: &View,
     parameter: &'static str,
     path: Option<&Path>,
 ) -> Result<Uuid, CallError> {
     let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-    let object = service.reference(parameter, path, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)?;
+    let object = view
+        .reference(parameter, path, class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)
+        .await?;
     match object.what {
         What::Snapshot(snapshot) => Ok(snapshot.id),
         What::Settings(_) => Err(fault!(
@@ -148,54 +124,48 @@ pub(crate) fn wanted(settings: &Instance) -> Result<Option<Consistency>, CallErr
 }
 
 /// Calls a method of Msvm_VirtualSystemSnapshotService.
-pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     use msvm::method::VirtualSystemSnapshotService as Method;
     use params::virtual_system_snapshot_service as p;
-    let vmms = &service.vmms;
+    let vmms = &view.vmms;
     let Ok(method) = call.method.parse() else {
         return Err(unserved(call.target.class, call.method));
     };
     let job = match method {
-        Method::CreateSnapshot => return create(service, call).await,
+        Method::CreateSnapshot => return create(view, call).await,
         Method::ApplySnapshot => {
             let given = p::ApplySnapshotIn::read(call.parameters)?;
-            let id = reference(service, "Snapshot", given.snapshot.as_ref())?;
+            let id = reference(view, "Snapshot", given.snapshot.as_ref()).await?;
             snapshot::apply(vmms, id, call.asked).await?
         }
         Method::ClearSnapshotState => {
             let given = p::ClearSnapshotStateIn::read(call.parameters)?;
             let id = reference(
-                service,
+                view,
                 "SnapshotSettingData",
                 given.snapshot_setting_data.as_ref(),
-            )?;
+            )
+            .await?;
             snapshot::clear(vmms, id, call.asked).await?
         }
         Method::DestroySnapshot => {
             let given = p::DestroySnapshotIn::read(call.parameters)?;
-            let id = reference(
-                service,
-                "AffectedSnapshot",
-                given.affected_snapshot.as_ref(),
-            )?;
+            let id = reference(view, "AffectedSnapshot", given.affected_snapshot.as_ref()).await?;
             snapshot::destroy(vmms, id, false, call.asked).await?
         }
         Method::DestroySnapshotTree => {
             let given = p::DestroySnapshotTreeIn::read(call.parameters)?;
             let id = reference(
-                service,
+                view,
                 "SnapshotSettingData",
                 given.snapshot_setting_data.as_ref(),
-            )?;
+            )
+            .await?;
             snapshot::destroy(vmms, id, true, call.asked).await?
         }
         Method::ConvertToReferencePoint => {
             let given = p::ConvertToReferencePointIn::read(call.parameters)?;
-            let id = reference(
-                service,
-                "AffectedSnapshot",
-                given.affected_snapshot.as_ref(),
-            )?;
+            let id = reference(view, "AffectedSnapshot", given.affected_snapshot.as_ref()).await?;
             if let Some(settings) = &given.reference_point_settings {
                 expect_class(
                     "ReferencePointSettings",
@@ -203,7 +173,7 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
                     class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SETTING_DATA,
                 )?;
                 // What was reached at the instant cannot be had better afterwards.
-                let reached = vmms.db.get::<Snapshot>(id)?.consistency;
+                let reached = view.get::<Snapshot>(id)?.consistency;
                 if consistency(settings)? == Some(Consistency::Application)
                     && reached == Consistency::Crash
                 {
@@ -217,13 +187,15 @@ pub(crate) async fn call(service: &Service, call: &Call<'_>) -> CallResult {
             return Err(unserved(call.target.class, call.method));
         }
     };
-    Ok(Outcome::started(service, job))
+    Ok(Outcome::started(view, job))
 }
 
-async fn create(service: &Service, call: &Call<'_>) -> CallResult {
+async fn create(view: &View, call: &Call<'_>) -> CallResult {
     use params::virtual_system_snapshot_service as p;
     let given_in = p::CreateSnapshotIn::read(call.parameters)?;
-    let vm = service.vm_reference("AffectedSystem", given_in.affected_system.as_ref())?;
+    let vm = view
+        .vm_reference("AffectedSystem", given_in.affected_system.as_ref())
+        .await?;
     let kind = match given_in.snapshot_type {
         Some(2) | None => SnapshotKind::Full,
         Some(3) => SnapshotKind::Disk,
@@ -245,14 +217,14 @@ async fn create(service: &Service, call: &Call<'_>) -> CallResult {
             .unwrap_or_default()
             .clone_into(&mut name);
     }
-    let (_, job) = snapshot::create(&service.vmms, vm, kind, level, &name, call.asked).await?;
-    Ok(Outcome::started(service, job))
+    let (_, job) = snapshot::create(&view.vmms, vm, kind, level, &name, call.asked).await?;
+    Ok(Outcome::started(view, job))
 }
 
 /// A machine's snapshots, oldest first.
-pub(crate) fn snapshots_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn snapshots_of(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Vm(vm) => snapshot::of_vm(&service.vmms, vm.id)
+        What::Vm(vm) => snapshot::of_vm(&view.vmms, vm.id)
             .into_iter()
             .map(Object::of_snapshot)
             .collect(),
@@ -261,11 +233,9 @@ pub(crate) fn snapshots_of(service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The machine of a snapshot.
-pub(crate) fn vm_of_snapshot(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn vm_of_snapshot(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Snapshot(s) => service
-            .vmms
-            .db
+        What::Snapshot(s) => view
             .get::<Vm>(s.vm)
             .ok()
             .map(Object::of_vm)
@@ -276,9 +246,9 @@ pub(crate) fn vm_of_snapshot(service: &Service, object: &Object) -> Vec<Object> 
 }
 
 /// The snapshot a machine's present descends from.
-pub(crate) fn current_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn current_of(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
-        What::Vm(vm) => snapshot::current(&service.vmms, vm)
+        What::Vm(vm) => snapshot::current(&view.vmms, vm)
             .map(Object::of_snapshot)
             .into_iter()
             .collect(),
@@ -287,22 +257,18 @@ pub(crate) fn current_of(service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The machine whose present descends from a snapshot.
-pub(crate) fn vm_at(service: &Service, object: &Object) -> Vec<Object> {
-    let mut vms = vm_of_snapshot(service, object);
-    vms.retain(|vm| {
-        current_of(service, vm)
-            .iter()
-            .any(|s| s.keys == object.keys)
-    });
+pub(crate) fn vm_at(view: &View, object: &Object) -> Vec<Object> {
+    let mut vms = vm_of_snapshot(view, object);
+    vms.retain(|vm| current_of(view, vm).iter().any(|s| s.keys == object.keys));
     vms
 }
 
 /// The snapshot applied last to a machine.
-pub(crate) fn applied_to(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn applied_to(view: &View, object: &Object) -> Vec<Object> {
     match &object.what {
         What::Vm(vm) => vm
             .last_applied
-            .and_then(|id| find(service, id))
+            .and_then(|id| view.snapshot(id))
             .map(Object::of_snapshot)
             .into_iter()
             .collect(),
@@ -311,28 +277,24 @@ pub(crate) fn applied_to(service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The machine a snapshot was the last to be applied to.
-pub(crate) fn vm_applied(service: &Service, object: &Object) -> Vec<Object> {
-    let mut vms = vm_of_snapshot(service, object);
-    vms.retain(|vm| {
-        applied_to(service, vm)
-            .iter()
-            .any(|s| s.keys == object.keys)
-    });
+pub(crate) fn vm_applied(view: &View, object: &Object) -> Vec<Object> {
+    let mut vms = vm_of_snapshot(view, object);
+    vms.retain(|vm| applied_to(view, vm).iter().any(|s| s.keys == object.keys));
     vms
 }
 
 /// What descends from a snapshot: other snapshots, and the machine's settings.
-pub(crate) fn children_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn children_of(view: &View, object: &Object) -> Vec<Object> {
     let What::Snapshot(parent) = &object.what else {
         return Vec::new();
     };
-    let mut out: Vec<Object> = snapshot::of_vm(&service.vmms, parent.vm)
+    let mut out: Vec<Object> = snapshot::of_vm(&view.vmms, parent.vm)
         .into_iter()
         .filter(|s| s.parent == Some(parent.id))
         .map(Object::of_snapshot)
         .collect();
-    if let Ok(vm) = service.vmms.db.get::<Vm>(parent.vm)
-        && snapshot::current(&service.vmms, &vm).is_some_and(|s| s.id == parent.id)
+    if let Ok(vm) = view.get::<Vm>(parent.vm)
+        && snapshot::current(&view.vmms, &vm).is_some_and(|s| s.id == parent.id)
     {
         out.push(Object::of_settings(vm));
     }
@@ -340,10 +302,10 @@ pub(crate) fn children_of(service: &Service, object: &Object) -> Vec<Object> {
 }
 
 /// The snapshot that settings descend from.
-pub(crate) fn parent_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn parent_of(view: &View, object: &Object) -> Vec<Object> {
     let parent = match &object.what {
-        What::Snapshot(s) => s.parent.and_then(|p| find(service, p)),
-        What::Settings(vm) => snapshot::current(&service.vmms, vm),
+        What::Snapshot(s) => s.parent.and_then(|p| view.snapshot(p)),
+        What::Settings(vm) => snapshot::current(&view.vmms, vm),
         _ => None,
     };
     parent.map(Object::of_snapshot).into_iter().collect()

@@ -6,9 +6,9 @@ use vmms::job::Job;
 use vmms::vm::Vm;
 use vmms::{Element, guid};
 
-use super::{Call, CallResult, Outcome, vm};
-use crate::Service;
+use super::vm;
 use crate::object::Object;
+use crate::view::{Call, CallResult, Outcome, View};
 
 use params::virtual_system_management_service as p;
 
@@ -18,32 +18,22 @@ fn wanted(requested: &[u32], id: u32) -> bool {
 }
 
 /// Answers the call.
-pub(crate) fn call(service: &Service, call: &Call<'_>) -> CallResult {
+pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::GetSummaryInformationIn::read(call.parameters)?;
     let requested = given.requested_information.unwrap_or_default();
     let mut ids = Vec::new();
     match given.setting_data.filter(|s| !s.is_empty()) {
         Some(paths) => {
             for path in &paths {
-                ids.push(service.vm_reference("SettingData", Some(path))?);
+                ids.push(view.vm_reference("SettingData", Some(path)).await?);
             }
         }
-        None => ids.extend(
-            service
-                .vmms
-                .db
-                .all::<Vm>()
-                .iter()
-                .filter(|v| !v.planned)
-                .map(|v| v.id),
-        ),
+        None => ids.extend(view.all::<Vm>().iter().filter(|v| !v.planned).map(|v| v.id)),
     }
     let mut summaries = Vec::new();
     for id in ids {
-        let record = service.vmms.db.get::<Vm>(id)?;
-        summaries.push(crate::errors::complete(summary(
-            service, &record, &requested,
-        )));
+        let record = view.get::<Vm>(id)?;
+        summaries.push(crate::errors::complete(summary(view, &record, &requested)));
     }
     let out = p::GetSummaryInformationOut {
         summary_information: Some(summaries),
@@ -52,10 +42,10 @@ pub(crate) fn call(service: &Service, call: &Call<'_>) -> CallResult {
     Ok(Outcome::of(out.return_value, out.into_values()))
 }
 
-fn summary(service: &Service, record: &Vm, requested: &[u32]) -> Instance {
-    let state = service.vmms.state_of(record);
-    let running = service.vmms.machine(record.id).is_some();
-    let (status, texts) = vm::operational_status(service, record);
+fn summary(view: &View, record: &Vm, requested: &[u32]) -> Instance {
+    let state = view.vmms.state_of(record);
+    let running = view.vmms.machine(record.id).is_some();
+    let (status, texts) = vm::operational_status(view, record);
     let mut i = Instance::new(class::MSVM_SUMMARY_INFORMATION);
     // The path is shown whatever was asked for: it tells whose summary this is.
     i.set("InstanceID", format!("Microsoft:{}", guid(record.id)));
@@ -79,9 +69,9 @@ fn summary(service: &Service, record: &Vm, requested: &[u32]) -> Instance {
             if running { record.memory.quantity } else { 0 }.into(),
         ),
         (104, "Heartbeat", None::<u16>.into()),
-        (105, "UpTime", vm::uptime_ms(service, record).into()),
+        (105, "UpTime", vm::uptime_ms(view, record).into()),
         (106, "GuestOperatingSystem", None::<String>.into()),
-        (109, "HealthState", vm::health_state(service, record).into()),
+        (109, "HealthState", vm::health_state(view, record).into()),
         (110, "OperationalStatus", status.into()),
         (111, "StatusDescriptions", texts.into()),
         (112, "MemoryAvailable", None::<i32>.into()),
@@ -92,11 +82,11 @@ fn summary(service: &Service, record: &Vm, requested: &[u32]) -> Instance {
         }
     }
     if wanted(requested, 108) {
-        let jobs = service.vmms.jobs().into_iter();
+        let jobs = view.jobs().into_iter();
         let own =
             jobs.filter(|j: &Job| j.affected.iter().any(|(e, _)| *e == Element::Vm(record.id)));
         let paths: Vec<cim::Path> = own
-            .map(|j| Object::of_job(j).path(service, crate::object::NAMESPACE))
+            .map(|j| Object::of_job(j).path(&view.host, crate::object::NAMESPACE))
             .collect();
         i.set("AsynchronousTasks", paths);
     }

@@ -7,13 +7,13 @@ use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
-use vmms::job::{Job, StateChange, Task};
+use vmms::Fault;
+use vmms::job::{StateChange, Task};
 use vmms::vm::{Power, Vm, VmState};
 use vmms::{fault, guid};
 
-use super::{Call, CallResult, Outcome, Provider, unserved};
-use crate::Service;
 use crate::object::{Object, What};
+use crate::view::{Call, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct Systems;
 
@@ -33,8 +33,8 @@ pub(crate) fn enabled_state(state: VmState) -> u16 {
 }
 
 /// OperationalStatus: OK, and what is being done to the machine where that has a number.
-pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<String>) {
-    let health = service.vmms.health_of(vm);
+pub(crate) fn operational_status(view: &View, vm: &Vm) -> (Vec<u16>, Vec<String>) {
+    let health = view.vmms.health_of(vm);
     // 5 is "predictive failure": the page's number for storage that is low on room.
     let mut numbers = vec![if health.critical || health.threatened {
         5
@@ -46,24 +46,11 @@ pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<S
         true => "Operating normally".to_owned(),
         false => health.lines.join(". "),
     }];
-    if service.vmms.waits_to_start(vm.id) && vm.power != Power::Running {
+    if view.vmms.waits_to_start(vm.id) && vm.power != Power::Running {
         numbers.push(32771);
         texts.push("Waiting to start: the host has booted".to_owned());
     }
-    for job in service
-        .vmms
-        .db
-        .all::<Job>()
-        .iter()
-        .filter(|j| !j.state.is_final())
-    {
-        if !job
-            .affected
-            .iter()
-            .any(|(e, _)| *e == vmms::Element::Vm(vm.id))
-        {
-            continue;
-        }
+    for job in view.under_way(vm.id) {
         let (number, text) = match &job.task {
             Task::Tidy { .. } | Task::RemoveData { .. } | Task::RemoveGroupData { .. } => {
                 (32772, "Merging disks")
@@ -85,8 +72,8 @@ pub(crate) fn operational_status(service: &Service, vm: &Vm) -> (Vec<u16>, Vec<S
 }
 
 /// HealthState: 25 (critical failure) where the guest stands still because of a failure.
-pub(crate) fn health_state(service: &Service, vm: &Vm) -> u16 {
-    if service.vmms.health_of(vm).critical {
+pub(crate) fn health_state(view: &View, vm: &Vm) -> u16 {
+    if view.vmms.health_of(vm).critical {
         25
     } else {
         5
@@ -94,14 +81,47 @@ pub(crate) fn health_state(service: &Service, vm: &Vm) -> u16 {
 }
 
 /// How long a machine has been up.
-pub(crate) fn uptime_ms(service: &Service, vm: &Vm) -> u64 {
-    if service.vmms.machine(vm.id).is_none() {
+pub(crate) fn uptime_ms(view: &View, vm: &Vm) -> u64 {
+    if view.vmms.machine(vm.id).is_none() {
         return 0;
     }
     let since = SystemTime::now()
         .duration_since(vm.power_changed)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Systems {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        let planned = class == class::MSVM_PLANNED_COMPUTER_SYSTEM;
+        let mut out = Vec::new();
+        if !planned {
+            out.push(view.host_object());
+        }
+        let vms = view.all::<Vm>();
+        out.extend(
+            vms.into_iter()
+                .filter(|vm| vm.planned == planned)
+                .map(Object::of_vm),
+        );
+        out
+    }
+
+    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
+        if let Some(id) = path
+            .get_str("Name")
+            .and_then(|n| Uuid::parse_str(n.trim_matches(['{', '}'])).ok())
+        {
+            let found = view.get::<Vm>(id).ok().map(Object::of_vm);
+            return found
+                .filter(|o| o.class == class && o.is_named_by(path))
+                .into_iter()
+                .collect();
+        }
+        let mut all = self.list(view, class);
+        all.retain(|o| o.is_named_by(path));
+        all
+    }
 }
 
 #[async_trait]
@@ -113,45 +133,26 @@ impl Provider for Systems {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        let planned = class == class::MSVM_PLANNED_COMPUTER_SYSTEM;
-        let mut out = Vec::new();
-        if !planned {
-            out.push(service.host_object());
-        }
-        let vms = service.vmms.db.all::<Vm>();
-        out.extend(
-            vms.into_iter()
-                .filter(|vm| vm.planned == planned)
-                .map(Object::of_vm),
-        );
-        out
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, class: &str, path: &Path) -> Vec<Object> {
-        if let Some(id) = path
-            .get_str("Name")
-            .and_then(|n| Uuid::parse_str(n.trim_matches(['{', '}'])).ok())
-        {
-            let found = service.vmms.db.get::<Vm>(id).ok().map(Object::of_vm);
-            return found
-                .filter(|o| o.class == class && o.is_named_by(path))
-                .into_iter()
-                .collect();
-        }
-        let mut all = self.list(service, class);
-        all.retain(|o| o.is_named_by(path));
-        all
-    }
-
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         match &object.what {
-            What::Vm(vm) => machine(service, vm),
-            _ => host(service),
+            What::Vm(vm) => machine(view, vm),
+            _ => host(view),
         }
     }
 
-    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+    async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
         let What::Vm(vm) = &call.target.what else {
             return Err(unserved("Msvm_ComputerSystem (the host)", call.method));
         };
@@ -179,15 +180,15 @@ impl Provider for Systems {
                 .into());
             }
         };
-        let job = vmms::vm::request_state(&service.vmms, vm.id, to, call.asked).await?;
-        Ok(Outcome::started(service, job))
+        let job = vmms::vm::request_state(&view.vmms, vm.id, to, call.asked).await?;
+        Ok(Outcome::started(view, job))
     }
 }
 
-fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
-    let state = service.vmms.state_of(vm);
-    let (status, texts) = operational_status(service, vm);
-    let health = health_state(service, vm);
+fn machine(view: &View, vm: &Arc<Vm>) -> Instance {
+    let state = view.vmms.state_of(vm);
+    let (status, texts) = operational_status(view, vm);
+    let health = health_state(view, vm);
     let mut i = Instance::new(class::MSVM_COMPUTER_SYSTEM);
     if vm.planned {
         i.class = class::MSVM_PLANNED_COMPUTER_SYSTEM.into();
@@ -213,11 +214,10 @@ fn machine(service: &Service, vm: &Arc<Vm>) -> Instance {
         .set("Name", guid(vm.id))
         .set("NameFormat", None::<String>)
         .set("ResetCapability", 1u16)
-        .set("OnTimeInMilliseconds", uptime_ms(service, vm))
+        .set("OnTimeInMilliseconds", uptime_ms(view, vm))
         .set(
             "ProcessID",
-            service
-                .vmms
+            view.vmms
                 .machine(vm.id)
                 .and_then(|m| u32::try_from(m.pid()).ok()),
         )
@@ -243,15 +243,15 @@ fn available(power: Power, state: VmState) -> Vec<u16> {
     }
 }
 
-fn host(service: &Service) -> Instance {
+fn host(view: &View) -> Instance {
     let up = SystemTime::now()
-        .duration_since(service.vmms.started)
+        .duration_since(view.vmms.started)
         .unwrap_or_default();
     let mut i = Instance::new(class::MSVM_COMPUTER_SYSTEM);
     i.set("Caption", "Hosting Computer System")
         .set("Description", "Microsoft Hosting Computer System")
-        .set("ElementName", service.host.as_str())
-        .set("Name", service.host.as_str())
+        .set("ElementName", view.host.as_str())
+        .set("Name", view.host.as_str())
         .set("OperationalStatus", vec![2u16])
         .set("StatusDescriptions", vec!["Operating normally".to_owned()])
         .set("Status", "OK")
@@ -266,9 +266,6 @@ fn host(service: &Service) -> Instance {
             u64::try_from(up.as_millis()).unwrap_or(u64::MAX),
         )
         .set("ProcessID", std::process::id())
-        .set(
-            "TimeOfLastStateChange",
-            Datetime::from(service.vmms.started),
-        );
+        .set("TimeOfLastStateChange", Datetime::from(view.vmms.started));
     i
 }

@@ -1,6 +1,9 @@
 //! Who may do what.
 
+mod gate;
 mod roles;
+
+pub(crate) use gate::{AllSeeing, Gate};
 
 use cim::Name;
 use msvm::Namespace;

@@ -1,14 +1,13 @@
 //! What the management and the migration service can do, how they are set, and the templates of migrations.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use cim::Instance;
+use cim::{Instance, Path};
 use msvm::class;
+use vmms::Fault;
 
-use crate::Service;
 use crate::object::{Object, What};
-use crate::provider::{Provider, services};
+use crate::provider::services;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct Capabilities;
 
@@ -36,28 +35,38 @@ impl Provider for Capabilities {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        match class {
-            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES => vec![management()],
-            class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => {
-                vec![management_settings(service)]
-            }
-            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES => vec![migration()],
-            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => vec![migration_settings()],
-            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA => {
-                MIGRATIONS.iter().map(template).collect()
-            }
-            _ => Vec::new(),
-        }
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(
+            match class {
+                class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES => vec![management()],
+                class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => {
+                    vec![management_settings(view)]
+                }
+                class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES => vec![migration()],
+                class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => {
+                    vec![migration_settings()]
+                }
+                class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA => {
+                    MIGRATIONS.iter().map(template).collect()
+                }
+                _ => Vec::new(),
+            },
+            wanted,
+        ))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
 /// The capabilities of a service.
-pub(crate) fn capabilities_of_service(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn capabilities_of_service(_view: &View, object: &Object) -> Vec<Object> {
     match object.class {
         MANAGEMENT => vec![management()],
         MIGRATION => vec![migration()],
@@ -66,16 +75,16 @@ pub(crate) fn capabilities_of_service(_service: &Service, object: &Object) -> Ve
 }
 
 /// The settings of a service.
-pub(crate) fn settings_of_service(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn settings_of_service(view: &View, object: &Object) -> Vec<Object> {
     match object.class {
-        MANAGEMENT => vec![management_settings(service)],
+        MANAGEMENT => vec![management_settings(view)],
         MIGRATION => vec![migration_settings()],
         _ => Vec::new(),
     }
 }
 
 /// The service that capabilities or settings belong to.
-pub(crate) fn service_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn service_of(view: &View, object: &Object) -> Vec<Object> {
     let class = match object.class {
         class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES
         | class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => MANAGEMENT,
@@ -83,11 +92,11 @@ pub(crate) fn service_of(service: &Service, object: &Object) -> Vec<Object> {
         | class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => MIGRATION,
         _ => return Vec::new(),
     };
-    services::object(service, class).into_iter().collect()
+    services::object(view, class).into_iter().collect()
 }
 
 fn fixed(id: &str, instance: Instance, class: &'static str) -> Object {
-    Object::with_id(class, id.to_owned(), What::Fixed(Arc::new(instance)))
+    Object::with_id(class, id.to_owned(), What::fixed(instance))
 }
 
 fn management() -> Object {
@@ -125,9 +134,9 @@ fn management() -> Object {
     fixed("Microsoft:ManagementCapabilities", i, class)
 }
 
-fn management_settings(service: &Service) -> Object {
+fn management_settings(view: &View) -> Object {
     let class = class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA;
-    let state = service.vmms.dirs.state.display().to_string();
+    let state = view.vmms.dirs.state.display().to_string();
     let mut i = Instance::new(class);
     i.set("Caption", "Hyper-V Virtual System Management Service")
         .set(

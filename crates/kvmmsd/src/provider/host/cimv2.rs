@@ -5,18 +5,17 @@
 //! clients decide by it which classes they may use. The kernel and the distribution stand in `Caption`,
 //! `Description` and `OtherTypeDescription`.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use cim::{Datetime, Instance};
+use cim::{Datetime, Instance, Path};
+use vmms::Fault;
 use vmms::guid;
 
 use super::system::{Host, Package, text};
-use crate::Service;
 use crate::association::{Association, link};
 use crate::object::{Object, What};
-use crate::provider::Provider;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct HostInventory;
 
@@ -47,36 +46,44 @@ impl Provider for HostInventory {
         &[SYSTEM, PRODUCT, OPERATING_SYSTEM, PROCESSOR]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        match class {
-            SYSTEM => vec![system(service)],
-            PRODUCT => vec![product(service)],
-            OPERATING_SYSTEM => vec![operating_system(service)],
-            PROCESSOR => processors(service),
-            _ => Vec::new(),
-        }
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(
+            match class {
+                SYSTEM => vec![system(view)],
+                PRODUCT => vec![product(view)],
+                OPERATING_SYSTEM => vec![operating_system(view)],
+                PROCESSOR => processors(view),
+                _ => Vec::new(),
+            },
+            wanted,
+        ))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
 /// The processors of the host.
-fn processors_of(service: &Service, _object: &Object) -> Vec<Object> {
-    processors(service)
+fn processors_of(view: &View, _object: &Object) -> Vec<Object> {
+    processors(view)
 }
 
 /// The host of a processor.
-fn system_of(service: &Service, _object: &Object) -> Vec<Object> {
-    vec![system(service)]
+fn system_of(view: &View, _object: &Object) -> Vec<Object> {
+    vec![system(view)]
 }
 
 fn fixed(class: &'static str, keys: Vec<(&'static str, String)>, instance: Instance) -> Object {
     Object {
         class,
         keys,
-        what: What::Fixed(Arc::new(instance)),
+        what: What::fixed(instance),
     }
 }
 
@@ -92,19 +99,19 @@ fn model() -> String {
     Host::dmi("product_name").unwrap_or_else(|| "Unknown".to_owned())
 }
 
-fn system(service: &Service) -> Object {
+fn system(view: &View) -> Object {
     let packages = Host::packages();
-    let full = text("/proc/sys/kernel/hostname").unwrap_or_else(|| service.host.clone());
+    let full = text("/proc/sys/kernel/hostname").unwrap_or_else(|| view.host.clone());
     let domain = full.split_once('.').map_or("", |(_, domain)| domain);
     let mut i = Instance::new(SYSTEM);
-    i.set("Caption", service.host.as_str())
+    i.set("Caption", view.host.as_str())
         .set("Description", "Host of kvmms")
         .set("Status", "OK")
         .set("BootupState", "Normal boot")
         .set("ChassisBootupState", 3u16)
         .set("CreationClassName", SYSTEM)
         .set("CurrentTimeZone", zone_minutes())
-        .set("DNSHostName", service.host.as_str())
+        .set("DNSHostName", view.host.as_str())
         .set("Domain", domain)
         // 2: a server of its own.
         .set("DomainRole", 2u16)
@@ -134,7 +141,7 @@ fn system(service: &Service) -> Object {
             "TotalPhysicalMemory",
             Host::memory_kib("MemTotal").map(|kib| kib * 1024),
         );
-    fixed(SYSTEM, vec![("Name", service.host.clone())], i)
+    fixed(SYSTEM, vec![("Name", view.host.clone())], i)
 }
 
 fn system_type() -> &'static str {
@@ -145,11 +152,11 @@ fn system_type() -> &'static str {
     }
 }
 
-fn product(service: &Service) -> Object {
+fn product(view: &View) -> Object {
     let mut i = Instance::new(PRODUCT);
     let version = Host::dmi("product_version").unwrap_or_else(|| "Unknown".to_owned());
     // Only root may read the serial number; the UUID identifies the host as well.
-    let uuid = guid(Host::uuid(&service.host));
+    let uuid = guid(Host::uuid(&view.host));
     let number = Host::dmi("product_serial").unwrap_or_else(|| uuid.clone());
     i.set("Caption", "Computer System Product")
         .set("Description", "Computer System Product")
@@ -167,7 +174,7 @@ fn product(service: &Service) -> Object {
     )
 }
 
-fn operating_system(service: &Service) -> Object {
+fn operating_system(view: &View) -> Object {
     let distribution = Host::distribution();
     let name = format!("kvmms on {distribution}");
     let memory = |name: &str| Host::memory_kib(name);
@@ -188,7 +195,7 @@ fn operating_system(service: &Service) -> Object {
         .set("CodeSet", "65001")
         .set("CreationClassName", OPERATING_SYSTEM)
         .set("CSCreationClassName", SYSTEM)
-        .set("CSName", service.host.as_str())
+        .set("CSName", view.host.as_str())
         .set("CurrentTimeZone", zone_minutes())
         .set("Debug", false)
         .set("Distributed", false)
@@ -232,14 +239,14 @@ fn operating_system(service: &Service) -> Object {
     fixed(OPERATING_SYSTEM, vec![("Name", name)], i)
 }
 
-fn processors(service: &Service) -> Vec<Object> {
+fn processors(view: &View) -> Vec<Object> {
     Host::packages()
         .iter()
-        .map(|package| processor(service, package))
+        .map(|package| processor(view, package))
         .collect()
 }
 
-fn processor(service: &Service, package: &Package) -> Object {
+fn processor(view: &View, package: &Package) -> Object {
     let id = format!("CPU{}", package.id);
     let (architecture, width): (u16, u16) = match std::env::consts::ARCH {
         "aarch64" => (12, 64),
@@ -288,7 +295,7 @@ fn processor(service: &Service, package: &Package) -> Object {
         .set("SocketDesignation", id.as_str())
         .set("Stepping", package.stepping.clone())
         .set("SystemCreationClassName", SYSTEM)
-        .set("SystemName", service.host.as_str());
+        .set("SystemName", view.host.as_str());
     fixed(PROCESSOR, vec![("DeviceID", id)], i)
 }
 

@@ -3,18 +3,17 @@
 //! QEMU names the thread of a virtual processor `CPU <n>/KVM` or `CPU <n>/TCG`; where it was started without names,
 //! there is nothing to tell. Times are in 100 ns, as the class has them; what the kernel does not count stays null.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::Path as FilePath;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use cim::Instance;
+use cim::{Instance, Path};
+use vmms::Fault;
 use vmms::vm::Vm;
 
 use super::system::text;
-use crate::Service;
 use crate::object::{Object, What};
-use crate::provider::Provider;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct Counters;
 
@@ -33,33 +32,38 @@ impl Provider for Counters {
         &[CLASS]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        service
-            .vmms
-            .db
-            .all::<Vm>()
-            .iter()
-            .flat_map(|vm| of_machine(service, vm))
-            .collect()
+    async fn objects(
+        &self,
+        view: &View,
+        _class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(
+            view.all::<Vm>()
+                .iter()
+                .flat_map(|vm| of_machine(view, vm))
+                .collect(),
+            wanted,
+        ))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
-fn of_machine(service: &Service, vm: &Vm) -> Vec<Object> {
-    let Some(machine) = service.vmms.machine(vm.id) else {
+fn of_machine(view: &View, vm: &Vm) -> Vec<Object> {
+    let Some(machine) = view.vmms.machine(vm.id) else {
         return Vec::new();
     };
-    let threads = threads(Path::new(&format!("/proc/{}/task", machine.pid())));
+    let threads = threads(FilePath::new(&format!("/proc/{}/task", machine.pid())));
     (0..vm.processor.count)
         .map(|n| {
             let times = threads
                 .iter()
                 .find(|(number, _)| *number == n)
                 .map(|(_, times)| *times);
-            let what = What::Fixed(Arc::new(instance(times.unwrap_or_default())));
+            let what = What::fixed_of(instance(times.unwrap_or_default()), vec![vm.id]);
             Object {
                 class: CLASS,
                 keys: vec![("Name", format!("{}:Hv VP {n}", vm.name))],
@@ -81,7 +85,7 @@ struct Times {
 }
 
 /// The threads of virtual processors with their numbers.
-fn threads(task: &Path) -> Vec<(u32, Times)> {
+fn threads(task: &FilePath) -> Vec<(u32, Times)> {
     let list = std::fs::read_dir(task)
         .into_iter()
         .flatten()

@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use async_trait::async_trait;
-use cim::{Datetime, Instance};
+use cim::{Datetime, Instance, Path};
+use uuid::Uuid;
+use vmms::Fault;
 use vmms::vm::{DeviceKind, Vm};
 
 use super::cimv2::LEVEL;
-use crate::Service;
 use crate::object::{Object, What};
-use crate::provider::Provider;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct Files;
 
@@ -21,6 +21,18 @@ const CLASS: &str = "CIM_DataFile";
 
 /// libvirt reads the version of this file as the hypervisor's.
 const SERVICE_FILE: &str = r"c:\windows\system32\vmms.exe";
+
+impl Files {
+    fn list(&self, view: &View) -> Vec<Object> {
+        let mut out = vec![service_file(view)];
+        out.extend(
+            disk_files(view)
+                .into_iter()
+                .map(|(path, (kind, vms))| file(view, &path, kind, vms)),
+        );
+        out
+    }
+}
 
 #[async_trait]
 impl Provider for Files {
@@ -32,31 +44,38 @@ impl Provider for Files {
         &[CLASS]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        let mut out = vec![service_file(service)];
-        out.extend(
-            disk_files(service)
-                .into_iter()
-                .map(|(path, kind)| file(service, &path, kind)),
-        );
-        out
+    async fn objects(
+        &self,
+        view: &View,
+        _class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(self.list(view), wanted))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
-fn disk_files(service: &Service) -> BTreeMap<PathBuf, &'static str> {
-    let mut out = BTreeMap::new();
-    for vm in service.vmms.db.all::<Vm>() {
+/// The format of a file, and the machines it belongs to.
+type Owned = (&'static str, Vec<Uuid>);
+
+fn disk_files(view: &View) -> BTreeMap<PathBuf, Owned> {
+    let mut out: BTreeMap<PathBuf, Owned> = BTreeMap::new();
+    let mut add = |path: &PathBuf, kind, vm| {
+        let owned = out.entry(path.clone()).or_insert((kind, Vec::new()));
+        owned.0 = kind;
+        owned.1.push(vm);
+    };
+    for vm in view.all::<Vm>() {
         for device in &vm.devices {
             match &device.kind {
                 DeviceKind::Disk(disk) => {
                     let layers = disk.layers.nodes.values().filter_map(|n| n.file.as_ref());
-                    out.extend(layers.map(|l| (l.path.clone(), l.format.as_str())));
+                    layers.for_each(|l| add(&l.path, l.format.as_str(), vm.id));
                 }
-                DeviceKind::Dvd { path, .. } => drop(out.insert(path.clone(), "iso")),
+                DeviceKind::Dvd { path, .. } => add(path, "iso", vm.id),
                 _ => {}
             }
         }
@@ -64,10 +83,10 @@ fn disk_files(service: &Service) -> BTreeMap<PathBuf, &'static str> {
     out
 }
 
-fn named(service: &Service, name: String, mut i: Instance) -> Object {
+fn object(view: &View, name: String, mut i: Instance, vms: Vec<Uuid>) -> Object {
     i.set("CreationClassName", CLASS)
         .set("CSCreationClassName", "Win32_ComputerSystem")
-        .set("CSName", service.host.as_str())
+        .set("CSName", view.host.as_str())
         .set("FSCreationClassName", "Win32_FileSystem")
         .set("Status", "OK")
         .set("Compressed", false)
@@ -76,11 +95,11 @@ fn named(service: &Service, name: String, mut i: Instance) -> Object {
     Object {
         class: CLASS,
         keys: vec![("Name", name)],
-        what: What::Fixed(Arc::new(i)),
+        what: What::fixed_of(i, vms),
     }
 }
 
-fn service_file(service: &Service) -> Object {
+fn service_file(view: &View) -> Object {
     let i = Instance::new(CLASS)
         .with("Caption", SERVICE_FILE)
         .with(
@@ -91,10 +110,10 @@ fn service_file(service: &Service) -> Object {
         .with("Extension", "exe")
         .with("Manufacturer", "kvmms")
         .with("Version", format!("{LEVEL}.1"));
-    named(service, SERVICE_FILE.to_owned(), i)
+    object(view, SERVICE_FILE.to_owned(), i, Vec::new())
 }
 
-fn file(service: &Service, path: &std::path::Path, kind: &str) -> Object {
+fn file(view: &View, path: &std::path::Path, kind: &str, vms: Vec<Uuid>) -> Object {
     let name = path.display().to_string();
     let text = |part: Option<&std::ffi::OsStr>| part.map(|p| p.to_string_lossy().into_owned());
     let mut i = Instance::new(CLASS);
@@ -117,5 +136,5 @@ fn file(service: &Service, path: &std::path::Path, kind: &str) -> Object {
             .set("Readable", meta.mode() & 0o444 != 0)
             .set("Writeable", meta.mode() & 0o222 != 0);
     }
-    named(service, name, i)
+    object(view, name, i, vms)
 }

@@ -3,18 +3,26 @@
 //! A file system is named by its mount point. Those of other hosts are left out: one that does not answer would hold up
 //! every reader.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use cim::Instance;
+use cim::{Instance, Path};
+use vmms::Fault;
 
-use crate::Service;
 use crate::object::{Object, What};
-use crate::provider::Provider;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct FileSystems;
 
 const CLASS: &str = "Win32_LogicalDisk";
+
+impl FileSystems {
+    fn list(&self, view: &View) -> Vec<Object> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        mounted(&mounts)
+            .iter()
+            .filter_map(|m| object(view, m))
+            .collect()
+    }
+}
 
 #[async_trait]
 impl Provider for FileSystems {
@@ -26,15 +34,16 @@ impl Provider for FileSystems {
         &[CLASS]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        mounted(&mounts)
-            .iter()
-            .filter_map(|m| object(service, m))
-            .collect()
+    async fn objects(
+        &self,
+        view: &View,
+        _class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(self.list(view), wanted))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
@@ -100,7 +109,7 @@ fn unescaped(field: &str) -> String {
     out + rest
 }
 
-fn object(service: &Service, mount: &Mount) -> Option<Object> {
+fn object(view: &View, mount: &Mount) -> Option<Object> {
     let stat = rustix::fs::statvfs(mount.point.as_str()).ok()?;
     let bytes = |blocks: u64| blocks.checked_mul(stat.f_frsize);
     let mut i = Instance::new(CLASS);
@@ -122,9 +131,9 @@ fn object(service: &Service, mount: &Mount) -> Option<Object> {
         .set("FreeSpace", bytes(stat.f_bavail))
         .set("MaximumComponentLength", u32::try_from(stat.f_namemax).ok())
         .set("SystemCreationClassName", "Win32_ComputerSystem")
-        .set("SystemName", service.host.as_str())
+        .set("SystemName", view.host.as_str())
         .set("VolumeName", mount.device.as_str());
-    let what = What::Fixed(Arc::new(i));
+    let what = What::fixed(i);
     Some(Object {
         class: CLASS,
         keys: vec![("DeviceID", mount.point.clone())],

@@ -1,14 +1,12 @@
 //! root/interop: the namespaces, the object manager, and the profiles behind the schema.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use cim::{Datetime, Instance};
+use cim::{Datetime, Instance, Path};
+use vmms::Fault;
 
-use crate::Service;
 use crate::association::{Association, link};
 use crate::object::{Object, What};
-use crate::provider::Provider;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct Interop;
 
@@ -43,37 +41,45 @@ impl Provider for Interop {
         &[NAMESPACE, MANAGER, PROFILE]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        match class {
-            NAMESPACE => namespaces(service),
-            MANAGER => vec![manager(service)],
-            PROFILE => PROFILES.iter().map(profile).collect(),
-            _ => Vec::new(),
-        }
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(
+            match class {
+                NAMESPACE => namespaces(view),
+                MANAGER => vec![manager(view)],
+                PROFILE => PROFILES.iter().map(profile).collect(),
+                _ => Vec::new(),
+            },
+            wanted,
+        ))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
 /// The namespaces of the object manager.
-fn namespaces_of(service: &Service, _object: &Object) -> Vec<Object> {
-    namespaces(service)
+fn namespaces_of(view: &View, _object: &Object) -> Vec<Object> {
+    namespaces(view)
 }
 
 /// The object manager of a namespace.
-fn manager_of(service: &Service, _object: &Object) -> Vec<Object> {
-    vec![manager(service)]
+fn manager_of(view: &View, _object: &Object) -> Vec<Object> {
+    vec![manager(view)]
 }
 
-fn manager(service: &Service) -> Object {
+fn manager(view: &View) -> Object {
     let version = env!("CARGO_PKG_VERSION");
     let mut i = Instance::new(MANAGER);
     i.set("Caption", "kvmms")
         .set("Description", format!("kvmms version {version}"))
         .set("ElementName", "kvmms")
-        .set("InstallDate", Datetime::from(service.vmms.started))
+        .set("InstallDate", Datetime::from(view.vmms.started))
         .set("OperationalStatus", vec![2u16])
         .set("HealthState", 5u16)
         .set("EnabledState", 5u16)
@@ -83,14 +89,14 @@ fn manager(service: &Service) -> Object {
         .set("Version", version);
     Object::of_system(
         MANAGER,
-        service.host.clone(),
+        view.host.clone(),
         "Name",
         MANAGER_NAME.to_owned(),
-        What::Fixed(Arc::new(i)),
+        What::fixed(i),
     )
 }
 
-fn namespaces(service: &Service) -> Vec<Object> {
+fn namespaces(view: &View) -> Vec<Object> {
     let all = msvm::namespaces().into_iter().map(|n| n.name());
     let object = |name: &str| {
         let i = Instance::new(NAMESPACE)
@@ -106,13 +112,13 @@ fn namespaces(service: &Service) -> Vec<Object> {
                     "SystemCreationClassName",
                     msvm::class::MSVM_COMPUTER_SYSTEM.to_owned(),
                 ),
-                ("SystemName", service.host.clone()),
+                ("SystemName", view.host.clone()),
                 ("ObjectManagerCreationClassName", MANAGER.to_owned()),
                 ("ObjectManagerName", MANAGER_NAME.to_owned()),
                 ("CreationClassName", NAMESPACE.to_owned()),
                 ("Name", name.to_owned()),
             ],
-            what: What::Fixed(Arc::new(i)),
+            what: What::fixed(i),
         }
     };
     all.map(object).collect()
@@ -130,9 +136,5 @@ fn profile((organization, other, name, version): &(u16, Option<&str>, &str, &str
         .with("AdvertiseTypes", vec![2u16])
         .with("SpecificationType", 2u16);
     let owner = other.unwrap_or("DMTF");
-    Object::with_id(
-        PROFILE,
-        format!("{owner}:{name}:{version}"),
-        What::Fixed(Arc::new(i)),
-    )
+    Object::with_id(PROFILE, format!("{owner}:{name}:{version}"), What::fixed(i))
 }

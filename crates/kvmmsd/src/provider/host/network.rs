@@ -1,14 +1,13 @@
 //! The one switch: QEMU's user network, which lets guests out through the host's own connections.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use cim::{Datetime, Instance};
+use cim::{Datetime, Instance, Path};
 use msvm::class;
+use vmms::Fault;
 
-use crate::Service;
 use crate::object::{Object, What};
-use crate::provider::{Provider, services};
+use crate::provider::services;
+use crate::view::{Provider, View, named};
 
 pub(crate) struct Network;
 
@@ -27,29 +26,37 @@ impl Provider for Network {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        match class {
-            class::MSVM_VIRTUAL_ETHERNET_SWITCH => vec![switch(service)],
-            class::MSVM_VIRTUAL_ETHERNET_SWITCH_SETTING_DATA => vec![settings(service)],
-            class::MSVM_VIRTUAL_ETHERNET_SWITCH_MANAGEMENT_SERVICE => vec![management(service)],
-            _ => Vec::new(),
-        }
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(
+            match class {
+                class::MSVM_VIRTUAL_ETHERNET_SWITCH => vec![switch(view)],
+                class::MSVM_VIRTUAL_ETHERNET_SWITCH_SETTING_DATA => vec![settings(view)],
+                class::MSVM_VIRTUAL_ETHERNET_SWITCH_MANAGEMENT_SERVICE => vec![management(view)],
+                _ => Vec::new(),
+            },
+            wanted,
+        ))
     }
 
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
+    fn instance(&self, view: &View, object: &Object) -> Instance {
         match object.what {
-            What::Service => services::properties(service, object.class, TITLE),
+            What::Service => services::properties(view, object.class, TITLE),
             _ => object.fixed(),
         }
     }
 }
 
 /// The service that would make switches; no method of it is served.
-pub(crate) fn management(service: &Service) -> Object {
+pub(crate) fn management(view: &View) -> Object {
     let class = class::MSVM_VIRTUAL_ETHERNET_SWITCH_MANAGEMENT_SERVICE;
     Object::of_system(
         class,
-        service.host.clone(),
+        view.host.clone(),
         "Name",
         "nvspwmi".to_owned(),
         What::Service,
@@ -57,16 +64,16 @@ pub(crate) fn management(service: &Service) -> Object {
 }
 
 /// The settings of the switch.
-pub(crate) fn settings_of_switch(service: &Service, _object: &Object) -> Vec<Object> {
-    vec![settings(service)]
+pub(crate) fn settings_of_switch(view: &View, _object: &Object) -> Vec<Object> {
+    vec![settings(view)]
 }
 
 /// The switch of the settings.
-pub(crate) fn switch_of_settings(service: &Service, _object: &Object) -> Vec<Object> {
-    vec![switch(service)]
+pub(crate) fn switch_of_settings(view: &View, _object: &Object) -> Vec<Object> {
+    vec![switch(view)]
 }
 
-fn switch(service: &Service) -> Object {
+fn switch(view: &View) -> Object {
     let class = class::MSVM_VIRTUAL_ETHERNET_SWITCH;
     let mut i = Instance::new(class);
     i.set("Caption", "Virtual Switch")
@@ -75,7 +82,7 @@ fn switch(service: &Service) -> Object {
             "QEMU's user network: guests reach out through the host, nothing reaches in",
         )
         .set("ElementName", NAME)
-        .set("InstallDate", Datetime::from(service.vmms.started))
+        .set("InstallDate", Datetime::from(view.vmms.started))
         .set("OperationalStatus", vec![2u16])
         .set("StatusDescriptions", vec!["OK".to_owned()])
         .set("Status", "OK")
@@ -83,10 +90,7 @@ fn switch(service: &Service) -> Object {
         .set("EnabledState", 5u16)
         .set("RequestedState", 12u16)
         .set("EnabledDefault", 2u16)
-        .set(
-            "TimeOfLastStateChange",
-            Datetime::from(service.vmms.started),
-        )
+        .set("TimeOfLastStateChange", Datetime::from(view.vmms.started))
         .set("ResetCapability", 5u16)
         .set("MaxVMQOffloads", 0u32)
         .set("MaxIOVOffloads", 0u32);
@@ -96,21 +100,17 @@ fn switch(service: &Service) -> Object {
             ("CreationClassName", class.to_owned()),
             ("Name", SWITCH_ID.to_owned()),
         ],
-        what: What::Fixed(Arc::new(i)),
+        what: What::fixed(i),
     }
 }
 
-fn settings(service: &Service) -> Object {
+fn settings(view: &View) -> Object {
     let class = class::MSVM_VIRTUAL_ETHERNET_SWITCH_SETTING_DATA;
     let mut i = Instance::new(class);
     i.set("Caption", "Virtual Switch Settings")
         .set("Description", "Settings of the user network")
         .set("ElementName", NAME)
         .set("VirtualSystemIdentifier", SWITCH_ID)
-        .set("CreationTime", Datetime::from(service.vmms.started));
-    Object::with_id(
-        class,
-        format!("Microsoft:{SWITCH_ID}"),
-        What::Fixed(Arc::new(i)),
-    )
+        .set("CreationTime", Datetime::from(view.vmms.started));
+    Object::with_id(class, format!("Microsoft:{SWITCH_ID}"), What::fixed(i))
 }

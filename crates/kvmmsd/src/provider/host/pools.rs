@@ -4,15 +4,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cim::Instance;
+use cim::{Instance, Path};
 use msvm::class;
+use vmms::Fault;
 use vmms::vm::{Memory, Processor, Vm};
 
 use super::kinds::{self, KINDS, Kind};
 use super::system::Host;
-use crate::Service;
 use crate::object::{Object, What};
-use crate::provider::{Provider, device, resource};
+use crate::provider::{device, resource};
+use crate::view::{Provider, View, named};
 
 pub(crate) struct Pools;
 
@@ -24,6 +25,19 @@ const ROLES: [(&str, u16, u16); 4] = [
     ("Incremental", 3, 3),
 ];
 
+impl Pools {
+    fn list(&self, view: &View, class: &str) -> Vec<Object> {
+        if class == class::MSVM_ALLOCATION_CAPABILITIES {
+            return KINDS.iter().map(capabilities).collect();
+        }
+        KINDS
+            .iter()
+            .filter(|k| pool_class(k) == class)
+            .map(|k| pool(view, k))
+            .collect()
+    }
+}
+
 #[async_trait]
 impl Provider for Pools {
     fn classes(&self) -> &'static [&'static str] {
@@ -34,18 +48,16 @@ impl Provider for Pools {
         ]
     }
 
-    fn list(&self, service: &Service, class: &str) -> Vec<Object> {
-        if class == class::MSVM_ALLOCATION_CAPABILITIES {
-            return KINDS.iter().map(capabilities).collect();
-        }
-        KINDS
-            .iter()
-            .filter(|k| pool_class(k) == class)
-            .map(|k| pool(service, k))
-            .collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(self.list(view, class), wanted))
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
@@ -58,7 +70,7 @@ fn pool_class(kind: &Kind) -> &'static str {
     }
 }
 
-fn pool(service: &Service, kind: &Kind) -> Object {
+fn pool(view: &View, kind: &Kind) -> Object {
     let mut i = Instance::new(pool_class(kind));
     i.set("Caption", kind.name)
         .set(
@@ -77,10 +89,10 @@ fn pool(service: &Service, kind: &Kind) -> Object {
         .set("ResourceSubType", kind.sub_type)
         .set("AllocationUnits", kind.units)
         .set("ConsumedResourceUnits", kind.units);
-    let machines = service.vmms.db.all::<Vm>();
+    let machines = view.all::<Vm>();
     let running = machines
         .iter()
-        .filter(|vm| service.vmms.machine(vm.id).is_some());
+        .filter(|vm| view.vmms.machine(vm.id).is_some());
     match kind.ty {
         3 => {
             let used: u64 = running.map(|vm| u64::from(vm.processor.count)).sum();
@@ -113,7 +125,7 @@ fn pool(service: &Service, kind: &Kind) -> Object {
     Object::with_id(
         pool_class(kind),
         format!("Microsoft:{}", kind.id),
-        What::Fixed(Arc::new(i)),
+        What::fixed(i),
     )
 }
 
@@ -130,15 +142,11 @@ fn capabilities(kind: &Kind) -> Object {
         .set("RequestTypesSupported", 2u16)
         .set("SharingMode", 3u16);
     let id = format!("Microsoft:Definition\\{}", kind.id);
-    Object::with_id(
-        class::MSVM_ALLOCATION_CAPABILITIES,
-        id,
-        What::Fixed(Arc::new(i)),
-    )
+    Object::with_id(class::MSVM_ALLOCATION_CAPABILITIES, id, What::fixed(i))
 }
 
 /// The templates of a class of settings.
-pub(crate) fn templates(_service: &Service, class: &str) -> Vec<Object> {
+pub(crate) fn templates(_view: &View, class: &str) -> Vec<Object> {
     KINDS
         .iter()
         .filter(|k| k.settings == class)
@@ -188,7 +196,7 @@ fn template(kind: &Kind, role: &str, range: u16) -> Object {
     }
     i.set("Description", format!("{role} of {}", kind.name));
     let id = format!("Microsoft:Definition\\{}\\{role}", kind.id);
-    Object::with_id(kind.settings, id, What::Fixed(Arc::new(i)))
+    Object::with_id(kind.settings, id, What::fixed(i))
 }
 
 /// What a device of that type has besides, unless a client says otherwise.
@@ -219,7 +227,7 @@ fn kind_of(object: &Object) -> Option<&'static Kind> {
 }
 
 /// What can be allocated from a pool; the capabilities a template belongs to.
-pub(crate) fn capabilities_of(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn capabilities_of(_view: &View, object: &Object) -> Vec<Object> {
     let fixed = matches!(object.what, What::Fixed(_));
     kind_of(object)
         .filter(|_| fixed)
@@ -229,24 +237,24 @@ pub(crate) fn capabilities_of(_service: &Service, object: &Object) -> Vec<Object
 }
 
 /// The pool of capabilities, of a resource of a machine, of a device.
-pub(crate) fn pool_of(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn pool_of(view: &View, object: &Object) -> Vec<Object> {
     // Templates are allocated from nowhere.
     let template = matches!(object.what, What::Fixed(_))
         && object.class != class::MSVM_ALLOCATION_CAPABILITIES;
     kind_of(object)
         .filter(|_| !template)
-        .map(|k| pool(service, k))
+        .map(|k| pool(view, k))
         .into_iter()
         .collect()
 }
 
 /// The templates of capabilities.
-pub(crate) fn templates_of_capabilities(_service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn templates_of_capabilities(_view: &View, object: &Object) -> Vec<Object> {
     kind_of(object).map(templates_of).unwrap_or_default()
 }
 
 /// ValueRole and ValueRange of a template.
-pub(crate) fn role(_service: &Service, _left: &Object, right: &Object, instance: &mut Instance) {
+pub(crate) fn role(_view: &View, _left: &Object, right: &Object, instance: &mut Instance) {
     let id = right.keys.first().map_or("", |(_, id)| id.as_str());
     if let Some((_, role, range)) = ROLES.iter().find(|(name, _, _)| id.ends_with(name)) {
         instance
@@ -258,36 +266,36 @@ pub(crate) fn role(_service: &Service, _left: &Object, right: &Object, instance:
 }
 
 /// The resources of machines that come from a pool.
-pub(crate) fn resources_from(service: &Service, object: &Object) -> Vec<Object> {
-    from_pool(service, object, resource::objects)
+pub(crate) fn resources_from(view: &View, object: &Object) -> Vec<Object> {
+    from_pool(view, object, resource::objects)
 }
 
 /// The devices of machines that come from a pool.
-pub(crate) fn devices_from(service: &Service, object: &Object) -> Vec<Object> {
-    from_pool(service, object, device::objects)
+pub(crate) fn devices_from(view: &View, object: &Object) -> Vec<Object> {
+    from_pool(view, object, device::objects)
 }
 
-fn from_pool(service: &Service, pool: &Object, of: fn(&Arc<Vm>) -> Vec<Object>) -> Vec<Object> {
+fn from_pool(view: &View, pool: &Object, of: fn(&Arc<Vm>) -> Vec<Object>) -> Vec<Object> {
     let Some(kind) = kind_of(pool) else {
         return Vec::new();
     };
-    let machines = service.vmms.db.all::<Vm>();
+    let machines = view.all::<Vm>();
     let all = machines.iter().flat_map(of);
     all.filter(|o| kind_of(o).is_some_and(|k| k.id == kind.id))
         .collect()
 }
 
 /// The pools of the host.
-pub(crate) fn pools_of_host(service: &Service, object: &Object) -> Vec<Object> {
+pub(crate) fn pools_of_host(view: &View, object: &Object) -> Vec<Object> {
     match object.what {
-        What::Host => KINDS.iter().map(|k| pool(service, k)).collect(),
+        What::Host => KINDS.iter().map(|k| pool(view, k)).collect(),
         _ => Vec::new(),
     }
 }
 
 /// The host of a pool.
-pub(crate) fn host_of_pool(service: &Service, _object: &Object) -> Vec<Object> {
-    vec![service.host_object()]
+pub(crate) fn host_of_pool(view: &View, _object: &Object) -> Vec<Object> {
+    vec![view.host_object()]
 }
 
 #[cfg(test)]

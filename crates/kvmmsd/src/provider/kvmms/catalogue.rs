@@ -1,16 +1,14 @@
 //! Kvmms_ErrorCatalogue: every failure that can be reported.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::class;
+use vmms::Fault;
 use vmms::Message;
 
-use super::super::Provider;
-use crate::Service;
 use crate::errors;
 use crate::object::{Object, What};
+use crate::view::{Provider, View};
 
 pub(crate) struct Catalogue;
 
@@ -38,7 +36,22 @@ fn object(message: Message) -> Object {
     Object {
         class: class::KVMMS_ERROR_CATALOGUE,
         keys: vec![("MessageID", message.id())],
-        what: What::Fixed(Arc::new(i)),
+        what: What::fixed(i),
+    }
+}
+
+impl Catalogue {
+    fn list(&self, _view: &View, _class: &str) -> Vec<Object> {
+        Message::ALL.iter().map(|m| object(*m)).collect()
+    }
+
+    fn find(&self, _view: &View, _class: &str, path: &Path) -> Vec<Object> {
+        // `42` and `kvmms-0042` name the entry as well.
+        let id = path.get_str("MessageID").or_else(|| path.get_str(""));
+        id.and_then(Message::by_id)
+            .map(object)
+            .into_iter()
+            .collect()
     }
 }
 
@@ -48,20 +61,19 @@ impl Provider for Catalogue {
         &[class::KVMMS_ERROR_CATALOGUE]
     }
 
-    fn list(&self, _service: &Service, _class: &str) -> Vec<Object> {
-        Message::ALL.iter().map(|m| object(*m)).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, _service: &Service, _class: &str, path: &Path) -> Vec<Object> {
-        // `42` and `kvmms-0042` name the entry as well.
-        let id = path.get_str("MessageID").or_else(|| path.get_str(""));
-        id.and_then(Message::by_id)
-            .map(object)
-            .into_iter()
-            .collect()
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }

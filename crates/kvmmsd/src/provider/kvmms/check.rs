@@ -1,19 +1,29 @@
 //! Kvmms_HostService: finding and cleaning what nobody needs on the host, and ending its machines when it goes down.
 
 use async_trait::async_trait;
-use cim::{Instance, Value};
+use cim::{Instance, Path, Value};
 use msvm::{class, params};
+use vmms::Fault;
 use vmms::check::{Finding, FindingKind};
 use vmms::vm::adopt::Adopt;
 use vmms::vm::device::host_path;
 
-use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
-use crate::Service;
+use super::super::services;
 use crate::object::{Object, What, resource_id};
+use crate::view::{Call, CallResult, Outcome, Provider, View, named, unserved};
 
 pub(crate) struct HostChecks;
 
 const TITLE: &str = "kvmms Host Service";
+
+impl HostChecks {
+    fn list(&self, view: &View) -> Vec<Object> {
+        let class = class::KVMMS_HOST_SERVICE;
+        let name = "kvmms-host".to_owned();
+        let host = view.host.clone();
+        vec![Object::of_system(class, host, "Name", name, What::Service)]
+    }
+}
 
 #[async_trait]
 impl Provider for HostChecks {
@@ -21,18 +31,20 @@ impl Provider for HostChecks {
         &[class::KVMMS_HOST_SERVICE]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        let class = class::KVMMS_HOST_SERVICE;
-        let name = "kvmms-host".to_owned();
-        let host = service.host.clone();
-        vec![Object::of_system(class, host, "Name", name, What::Service)]
+    async fn objects(
+        &self,
+        view: &View,
+        _class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(self.list(view), wanted))
     }
 
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
-        services::properties(service, object.class, TITLE)
+    fn instance(&self, view: &View, object: &Object) -> Instance {
+        services::properties(view, object.class, TITLE)
     }
 
-    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+    async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
         use msvm::method::KvmmsHostService as Method;
         use params::kvmms_host_service as p;
         let method = call
@@ -41,7 +53,7 @@ impl Provider for HostChecks {
             .map_err(|_| unserved(call.target.class, call.method))?;
         match method {
             Method::CheckHost => {
-                let found = vmms::check::check_host(&service.vmms).await?;
+                let found = vmms::check::check_host(&view.vmms).await?;
                 let found: Vec<Instance> = found.iter().map(instance).collect();
                 let out = match found.is_empty() {
                     true => Value::Null,
@@ -56,12 +68,14 @@ impl Provider for HostChecks {
                     .iter()
                     .map(|text| text.parse())
                     .collect::<Result<Vec<FindingKind>, _>>()?;
-                let job = vmms::check::clean_host(&service.vmms, &kinds, call.asked).await?;
-                Ok(Outcome::started(service, job))
+                let job = vmms::check::clean_host(&view.vmms, &kinds, call.asked).await?;
+                Ok(Outcome::started(view, job))
             }
             Method::AdoptLayers => {
                 let given = p::AdoptLayersIn::read(call.parameters)?;
-                let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+                let vm = view
+                    .vm_reference("AffectedSystem", given.affected_system.as_ref())
+                    .await?;
                 let drive = given.drive.filter(|d| !d.trim().is_empty());
                 let wanted = Adopt {
                     // Behind the identifier of its machine.
@@ -73,7 +87,7 @@ impl Provider for HostChecks {
                     top: given.top.as_deref().map(host_path).transpose()?,
                     of_others: given.of_others.unwrap_or(false),
                 };
-                let adopted = vmms::vm::adopt::adopt_layers(&service.vmms, vm, wanted).await?;
+                let adopted = vmms::vm::adopt::adopt_layers(&view.vmms, vm, wanted).await?;
                 let layers: Vec<String> = adopted
                     .layers
                     .iter()
@@ -86,22 +100,24 @@ impl Provider for HostChecks {
             }
             Method::DestroySystemWithLosses => {
                 let given = p::DestroySystemWithLossesIn::read(call.parameters)?;
-                let vm = service.vm_reference("AffectedSystem", given.affected_system.as_ref())?;
+                let vm = view
+                    .vm_reference("AffectedSystem", given.affected_system.as_ref())
+                    .await?;
                 if given.dry_run.unwrap_or(false) {
-                    let losses = vmms::vm::losses::losses(&service.vmms, vm)?;
+                    let losses = vmms::vm::losses::losses(&view.vmms, vm)?;
                     return Ok(Outcome::done().with("Losses", texts(losses)));
                 }
                 let (losses, job) =
-                    vmms::vm::losses::destroy_with_losses(&service.vmms, vm, call.asked).await?;
-                Ok(Outcome::started(service, job).with("Losses", texts(losses)))
+                    vmms::vm::losses::destroy_with_losses(&view.vmms, vm, call.asked).await?;
+                Ok(Outcome::started(view, job).with("Losses", texts(losses)))
             }
             Method::ShutDownGuests => {
                 let given = p::ShutDownGuestsIn::read(call.parameters)?;
                 let within = given
                     .seconds
                     .map(|s| std::time::Duration::from_secs(s.into()));
-                let job = vmms::vm::shut_down_guests(&service.vmms, within, call.asked).await?;
-                Ok(Outcome::started(service, job))
+                let job = vmms::vm::shut_down_guests(&view.vmms, within, call.asked).await?;
+                Ok(Outcome::started(view, job))
             }
             Method::RequestStateChange | Method::StartService | Method::StopService => {
                 Err(unserved(call.target.class, call.method))

@@ -3,20 +3,36 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path as FilePath;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::class;
+use vmms::Fault;
 use vmms::guid;
 use vmms::layer::LayerTree;
 use vmms::vm::{Disk, Vm};
 
-use super::super::Provider;
-use crate::Service;
 use crate::object::{self, Object, What, resource_id};
+use crate::view::{Provider, View};
 
 pub(crate) struct Disks;
+
+impl Disks {
+    fn list(&self, view: &View, _class: &str) -> Vec<Object> {
+        view.all::<Vm>().iter().flat_map(|vm| objects(vm)).collect()
+    }
+
+    fn find(&self, view: &View, _class: &str, path: &Path) -> Vec<Object> {
+        let id = path
+            .get_str("InstanceID")
+            .or_else(|| path.get_str(""))
+            .and_then(object::guid_in);
+        let vm = id.and_then(|id| view.get::<Vm>(id).ok());
+        let mut all = vm.map(|vm| objects(&vm)).unwrap_or_default();
+        all.retain(|o| o.is_named_by(path));
+        all
+    }
+}
 
 #[async_trait]
 impl Provider for Disks {
@@ -24,35 +40,26 @@ impl Provider for Disks {
         &[class::KVMMS_DISK]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        service
-            .vmms
-            .db
-            .all::<Vm>()
-            .iter()
-            .flat_map(|vm| objects(vm))
-            .collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, _class: &str, path: &Path) -> Vec<Object> {
-        let id = path
-            .get_str("InstanceID")
-            .or_else(|| path.get_str(""))
-            .and_then(object::guid_in);
-        let vm = id.and_then(|id| service.vmms.db.get::<Vm>(id).ok());
-        let mut all = vm.map(|vm| objects(&vm)).unwrap_or_default();
-        all.retain(|o| o.is_named_by(path));
-        all
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
 fn objects(vm: &Vm) -> Vec<Object> {
     let object = |(device, disk): (&str, &Disk)| {
-        let what = What::Fixed(Arc::new(instance(vm, device, disk)));
+        let what = What::fixed_of(instance(vm, device, disk), vec![vm.id]);
         Object::with_id(class::KVMMS_DISK, resource_id(vm.id, device), what)
     };
     vm.disks().map(object).collect()

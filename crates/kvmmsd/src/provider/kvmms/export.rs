@@ -1,27 +1,28 @@
 //! Kvmms_ExportService: proving, importing and booting exports, and proving change maps, for which the documented schema has no method.
 
 use async_trait::async_trait;
-use cim::Instance;
+use cim::{Instance, Path};
 use msvm::{class, params};
 use vmms::Element;
+use vmms::Fault;
 use vmms::boot::Wanted;
 use vmms::vm::device::host_path;
 
 use super::super::point::point_reference;
-use super::super::{Call, CallResult, Outcome, Provider, services, unserved};
-use crate::Service;
+use super::super::services;
 use crate::object::{Object, What};
+use crate::view::{Call, CallResult, Outcome, Provider, View, named, unserved};
 
 pub(crate) struct Exports;
 
 const TITLE: &str = "kvmms Export Service";
 
 /// The service as an object.
-pub(crate) fn export_service(service: &Service) -> Object {
+pub(crate) fn export_service(view: &View) -> Object {
     let class = class::KVMMS_EXPORT_SERVICE;
     Object::of_system(
         class,
-        service.host.clone(),
+        view.host.clone(),
         "Name",
         "kvmms-export".to_owned(),
         What::Service,
@@ -34,15 +35,20 @@ impl Provider for Exports {
         &[class::KVMMS_EXPORT_SERVICE]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        vec![export_service(service)]
+    async fn objects(
+        &self,
+        view: &View,
+        _class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(named(vec![export_service(view)], wanted))
     }
 
-    fn instance(&self, service: &Service, object: &Object) -> Instance {
-        services::properties(service, object.class, TITLE)
+    fn instance(&self, view: &View, object: &Object) -> Instance {
+        services::properties(view, object.class, TITLE)
     }
 
-    async fn invoke(&self, service: &Service, call: Call<'_>) -> CallResult {
+    async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
         use msvm::method::KvmmsExportService as Method;
         use params::kvmms_export_service as p;
         let method = call
@@ -54,9 +60,8 @@ impl Provider for Exports {
                 let given = p::VerifyExportIn::read(call.parameters)?;
                 let directory =
                     host_path(&msvm::required("ExportDirectory", given.export_directory)?)?;
-                let job =
-                    vmms::verify::verify_export(&service.vmms, &directory, call.asked).await?;
-                Ok(Outcome::started(service, job))
+                let job = vmms::verify::verify_export(&view.vmms, &directory, call.asked).await?;
+                Ok(Outcome::started(view, job))
             }
             Method::ImportExport => {
                 let given = p::ImportExportIn::read(call.parameters)?;
@@ -68,7 +73,7 @@ impl Provider for Exports {
                     memory: given.restore_memory.unwrap_or(false),
                     identity: given.keep_identity.unwrap_or(false),
                 };
-                let (own, asked) = (&service.vmms, call.asked);
+                let (own, asked) = (&view.vmms, call.asked);
                 let at = given.point.filter(|p| !p.trim().is_empty());
                 use vmms::import::{Take, import_export, import_point};
                 let (vm, job) = match at {
@@ -77,8 +82,8 @@ impl Provider for Exports {
                     }
                     None => import_export(own, &directory, name, &disks, take, asked).await?,
                 };
-                let imported = service.element_path(&Element::Vm(vm));
-                Ok(Outcome::started(service, job).with("ImportedSystem", imported))
+                let imported = view.element_path(&Element::Vm(vm));
+                Ok(Outcome::started(view, job).with("ImportedSystem", imported))
             }
             Method::BootExports => {
                 let given = p::BootExportsIn::read(call.parameters)?;
@@ -92,22 +97,24 @@ impl Provider for Exports {
                     prove: !given.skip_proof.unwrap_or(false),
                 };
                 let at = given.point.filter(|p| !p.trim().is_empty());
-                let own = &service.vmms;
+                let own = &view.vmms;
                 let job =
                     vmms::boot::boot_exports(own, &directory, at.as_deref(), wanted, call.asked)
                         .await?;
-                Ok(Outcome::started(service, job))
+                Ok(Outcome::started(view, job))
             }
             Method::AuditReferencePoint => {
                 let given = p::AuditReferencePointIn::read(call.parameters)?;
-                let named = |parameter, path| point_reference(service, parameter, path);
-                let point = named("ReferencePoint", given.reference_point.as_ref())?;
+                let path = given.reference_point.as_ref();
+                let point = point_reference(view, "ReferencePoint", path).await?;
                 let base = match &given.base_reference_point {
-                    Some(path) => Some(named("BaseReferencePoint", Some(path))?),
+                    Some(path) => {
+                        Some(point_reference(view, "BaseReferencePoint", Some(path)).await?)
+                    }
                     None => None,
                 };
-                let job = vmms::point::audit_point(&service.vmms, point, base, call.asked).await?;
-                Ok(Outcome::started(service, job))
+                let job = vmms::point::audit_point(&view.vmms, point, base, call.asked).await?;
+                Ok(Outcome::started(view, job))
             }
             Method::ImportCollectionExport => {
                 let given = p::ImportCollectionExportIn::read(call.parameters)?;
@@ -117,7 +124,7 @@ impl Provider for Exports {
                 let filled = |text: Option<String>| text.filter(|t| !t.trim().is_empty());
                 let (at, name) = (filled(given.point), filled(given.new_name));
                 let (group, job) = vmms::import_group::import_group(
-                    &service.vmms,
+                    &view.vmms,
                     &directory,
                     at,
                     name,
@@ -129,8 +136,8 @@ impl Provider for Exports {
                     call.asked,
                 )
                 .await?;
-                let imported = service.element_path(&Element::Group(group));
-                Ok(Outcome::started(service, job).with("ImportedCollection", imported))
+                let imported = view.element_path(&Element::Group(group));
+                Ok(Outcome::started(view, job).with("ImportedCollection", imported))
             }
             Method::RequestStateChange | Method::StartService | Method::StopService => {
                 Err(unserved(call.target.class, call.method))

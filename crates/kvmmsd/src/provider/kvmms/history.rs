@@ -1,18 +1,17 @@
 //! Kvmms_JobRecord: jobs as they are stored, long after their objects have gone.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::class;
 use vmms::job::{Job, JobState};
-use vmms::{Fault, Kind, guid};
+use vmms::{Fault, guid};
 
-use super::super::{Provider, services};
-use crate::Service;
+use super::super::services;
 use crate::errors;
 use crate::object::{self, Object, What};
+use crate::view::{Provider, View};
 
 pub(crate) struct History;
 
@@ -25,47 +24,40 @@ impl Provider for History {
         &[class::KVMMS_JOB_RECORD]
     }
 
-    // Records are in the store; `fetch` gets them.
-    fn list(&self, _service: &Service, _class: &str) -> Vec<Object> {
-        Vec::new()
-    }
-
-    async fn fetch(
+    // Records are in the store.
+    async fn objects(
         &self,
-        service: &Service,
+        view: &View,
         _class: &str,
-        path: Option<&Path>,
+        wanted: Option<&Path>,
     ) -> Result<Vec<Object>, Fault> {
-        let id = path.and_then(|p| p.get_str("InstanceID").or_else(|| p.get_str("")));
+        let id = wanted.and_then(|p| p.get_str("InstanceID").or_else(|| p.get_str("")));
         if let Some(id) = id {
             let Some(id) = object::guid_in(id) else {
                 return Ok(Vec::new());
             };
-            return match service.vmms.db.past_job(id).await {
-                Ok(job) => Ok(vec![record(service, job, false)]),
-                Err(fault) if fault.kind() == Kind::NotFound => Ok(Vec::new()),
-                Err(fault) => Err(fault),
-            };
+            let found = view.past_job(id).await?.into_iter();
+            return Ok(found.map(|job| record(view, job, false)).collect());
         }
-        let mut all = newest(service, MOST + 1).await?;
+        let mut all = newest(view, MOST + 1).await?;
         let cut = all.len() > MOST;
         all.truncate(MOST);
         let last = all.len().saturating_sub(1);
         let records = all.into_iter().enumerate();
         Ok(records
-            .map(|(place, job)| record(service, job, cut && place == last))
+            .map(|(place, job)| record(view, job, cut && place == last))
             .collect())
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
 /// The newest jobs, visible and past, newest first.
-async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
-    let mut all = service.vmms.jobs();
-    all.extend(service.vmms.db.newest_history(most).await?);
+async fn newest(view: &View, most: usize) -> Result<Vec<Job>, Fault> {
+    let mut all = view.jobs();
+    all.extend(view.past_jobs(most).await?);
     all.sort_by_key(|job| std::cmp::Reverse((job.submitted, job.id)));
     // A job may have gone to the history just now.
     all.dedup_by_key(|job| job.id);
@@ -73,19 +65,20 @@ async fn newest(service: &Service, most: usize) -> Result<Vec<Job>, Fault> {
     Ok(all)
 }
 
-fn record(service: &Service, stored: Job, older_left_out: bool) -> Object {
+fn record(view: &View, stored: Job, older_left_out: bool) -> Object {
     // Of a job that runs, memory knows more than the store.
-    let visible = service.vmms.job(stored.id);
-    let is_visible = visible.is_ok();
+    let visible = view.job(stored.id);
+    let is_visible = visible.is_some();
     let job = visible.unwrap_or(stored);
     let id = guid(job.id);
-    let mut instance = instance(service, &job, is_visible);
+    let mut instance = instance(view, &job, is_visible);
     instance.set("OlderLeftOut", older_left_out);
-    let instance = Arc::new(instance);
-    Object::with_id(class::KVMMS_JOB_RECORD, id, What::Fixed(instance))
+    let vms = What::Job(Box::new(job)).vms(&view.vmms.db);
+    let what = What::fixed_of(instance, vms);
+    Object::with_id(class::KVMMS_JOB_RECORD, id, what)
 }
 
-fn instance(service: &Service, job: &Job, is_visible: bool) -> Instance {
+fn instance(view: &View, job: &Job, is_visible: bool) -> Instance {
     let failed = job.state.is_final() && job.state != JobState::Completed;
     let first = job.faults.first();
     let (task, parameters) = task_text(job);
@@ -120,7 +113,7 @@ fn instance(service: &Service, job: &Job, is_visible: bool) -> Instance {
             "AffectedElements",
             job.affected
                 .iter()
-                .map(|(e, _)| service.element_path(e).to_string())
+                .map(|(e, _)| view.element_path(e).to_string())
                 .collect::<Vec<_>>(),
         )
         .set(

@@ -1,7 +1,6 @@
 //! Kvmms_Host: the host as the service sees it, with what QEMU says of itself.
 
 use std::path::Path as FilePath;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
@@ -10,9 +9,8 @@ use vmms::point::Point;
 use vmms::vm::Vm;
 use vmms::{Fault, Features, KvmState};
 
-use super::super::Provider;
-use crate::Service;
 use crate::object::{Object, What};
+use crate::view::{Provider, View};
 
 pub(crate) struct HostDetail;
 
@@ -22,19 +20,24 @@ impl Provider for HostDetail {
         &[class::KVMMS_HOST]
     }
 
-    // QEMU has to be asked first: `fetch` does.
-    fn list(&self, _service: &Service, _class: &str) -> Vec<Object> {
-        Vec::new()
-    }
-
-    async fn fetch(
+    async fn objects(
         &self,
-        service: &Service,
+        view: &View,
         _class: &str,
-        _path: Option<&Path>,
+        wanted: Option<&Path>,
     ) -> Result<Vec<Object>, Fault> {
-        let features = service.vmms.hypervisor.features().await;
-        let mut i = own(service);
+        let object = |instance| Object {
+            class: class::KVMMS_HOST,
+            keys: vec![("Name", view.host.clone())],
+            what: What::fixed(instance),
+        };
+        // QEMU is asked only where somebody may want to know.
+        let blank = object(Instance::new(class::KVMMS_HOST));
+        if wanted.is_some_and(|path| !blank.is_named_by(path)) {
+            return Ok(Vec::new());
+        }
+        let features = view.vmms.hypervisor.features().await;
+        let mut i = own(view);
         match features {
             Ok(features) => qemu(&mut i, &features),
             Err(error) => {
@@ -43,14 +46,10 @@ impl Provider for HostDetail {
                 i.set("QemuProblem", why.join(": ")).set("KvmUsable", false);
             }
         }
-        Ok(vec![Object {
-            class: class::KVMMS_HOST,
-            keys: vec![("Name", service.host.clone())],
-            what: What::Fixed(Arc::new(i)),
-        }])
+        Ok(vec![object(i)])
     }
 
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
@@ -59,10 +58,10 @@ fn count<T>(items: &[T]) -> u32 {
     u32::try_from(items.len()).unwrap_or(u32::MAX)
 }
 
-fn own(service: &Service) -> Instance {
-    let vmms = &service.vmms;
+fn own(view: &View) -> Instance {
+    let vmms = &view.vmms;
     let options = &vmms.options;
-    let machines = vmms.db.all::<Vm>();
+    let machines = view.all::<Vm>();
     let running: Vec<_> = machines
         .iter()
         .filter(|vm| vmms.machine(vm.id).is_some())
@@ -71,7 +70,7 @@ fn own(service: &Service) -> Instance {
     let mut i = Instance::new(class::KVMMS_HOST);
     i.set("Caption", "kvmms host")
         .set("Description", "The host of this service")
-        .set("ElementName", service.host.as_str())
+        .set("ElementName", view.host.as_str())
         .set("ServiceVersion", env!("CARGO_PKG_VERSION"))
         .set("StartTime", Datetime::from(vmms.started))
         .set("Acceleration", format!("{:?}", options.acceleration))
@@ -82,8 +81,8 @@ fn own(service: &Service) -> Instance {
         .set("StateDirectoryFree", free(&vmms.dirs.state))
         .set("Machines", count(&machines))
         .set("RunningMachines", count(&running))
-        .set("ReferencePoints", count(&vmms.db.all::<Point>()))
-        .set("VisibleJobs", count(&vmms.jobs()))
+        .set("ReferencePoints", count(&view.all::<Point>()))
+        .set("VisibleJobs", count(&view.jobs()))
         .set(
             "MaxLayers",
             u32::try_from(options.max_layers).unwrap_or(u32::MAX),

@@ -1,20 +1,36 @@
 //! Kvmms_ReferencePointDetail: what is known of a point beyond its standard properties.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::class;
+use vmms::Fault;
 use vmms::guid;
 use vmms::point::{Audit, DiskAudit, Point, PointType};
 use vmms::vm::Vm;
 
-use super::super::Provider;
 use super::disk::allocated_file;
-use crate::Service;
 use crate::object::{self, Object, What, resource_id};
+use crate::view::{Provider, View};
 
 pub(crate) struct PointDetails;
+
+impl PointDetails {
+    fn list(&self, view: &View, _class: &str) -> Vec<Object> {
+        let mut points = view.all::<Point>();
+        points.retain(|p| p.complete);
+        points.sort_by_key(|p| (p.vm, p.sequence));
+        points.iter().map(|p| object(view, p)).collect()
+    }
+
+    fn find(&self, view: &View, _class: &str, path: &Path) -> Vec<Object> {
+        let id = path.get_str("InstanceID").or_else(|| path.get_str(""));
+        let id = id.and_then(|id| object::guid_in(id.rsplit(['\\', ':']).next().unwrap_or(id)));
+        let point = id
+            .and_then(|id| view.get::<Point>(id).ok())
+            .filter(|p| p.complete);
+        point.map(|p| object(view, &p)).into_iter().collect()
+    }
+}
 
 #[async_trait]
 impl Provider for PointDetails {
@@ -22,40 +38,36 @@ impl Provider for PointDetails {
         &[class::KVMMS_REFERENCE_POINT_DETAIL]
     }
 
-    fn list(&self, service: &Service, _class: &str) -> Vec<Object> {
-        let mut points = service.vmms.db.all::<Point>();
-        points.retain(|p| p.complete);
-        points.sort_by_key(|p| (p.vm, p.sequence));
-        points.iter().map(|p| object(service, p)).collect()
+    async fn objects(
+        &self,
+        view: &View,
+        class: &str,
+        wanted: Option<&Path>,
+    ) -> Result<Vec<Object>, Fault> {
+        Ok(match wanted {
+            Some(path) => self.find(view, class, path),
+            None => self.list(view, class),
+        })
     }
 
-    fn find(&self, service: &Service, _class: &str, path: &Path) -> Vec<Object> {
-        let id = path.get_str("InstanceID").or_else(|| path.get_str(""));
-        let id = id.and_then(|id| object::guid_in(id.rsplit(['\\', ':']).next().unwrap_or(id)));
-        let point = id
-            .and_then(|id| service.vmms.db.get::<Point>(id).ok())
-            .filter(|p| p.complete);
-        point.map(|p| object(service, &p)).into_iter().collect()
-    }
-
-    fn instance(&self, _service: &Service, object: &Object) -> Instance {
+    fn instance(&self, _view: &View, object: &Object) -> Instance {
         object.fixed()
     }
 }
 
-fn object(service: &Service, point: &Point) -> Object {
+fn object(view: &View, point: &Point) -> Object {
     let id = format!("Microsoft:{}", guid(point.id));
     Object::with_id(
         class::KVMMS_REFERENCE_POINT_DETAIL,
         id,
-        What::Fixed(Arc::new(instance(service, point))),
+        What::fixed_of(instance(view, point), vec![point.vm]),
     )
 }
 
-fn instance(service: &Service, point: &Point) -> Instance {
+fn instance(view: &View, point: &Point) -> Instance {
     let disks = || point.disks.iter();
     let hold = point.hold.as_ref().filter(|_| point.kind == PointType::Rct);
-    let problems = vmms::point::problems(&service.vmms, point);
+    let problems = vmms::point::problems(&view.vmms, point);
     let mut i = Instance::new(class::KVMMS_REFERENCE_POINT_DETAIL);
     i.set("Caption", "Reference Point Detail")
         .set("Description", "What is known of a reference point")
@@ -69,7 +81,7 @@ fn instance(service: &Service, point: &Point) -> Instance {
         .set("TrustProblems", problems.all())
         .set("HoldUntil", hold.map(|h| Datetime::from(h.until)))
         .set("HoldBytes", hold.map(|h| h.bytes))
-        .set("ContentSize", content(service, point))
+        .set("ContentSize", content(view, point))
         .set("DiskSize", disks().map(|d| d.size).sum::<u64>())
         .set(
             "Disks",
@@ -135,8 +147,8 @@ fn audited(i: &mut Instance, point: &Point, audit: &Audit) {
 
 /// What the files of the point's own layers take: the file of each instant, as long as nothing was merged into it and
 /// it is not the base that was attached.
-fn content(service: &Service, point: &Point) -> u64 {
-    let Ok(vm) = service.vmms.db.get::<Vm>(point.vm) else {
+fn content(view: &View, point: &Point) -> u64 {
+    let Ok(vm) = view.get::<Vm>(point.vm) else {
         return 0;
     };
     let own = point.disks.iter().filter_map(|d| {

@@ -14,12 +14,15 @@ use vmms::vm::{Asked, NewVm, Settings};
 use vmms::{Dirs, Vmms};
 use wbem::{Caller, Error, Handler as _, Operation, Request, Response, Role, Walk};
 
-use crate::Service;
+use crate::provider;
+use crate::rights::{AllSeeing, Gate};
+use crate::service::{Refusals, Service};
 
 /// The service and its scratch directory.
 pub(super) struct Bench {
     pub(super) dir: tempfile::TempDir,
-    pub(super) service: Service,
+    service: Service,
+    pub(super) vmms: Arc<Vmms>,
     /// A running machine of generation 1 with every kind of device and two points.
     pub(super) full: Uuid,
     /// A machine of generation 2 that is off.
@@ -67,14 +70,26 @@ impl Bench {
         }
         Bench {
             dir,
-            service: Service::new(
-                vmms,
-                crate::service::Refusals::default(),
-                std::time::Duration::from_secs(60),
-            ),
+            service: service(&vmms, Box::new(AllSeeing)),
+            vmms,
             full,
             bare,
         }
+    }
+
+    /// The same host, seen through that gate.
+    pub(super) fn through(self, gate: Box<dyn Gate>) -> Self {
+        let service = service(&self.vmms, gate);
+        Bench { service, ..self }
+    }
+
+    /// Whether a class has a provider or stands in the table of associations, and not only a class below it.
+    pub(super) fn serves(&self, namespace: &'static msvm::Namespace, class: &str) -> bool {
+        let is = |own: &str| own.eq_ignore_ascii_case(class);
+        let mut providers = provider::all().into_iter();
+        let mut links = provider::associations(namespace).iter();
+        providers.any(|p| p.namespace() == namespace.name() && p.classes().iter().any(|c| is(c)))
+            || links.any(|a| is(a.class))
     }
 
     pub(super) async fn ask(
@@ -156,17 +171,31 @@ impl Bench {
     }
 
     pub(super) async fn invoke(&self, path: Path, method: &str) -> Result<Response, Error> {
+        self.call(path, method, Vec::new()).await
+    }
+
+    pub(super) async fn call(
+        &self,
+        path: Path,
+        method: &str,
+        parameters: Vec<(Name, cim::Value)>,
+    ) -> Result<Response, Error> {
         let method = Name::from(method.to_owned());
         self.ask(
             crate::object::NAMESPACE,
             Operation::Invoke {
                 path,
                 method,
-                parameters: Vec::new(),
+                parameters,
             },
         )
         .await
     }
+}
+
+fn service(vmms: &Arc<Vmms>, gate: Box<dyn Gate>) -> Service {
+    let within = std::time::Duration::from_secs(60);
+    Service::new(Arc::clone(vmms), gate, Refusals::default(), within)
 }
 
 async fn define(vmms: &Arc<Vmms>, name: &str, generation: u8) -> Uuid {

@@ -53,6 +53,9 @@ struct Inner {
     shared: Arc<Shared>,
     next_id: AtomicU64,
     version: Version,
+    oob: bool,
+    /// A command with a descriptor is answered before the next one goes: QEMU keeps only the descriptor that came last.
+    descriptors: tokio::sync::Mutex<()>,
     tasks: [tokio::task::AbortHandle; 2],
 }
 
@@ -143,9 +146,9 @@ impl Qmp {
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let mut decoder = LineDecoder::default();
-        let version = loop {
+        let (version, oob) = loop {
             match next_message(&mut reader, &mut decoder).await {
-                Ok(Message::Greeting(version)) => break version,
+                Ok(Message::Greeting { version, oob }) => break (version, oob),
                 Ok(_) => {}
                 Err(detail) => {
                     return Err(Error::Protocol {
@@ -171,10 +174,17 @@ impl Qmp {
                 shared,
                 next_id,
                 version,
+                oob,
+                descriptors: tokio::sync::Mutex::new(()),
                 tasks,
             }),
         };
-        qmp.execute("qmp_capabilities", Value::Null).await?;
+        // Can be asked for here only, and is the one way to a monitor that hangs.
+        let enable = match oob {
+            true => json!({ "enable": ["oob"] }),
+            false => Value::Null,
+        };
+        qmp.execute("qmp_capabilities", enable).await?;
         Ok(qmp)
     }
 
@@ -224,7 +234,28 @@ impl Qmp {
         arguments: Value,
         within: Duration,
     ) -> Result<Value> {
-        self.exchange(command, arguments, None, within).await
+        self.exchange("execute", command, arguments, None, within)
+            .await
+    }
+
+    /// Executes a command out of band: at once, even while another one hangs. QEMU takes few commands so.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`]; [`Error::Unsupported`] where QEMU did not offer it.
+    pub async fn execute_out_of_band(
+        &self,
+        command: &str,
+        arguments: Value,
+        within: Duration,
+    ) -> Result<Value> {
+        if !self.inner.oob {
+            return Err(Error::Unsupported {
+                what: "commands out of band: QEMU's monitor did not offer them".into(),
+                remedy: "end the process that does not answer".into(),
+            });
+        }
+        self.exchange("exec-oob", command, arguments, None, within)
+            .await
     }
 
     /// Executes a command that takes a descriptor along: `add-fd` or `getfd`.
@@ -237,19 +268,27 @@ impl Qmp {
         arguments: Value,
         descriptor: OwnedFd,
     ) -> Result<Value> {
-        self.exchange(command, arguments, Some(descriptor), COMMAND_DEADLINE)
-            .await
+        let _one = self.inner.descriptors.lock().await;
+        self.exchange(
+            "execute",
+            command,
+            arguments,
+            Some(descriptor),
+            COMMAND_DEADLINE,
+        )
+        .await
     }
 
     async fn exchange(
         &self,
+        how: &str,
         command: &str,
         arguments: Value,
         descriptor: Option<OwnedFd>,
         within: Duration,
     ) -> Result<Value> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut request = json!({ "execute": command, "id": id });
+        let mut request = json!({ how: command, "id": id });
         if let (Some(members), false) = (request.as_object_mut(), arguments.is_null()) {
             members.insert("arguments".to_owned(), arguments);
         }
@@ -354,7 +393,7 @@ async fn read_all<R: AsyncRead + Unpin>(
             Ok(Message::Reply { id: None, result }) => {
                 tracing::warn!(?result, "QEMU answered without an id");
             }
-            Ok(Message::Greeting(_) | Message::Unknown) => {}
+            Ok(Message::Greeting { .. } | Message::Unknown) => {}
             Err(why) => {
                 shared.close(why);
                 return;

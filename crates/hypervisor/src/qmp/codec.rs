@@ -82,8 +82,13 @@ impl LineDecoder {
 /// One message from QEMU.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
-    /// The first line: QEMU's version.
-    Greeting(Version),
+    /// The first line.
+    Greeting {
+        /// QEMU's version.
+        version: Version,
+        /// It takes commands out of band.
+        oob: bool,
+    },
     /// The answer to a command.
     Reply {
         /// Our id of the command; missing if QEMU could not read the command.
@@ -175,7 +180,13 @@ pub fn decode(line: &[u8]) -> Result<Message, String> {
             .pointer("/version/qemu")
             .map(Version::from_value)
             .unwrap_or_default();
-        return Ok(Message::Greeting(version));
+        let oob = greeting
+            .get("capabilities")
+            .map(items)
+            .unwrap_or_default()
+            .iter()
+            .any(|capability| capability == "oob");
+        return Ok(Message::Greeting { version, oob });
     }
     if let Some(name) = text(&value, "event") {
         let stamp = value.get("timestamp").unwrap_or(&Value::Null);
@@ -261,11 +272,14 @@ mod tests {
         let greeting = br#"{"QMP":{"version":{"qemu":{"micro":2,"minor":0,"major":10},"package":"x"},"capabilities":["oob"]}}"#;
         assert_eq!(
             decode(greeting),
-            Ok(Message::Greeting(Version {
-                major: 10,
-                minor: 0,
-                micro: 2
-            }))
+            Ok(Message::Greeting {
+                version: Version {
+                    major: 10,
+                    minor: 0,
+                    micro: 2
+                },
+                oob: true
+            })
         );
         let fault =
             br#"{"id":7,"error":{"class":"CommandNotFound","desc":"no such thing","more":1}}"#;

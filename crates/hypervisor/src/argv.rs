@@ -188,11 +188,16 @@ impl Arguments {
             machine.push_str(",pflash0=firmware,pflash1=firmware-vars");
         }
         self.two("-machine", machine);
-        if features.use_kvm(config.acceleration)? {
-            self.two("-accel", "kvm").two("-cpu", "host");
-        } else {
-            self.two("-accel", "tcg").two("-cpu", "max");
-        }
+        let (accelerator, all) = match features.use_kvm(config.acceleration)? {
+            true => ("kvm", "host"),
+            false => ("tcg", "max"),
+        };
+        self.two("-accel", accelerator);
+        match &config.cpu_model {
+            // Without `enforce` a feature this host lacks would be left out without a word.
+            Some(model) => self.two("-cpu", format!("{model},enforce")),
+            None => self.two("-cpu", all),
+        };
         Ok(())
     }
 

@@ -54,6 +54,10 @@ pub struct MachineConfig {
     /// [`crate::probe::Features::machine_type`] picked, so that saved states and migration keep working after an upgrade.
     #[serde(default)]
     pub machine_type: Option<String>,
+    /// Named, versioned processor model, for example `Haswell-v4`, which this host must have whole. `None`: all that this host has;
+    /// then the machine moves only to hosts that have as much.
+    #[serde(default)]
+    pub cpu_model: Option<String>,
     /// Leaves out every network adapter, whatever `nics` says.
     #[serde(default)]
     pub no_network: bool,
@@ -268,6 +272,7 @@ impl MachineConfig {
             guest_agent: false,
             acceleration: Acceleration::Auto,
             machine_type: None,
+            cpu_model: None,
             no_network: false,
             confinement: Confinement::default(),
         }
@@ -295,6 +300,9 @@ impl MachineConfig {
             ));
         }
         check_text("machine name", &self.name)?;
+        if let Some(model) = &self.cpu_model {
+            names::check_id("processor model", model)?;
+        }
         for controller in &self.controllers {
             self.check_controller(*controller)?;
         }

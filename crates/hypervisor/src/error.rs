@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::migration::Side;
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -139,6 +141,16 @@ pub enum Error {
         /// QEMU's own words.
         desc: String,
     },
+    /// A move failed. The source goes on unless it said that it had handed over.
+    #[error("the {side} of the move failed: {desc}")]
+    Migration {
+        /// Whose QEMU says so.
+        side: Side,
+        /// QEMU's own words. A source often knows no more than that the connection broke.
+        desc: String,
+        /// The last lines QEMU wrote. The reason why a destination refused is often only there.
+        log_tail: String,
+    },
     /// The caller cancelled the work, and it was undone.
     #[error("cancelled")]
     Cancelled,
@@ -177,9 +189,11 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Qmp { .. } | Self::Image { .. } | Self::Job { .. } | Self::Protocol { .. } => {
-                ErrorKind::Refused
-            }
+            Self::Qmp { .. }
+            | Self::Image { .. }
+            | Self::Job { .. }
+            | Self::Migration { .. }
+            | Self::Protocol { .. } => ErrorKind::Refused,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::ProcessGone { .. } => ErrorKind::Gone,
             Self::Spawn { .. } | Self::StartFailed { .. } => ErrorKind::Start,
@@ -197,7 +211,9 @@ impl Error {
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         let text = match self {
-            Self::ProcessGone { log_tail } | Self::StartFailed { log_tail, .. } => log_tail,
+            Self::ProcessGone { log_tail }
+            | Self::StartFailed { log_tail, .. }
+            | Self::Migration { log_tail, .. } => log_tail,
             Self::Image { stderr, .. } => stderr,
             Self::Unsupported { remedy, .. } => remedy,
             _ => return None,

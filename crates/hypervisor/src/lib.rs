@@ -7,6 +7,7 @@
 //!                                                             ├── qmp       the monitor
 //!                                                             ├── agent     inside the guest
 //!                                                             └── thaw      who thaws when the service cannot
+//!  domain ──> trait Migrate (of every Machine): moves between two processes
 //!  domain ──> ImageTool: images of machines that do not run
 //!  confine: what those programs may do
 //! ```
@@ -35,6 +36,7 @@ pub mod fuzz;
 pub mod host;
 pub mod image;
 pub mod machine;
+pub mod migration;
 pub mod names;
 pub mod probe;
 pub mod process;
@@ -61,4 +63,5 @@ pub use layers::relative_name;
 pub use machine::{
     Exit, FailedDrive, Hypervisor, Launch, Machine, MachineEvent, MachineStatus, SavedState,
 };
+pub use migration::{Migrate, MovePhase, MoveState};
 pub use qemu::QemuHypervisor;

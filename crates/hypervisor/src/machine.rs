@@ -23,6 +23,7 @@ use crate::block::{
 use crate::config::{DriveConfig, LayerFile, MachineConfig};
 use crate::confine::grants::Access;
 use crate::error::{Error, Result};
+use crate::migration::Migrate;
 use crate::probe::Features;
 
 /// Makes machines and finds those that already run.
@@ -55,11 +56,14 @@ pub enum Launch {
     Fresh,
     /// From a state that [`Machine::save_state`] wrote.
     Restore(PathBuf),
+    /// As the destination of a move: its images are open, but not locked, until [`Migrate::offer_disks`] or
+    /// [`Migrate::take_over`]; the chains must be whole. Goes on with [`Migrate::receive`].
+    Incoming,
 }
 
 /// One running (or paused) machine.
 #[async_trait]
-pub trait Machine: Send + Sync {
+pub trait Machine: Migrate + Send + Sync {
     /// The machine's GUID.
     fn id(&self) -> Uuid;
 
@@ -84,7 +88,7 @@ pub trait Machine: Send + Sync {
     /// Starts or continues the guest. Continuing a running guest is fine.
     ///
     /// # Errors
-    /// As QEMU says.
+    /// [`Error::Conflict`] where a move forbids it ([`crate::MovePhase::forbids_running`]); as QEMU says.
     async fn resume(&self) -> Result<()>;
 
     /// Stops the guest's processors; memory and devices stay.
@@ -404,6 +408,11 @@ pub enum MachineEvent {
         id: String,
         /// Why it failed or was cancelled.
         error: Option<String>,
+    },
+    /// A migration, or the writing of a saved state, came to another status.
+    Migration {
+        /// QEMU's status, for example `pre-switchover`.
+        status: String,
     },
     /// A DVD tray moved.
     TrayMoved {

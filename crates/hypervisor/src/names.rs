@@ -80,6 +80,30 @@ pub fn export(drive_id: &str) -> String {
     format!("export-{drive_id}")
 }
 
+/// What belongs to the move of a drive: its NBD export and its job.
+#[must_use]
+pub fn of_move(drive_id: &str) -> String {
+    format!("move-{drive_id}")
+}
+
+/// The drive behind such a name.
+#[must_use]
+pub fn drive_of_move(name: &str) -> Option<&str> {
+    name.strip_prefix("move-").filter(|drive| !drive.is_empty())
+}
+
+/// The node of the other side's disk, named after the active layer here: a drive's id may be longer than QEMU's limit.
+#[must_use]
+pub fn move_node(layer_node: &str) -> String {
+    format!("{layer_node}.m")
+}
+
+/// Whether [`move_node`] made it.
+#[must_use]
+pub fn is_move_node(name: &str) -> bool {
+    name.ends_with(".m")
+}
+
 /// The files in a machine's run directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunFiles {
@@ -185,9 +209,9 @@ pub(crate) fn check_id(what: &str, id: &str) -> Result<()> {
 pub(crate) fn check_node(name: &str) -> Result<()> {
     check_id("layer name", name)?;
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
-    if !first || name.len() > NODE_NAME_MAX || name.ends_with(".f") {
+    if !first || name.len() > NODE_NAME_MAX || name.ends_with(".f") || name.ends_with(".m") {
         return Err(Error::config(format!(
-            "layer name `{name}` must start with a letter, not end in `.f`, and have at most {NODE_NAME_MAX} characters"
+            "layer name `{name}` must start with a letter, not end in `.f` or `.m`, and have at most {NODE_NAME_MAX} characters"
         )));
     }
     Ok(())

@@ -19,6 +19,7 @@ use crate::config::{Acceleration, Generation, MachineConfig};
 use crate::confine::spawner;
 use crate::confine::steps::Steps;
 use crate::error::{Error, Result};
+use crate::migration::MigrationFeatures;
 use crate::qmp::codec::{items, number, text};
 use crate::qmp::{Qmp, Version};
 
@@ -84,6 +85,9 @@ pub struct Features {
     /// QEMU can deny itself system calls it does not need.
     #[serde(default)]
     pub sandbox: bool,
+    /// What it has for moves between hosts.
+    #[serde(default)]
+    pub migration: MigrationFeatures,
     /// UEFI firmware for generation 2.
     pub firmware: Option<Firmware>,
 }
@@ -301,12 +305,23 @@ async fn ask(qemu: &Path) -> Result<Features> {
             Err(Error::Qmp { .. }) => false,
             Err(error) => return Err(error),
         };
+        let capabilities = qmp
+            .execute("query-migrate-capabilities", Value::Null)
+            .await?;
+        // A QEMU without TLS has the type too, and refuses to make one.
+        let creds = json!({ "qom-type": "tls-creds-anon", "id": "probe", "endpoint": "client" });
+        let tls = match qmp.execute("object-add", creds).await {
+            Ok(_) => true,
+            Err(Error::Qmp { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        let migration = migration(&capabilities, &schema, tls);
         // It is only a probe: it ends with its input whatever it answers here.
         let _ = qmp.execute("quit", Value::Null).await;
-        Ok::<_, Error>((qmp.version(), machines, schema, kvm, sandbox))
+        Ok::<_, Error>((qmp.version(), machines, schema, kvm, sandbox, migration))
     }
     .await;
-    let (version, machines, schema, kvm, sandbox) = match asked {
+    let (version, machines, schema, kvm, sandbox, migration) = match asked {
         Ok(answers) => answers,
         Err(error) => {
             let mut text = String::new();
@@ -353,8 +368,45 @@ async fn ask(qemu: &Path) -> Result<Features> {
             .collect(),
         migrate_file: enum_has(&schema, "socket", "exec", "file"),
         sandbox,
+        migration,
         firmware: find_firmware(),
     })
+}
+
+/// What there is for moves, from what the probe answered.
+fn migration(capabilities: &Value, schema: &Value, tls: bool) -> MigrationFeatures {
+    let command = |name| entry(schema, name).is_some();
+    MigrationFeatures {
+        capabilities: items(capabilities)
+            .iter()
+            .filter_map(|entry| text(entry, "capability"))
+            .map(str::to_owned)
+            .collect(),
+        zstd: enum_has(schema, "none", "zlib", "zstd"),
+        tls,
+        stays_on_error: takes(schema, "migrate-incoming", "exit-on-error"),
+        job_change: command("block-job-change"),
+        set_active: command("blockdev-set-active"),
+    }
+}
+
+fn entry<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
+    items(schema)
+        .iter()
+        .find(|entry| text(entry, "name") == Some(name))
+}
+
+/// Whether a command has that argument.
+fn takes(schema: &Value, command: &str, argument: &str) -> bool {
+    let arguments = entry(schema, command)
+        .and_then(|command| text(command, "arg-type"))
+        .and_then(|name| entry(schema, name))
+        .and_then(|arguments| arguments.get("members"));
+    arguments
+        .map(items)
+        .unwrap_or_default()
+        .iter()
+        .any(|member| text(member, "name") == Some(argument))
 }
 
 /// The versioned machine behind an alias. Debian marks it `is-default` for `pc`; the alias is there in every version.

@@ -4,55 +4,13 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hypervisor::config::{BootSource, SerialPort};
 use hypervisor::{CommitOutcome, CommitSpec, ImageFormat, JobControl, Machine};
+use support::guest::{FIRST, SIZE, records, writer};
 use support::{Bench, Running};
-
-const SIZE: u64 = 64 << 20;
-const SLOTS: usize = 2048;
-/// The guest's first start: the number of starts is in the upper 12 bits.
-const FIRST: u32 = 1 << 20;
-
-fn boot_sector(dir: &Path) -> Vec<u8> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guest/writer.s");
-    let (object, binary) = (dir.join("writer.o"), dir.join("writer.bin"));
-    let run = |program: &str, args: &[&std::ffi::OsStr]| {
-        let output = Command::new(program).args(args).output().unwrap();
-        assert!(
-            output.status.success(),
-            "{program}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    run(
-        "as",
-        &[
-            "--32".as_ref(),
-            "-o".as_ref(),
-            object.as_ref(),
-            source.as_ref(),
-        ],
-    );
-    let flags = [
-        "-m",
-        "elf_i386",
-        "-Ttext",
-        "0x7c00",
-        "--oformat",
-        "binary",
-        "-o",
-    ]
-    .map(AsRef::as_ref);
-    run(
-        "ld",
-        &[&flags[..], &[binary.as_ref(), object.as_ref()]].concat(),
-    );
-    std::fs::read(binary).unwrap()
-}
 
 struct Writer {
     bench: Bench,
@@ -65,7 +23,7 @@ impl Writer {
         let mut bench = Bench::new();
         bench.add_disk("sda", ImageFormat::Raw, SIZE).await;
         bench.add_disk("sdb", ImageFormat::Qcow2, SIZE).await;
-        let code = boot_sector(bench.dir.path());
+        let code = writer(bench.dir.path());
         let disk = std::fs::File::options()
             .write(true)
             .open(bench.path("sda.base"))
@@ -134,31 +92,6 @@ impl Writer {
             self.bench.contents(&b, b_format).await,
         ]
     }
-}
-
-fn slot(number: u32) -> usize {
-    (number.wrapping_mul(2_654_435_761) >> 21) as usize
-}
-
-/// The number up to which a disk holds exactly the records, all of them and none beyond.
-fn records(disk: &[u8]) -> u32 {
-    let at = |slot: usize| &disk[(2048 + 56 * slot) * 512..][..4096];
-    let number = |slot: usize| u32::from_le_bytes(at(slot)[..4].try_into().unwrap());
-    let newest = (0..SLOTS).map(number).max().unwrap();
-    let mut expected = vec![0_u32; SLOTS];
-    for number in FIRST + 1..=newest {
-        expected[slot(number)] = number;
-    }
-    for (slot, expected) in expected.into_iter().enumerate() {
-        let whole = at(slot)
-            .chunks(4)
-            .all(|word| word == expected.to_le_bytes());
-        assert!(
-            whole,
-            "slot {slot} does not hold record {expected} of {newest}"
-        );
-    }
-    newest
 }
 
 fn assert_one_instant(disks: &[Vec<u8>; 2]) -> u32 {

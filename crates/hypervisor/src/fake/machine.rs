@@ -1,8 +1,8 @@
 //! The fake machine itself.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
 use super::layers::{self, drive_mut, drive_state, node_state};
+use super::moves::Moving;
 use super::script::{FakeClock, Script, locked};
 use crate::agent::{GuestInfo, GuestInterface};
 use crate::block::{
@@ -35,12 +36,14 @@ pub struct FakeMachine {
     pub(super) images: Option<ImageTool>,
     events: broadcast::Sender<MachineEvent>,
     exit: watch::Sender<Option<Exit>>,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
-    status: MachineStatus,
+    pub(super) status: MachineStatus,
+    pub(super) moving: Moving,
+    pub(super) ended: bool,
     pub(super) block: BlockState,
     agent: bool,
     frozen: bool,
@@ -57,6 +60,7 @@ impl FakeMachine {
         script: Script,
         clock: FakeClock,
         images: Option<ImageTool>,
+        incoming: bool,
     ) -> Self {
         let block = BlockState {
             drives: config.drives.iter().map(drive_state).collect(),
@@ -71,8 +75,13 @@ impl FakeMachine {
             images,
             events: broadcast::Sender::new(256),
             exit: watch::Sender::new(None),
-            state: Mutex::new(State {
-                status: MachineStatus::Prelaunch,
+            state: Arc::new(Mutex::new(State {
+                status: match incoming {
+                    true => MachineStatus::Incoming,
+                    false => MachineStatus::Prelaunch,
+                },
+                moving: Moving::new(config, incoming),
+                ended: false,
                 block,
                 agent: config.guest_agent,
                 frozen: false,
@@ -80,7 +89,7 @@ impl FakeMachine {
                 failed: None,
                 fails_again: false,
                 log_tail: String::new(),
-            }),
+            })),
         }
     }
 
@@ -108,10 +117,11 @@ impl FakeMachine {
 
     /// The process dies, as by `kill -9` from outside.
     pub fn die(&self, signal: i32) {
+        let log_tail = locked(&self.state).log_tail.clone();
         self.end(Exit {
             code: None,
             signal: Some(signal),
-            log_tail: locked(&self.state).log_tail.clone(),
+            log_tail,
         });
     }
 
@@ -186,19 +196,29 @@ impl FakeMachine {
             first
         });
         if first {
+            {
+                let mut state = locked(&self.state);
+                state.ended = true;
+                state.moving.disconnect();
+            }
             self.emit(MachineEvent::Exited(exit));
         }
     }
 
-    async fn enter(&self, method: &str, detail: &str) -> Result<super::script::After> {
+    pub(super) async fn enter(&self, method: &str, detail: &str) -> Result<super::script::After> {
         let after = self.script.enter(method, detail).await?;
+        self.alive()?;
+        Ok(after)
+    }
+
+    /// A dead fake answers nothing.
+    pub(super) fn alive(&self) -> Result<()> {
         if self.is_alive() {
-            Ok(after)
-        } else {
-            Err(Error::ProcessGone {
-                log_tail: String::new(),
-            })
+            return Ok(());
         }
+        Err(Error::ProcessGone {
+            log_tail: String::new(),
+        })
     }
 
     fn agent(&self, after: Duration) -> Result<()> {
@@ -209,7 +229,7 @@ impl FakeMachine {
         }
     }
 
-    fn set_running(&self, running: bool) {
+    pub(super) fn set_running(&self, running: bool) {
         let (status, event) = if running {
             (MachineStatus::Running, MachineEvent::Resumed)
         } else {
@@ -263,6 +283,12 @@ impl Machine for FakeMachine {
 
     async fn resume(&self) -> Result<()> {
         let after = self.enter("resume", "").await?;
+        let phase = locked(&self.state).moving.phase;
+        if phase.forbids_running() {
+            return Err(Error::conflict(format!(
+                "the machine is being moved ({phase:?}): it may run only where the move ends"
+            )));
+        }
         self.set_running(true);
         after.answer(())
     }
@@ -350,6 +376,7 @@ impl Machine for FakeMachine {
             let mut state = locked(&self.state);
             if state.block.drive(&drive.id).is_none() {
                 state.block.drives.push(drive_state(drive));
+                state.moving.plug(drive);
             }
         }
         after.answer(())
@@ -357,10 +384,11 @@ impl Machine for FakeMachine {
 
     async fn remove_drive(&self, drive_id: &str) -> Result<()> {
         let after = self.enter("remove_drive", drive_id).await?;
-        locked(&self.state)
-            .block
-            .drives
-            .retain(|drive| drive.id != drive_id);
+        {
+            let mut state = locked(&self.state);
+            state.block.drives.retain(|drive| drive.id != drive_id);
+            state.moving.unplug(drive_id);
+        }
         self.emit(MachineEvent::DriveRemoved {
             drive: drive_id.to_owned(),
         });

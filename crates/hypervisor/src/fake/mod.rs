@@ -5,9 +5,13 @@
 
 mod layers;
 mod machine;
+#[cfg(test)]
+mod move_tests;
+mod moves;
 mod script;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -24,6 +28,7 @@ use crate::config::MachineConfig;
 use crate::error::{Error, Result};
 use crate::image::ImageTool;
 use crate::machine::{Hypervisor, Launch, Machine};
+use crate::migration::MigrationFeatures;
 use crate::probe::{Features, KvmState};
 use crate::qmp::Version;
 
@@ -85,6 +90,7 @@ impl Hypervisor for FakeHypervisor {
         let detail = match &launch {
             Launch::Fresh => config.id.to_string(),
             Launch::Restore(path) => format!("{} restore {}", config.id, path.display()),
+            Launch::Incoming => format!("{} incoming", config.id),
         };
         let after = self.script.enter("launch", &detail).await?;
         config.validate()?;
@@ -101,6 +107,7 @@ impl Hypervisor for FakeHypervisor {
             self.script.clone(),
             self.clock.clone(),
             self.images.clone(),
+            launch == Launch::Incoming,
         ));
         locked(&self.running).insert(config.id, Arc::clone(&machine));
         after.answer(machine)
@@ -139,6 +146,25 @@ pub fn features() -> Features {
             .into(),
         migrate_file: true,
         sandbox: true,
+        migration: MigrationFeatures {
+            capabilities: [
+                "events",
+                "return-path",
+                "pause-before-switchover",
+                "late-block-activate",
+                "multifd",
+                "auto-converge",
+                "dirty-bitmaps",
+                "validate-uuid",
+            ]
+            .map(str::to_owned)
+            .into(),
+            zstd: true,
+            tls: true,
+            stays_on_error: true,
+            job_change: true,
+            set_active: true,
+        },
         firmware: None,
     }
 }

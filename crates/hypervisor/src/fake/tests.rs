@@ -11,7 +11,7 @@ use crate::image::{ImageTool, NewImage};
 use crate::machine::{Hypervisor, Launch, Machine, MachineEvent, MachineStatus};
 use crate::{CommitSpec, ErrorKind, JobControl, NewOverlay};
 
-fn config(dir: &std::path::Path) -> MachineConfig {
+pub(super) fn config(dir: &std::path::Path) -> MachineConfig {
     let mut config = MachineConfig::new(
         Uuid::from_u128(1),
         "fake",

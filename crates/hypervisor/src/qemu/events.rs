@@ -110,6 +110,9 @@ fn translate(event: &QmpEvent, owners: &NodeOwners) -> MachineEvent {
             id: own("device"),
             error: Some("cancelled".to_owned()),
         },
+        "MIGRATION" => MachineEvent::Migration {
+            status: own("status"),
+        },
         "DEVICE_TRAY_MOVED" => MachineEvent::TrayMoved {
             drive: drive(data, "id").or_else(|| drive(data, "device")),
             open: flag(data, "tray-open"),

@@ -71,7 +71,11 @@ async fn serve(machine: &QemuMachine, socket: &Path) -> Result<()> {
 }
 
 pub(super) async fn close(machine: &QemuMachine, drive: &str) -> Result<()> {
-    let id = names::export(drive);
+    remove_export(machine, &names::export(drive)).await
+}
+
+/// Closes an export, whoever is connected. Fine if there is none.
+pub(super) async fn remove_export(machine: &QemuMachine, id: &str) -> Result<()> {
     let there = || async {
         Ok::<_, Error>(
             exports(machine)

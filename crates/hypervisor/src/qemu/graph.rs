@@ -170,6 +170,14 @@ impl Graph {
         self.names.contains(name)
     }
 
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    pub(super) fn drives(&self) -> impl Iterator<Item = &str> {
+        self.drives.iter().map(|root| root.id.as_str())
+    }
+
     fn root(&self, drive: &str) -> Result<&Root> {
         self.drives
             .iter()

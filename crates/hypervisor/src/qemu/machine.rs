@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::confinement::Held;
 use super::events::{NodeOwners, pump};
-use super::{commit, confinement, drives, exports, graph, layers, state};
+use super::{commit, confinement, drives, exports, graph, layers, migrate, state};
 use crate::agent::{Agent, GuestInfo, GuestInterface};
 use crate::block::{
     BlockState, CommitOutcome, CommitSpec, FreezeReport, JobControl, NbdExport, NewOverlay,
@@ -201,6 +201,30 @@ impl QemuMachine {
         }
     }
 
+    /// Executes a monitor command that works even while another one hangs.
+    pub(super) async fn execute_out_of_band(
+        &self,
+        command: &str,
+        arguments: Value,
+        within: Duration,
+    ) -> Result<Value> {
+        let answer = self.qmp.execute_out_of_band(command, arguments, within);
+        match answer.await {
+            Err(Error::ProcessGone { .. }) => Err(self.gone().await),
+            result => result,
+        }
+    }
+
+    /// QEMU's last lines, from a process that may live.
+    pub(super) fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    /// Whether QEMU has a user of its own, to whom nothing is open by name that was not granted.
+    pub(super) fn has_user(&self) -> bool {
+        self.held.grants.is_some()
+    }
+
     pub(super) async fn end(&self, within: Duration) -> Result<()> {
         let ended = self.ask_to_end(within).await;
         if self.process.exit().is_some() {
@@ -264,6 +288,7 @@ impl Machine for QemuMachine {
     }
 
     async fn resume(&self) -> Result<()> {
+        migrate::check_may_run(self).await?;
         // A save that was interrupted goes on by itself in QEMU, and would stop the guest again at its end.
         state::abandon(self).await?;
         self.execute("cont", Value::Null).await.map(drop)

@@ -9,6 +9,7 @@ mod given;
 mod graph;
 mod layers;
 mod machine;
+mod migrate;
 mod state;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 use self::confinement::Held;
 pub use self::machine::QemuMachine;
+pub(crate) use self::migrate::{connected, listening};
 
 use crate::argv;
 use crate::blockdev::FileFacts;
@@ -70,13 +72,13 @@ impl QemuHypervisor {
         let features = self.prober.features().await?;
         let files = RunFiles::new(&config.run_dir);
         let facts = FileFacts::of(config.drives.iter().flat_map(|drive| &drive.chain));
-        let restoring = matches!(launch, Launch::Restore(_));
+        let incoming = launch != Launch::Fresh;
         if let Some(running) = Process::find(&files)? {
             return Err(Error::AlreadyRunning { pid: running.pid() });
         }
         prepare_files(config, &features, &files)?;
         let (given, keep) = given::open(config, &files)?;
-        let args = argv::build(config, &features, &facts, &given, restoring)?;
+        let args = argv::build(config, &features, &facts, &given, incoming)?;
         let (user, grants) = confinement::open(config, &features)?;
         let confined = config.confinement.sandbox || user.is_some();
         let group = confined.then(|| cgroup::prepare(config)).flatten();

@@ -35,6 +35,7 @@ enum Left {
 
 pub(super) async fn save(machine: &QemuMachine, path: &Path) -> Result<SavedState> {
     crate::config::check_path(path)?;
+    super::migrate::check_no_move(machine).await?;
     let partial = partial_name(path);
     let started = Instant::now();
     let left = left(machine, &partial).await?;
@@ -124,6 +125,8 @@ async fn left(machine: &QemuMachine, partial: &Path) -> Result<Left> {
 }
 
 async fn start(machine: &QemuMachine, partial: &Path) -> Result<()> {
+    // What a move that broke off left set is not for files.
+    super::migrate::plain(machine).await?;
     let file = std::fs::OpenOptions::new().write(true).open(partial);
     let file = file.map_err(|source| Error::io("open", partial, source))?;
     let uri = hand_over(machine, file).await?;

@@ -8,6 +8,9 @@
     reason = "each test binary uses its own part of this"
 )]
 
+pub mod guest;
+pub mod moves;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

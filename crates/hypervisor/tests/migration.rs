@@ -1,0 +1,834 @@
+//! Moves between two QEMUs: exact, told truthfully at every step, and never two that run.
+#![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "tests")]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypervisor::config::{Acceleration, Controller};
+use hypervisor::migration::{
+    Address, Channel, Compression, Credentials, DiskOffer, Limits, Link, MemoryProgress,
+    MigrationFeatures, MirrorPhase, Multifd, Terms, Tls, Transfer, Unfit,
+};
+use hypervisor::{
+    Error, ErrorKind, Hypervisor, ImageFormat, JobControl, Launch, Machine, MachineStatus, Migrate,
+    MovePhase, confine,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::guest::records;
+use support::moves::{
+    Guest, LONG, Relay, SLOW, Two, hand_over, phase, plain, receive, send, signal, slow, target,
+    until,
+};
+use support::{Bench, Running};
+
+#[tokio::test]
+async fn a_machine_on_shared_disks_goes_on_writing_where_it_arrives() {
+    let two = Two::shared(Guest::Writer).await;
+    let destination = two.destination().await;
+    assert_eq!(phase(&destination).await, MovePhase::Waiting);
+    let found = two.source.hardware().await.unwrap();
+    let unfit = found.unfit_for(&destination.hardware().await.unwrap());
+    assert!(unfit.is_empty(), "{unfit:?}");
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    assert_eq!(phase(&destination).await, MovePhase::Receiving);
+    send(&two.source, address).await.unwrap();
+    let moved = hand_over(&two.source, &destination).await;
+    assert!(
+        moved.downtime.is_some() && moved.transferred > 0,
+        "{moved:?}"
+    );
+    two.writes_on().await;
+    destination.quit(LONG).await.unwrap();
+    two.records("sda.base", ImageFormat::Raw).await;
+}
+
+#[tokio::test]
+async fn a_machine_moves_with_its_layers_over_streams_while_it_writes() {
+    let two = Two::layered(Guest::Writer, 2).await;
+    let destination = two.destination().await;
+    two.mirror(&destination, None).await;
+    assert_eq!(phase(&two.source).await, MovePhase::Mirroring);
+    assert_eq!(destination.moving().await.unwrap().offered, ["sda"]);
+    two.writes_on().await;
+    let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let there = destination
+        .receive(plain(Channel::Stream(far.into())), &Terms::default())
+        .await
+        .unwrap();
+    assert_eq!(there, None);
+    let transfer = Transfer::new();
+    two.source
+        .send(
+            plain(Channel::Stream(near.into())),
+            &Terms::default(),
+            &Limits::default(),
+            &transfer,
+        )
+        .await
+        .unwrap();
+    assert!(transfer.progress().total > 0, "{:?}", transfer.progress());
+    hand_over(&two.source, &destination).await;
+    let (active, format) = two.active_there();
+    two.writes_on().await;
+    destination.quit(LONG).await.unwrap();
+    let before = records(
+        &two.bench
+            .contents(&two.bench.path("l2.qcow2"), format)
+            .await,
+    );
+    let after = records(&two.bench.contents(&active, format).await);
+    assert!(after > before, "{after} {before}");
+}
+
+#[tokio::test]
+async fn disks_are_the_same_bytes_at_the_hand_over() {
+    let two = Two::layered(Guest::Writer, 2).await;
+    let destination = two.destination().await;
+    two.mirror(&destination, None).await;
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    send(&two.source, address).await.unwrap();
+    two.source.end_mirrors(LONG).await.unwrap();
+    two.source.switch_over(LONG).await.unwrap();
+    destination.arrived(LONG).await.unwrap();
+    let (active, format) = two.active_there();
+    let here = two
+        .bench
+        .contents(&two.bench.path("l2.qcow2"), format)
+        .await;
+    assert!(here == two.bench.contents(&active, format).await);
+    records(&here);
+}
+
+#[tokio::test]
+async fn a_sending_is_cancelled_before_it_begins_and_while_it_goes_on() {
+    let two = Two::shared(Guest::Writer).await;
+    let destination = two.destination().await;
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    let cancelled = Transfer::new();
+    cancelled.cancel();
+    let link = || plain(address.clone());
+    let terms = Terms::default();
+    let refused = two.source.send(link(), &terms, &slow(), &cancelled).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(phase(&two.source).await, MovePhase::None);
+
+    let transfer = Arc::new(Transfer::new());
+    let mut progress = transfer.watch();
+    let asker = Arc::clone(&transfer);
+    let asking = tokio::spawn(async move {
+        progress.wait_for(|p| p.transferred > 0).await.unwrap();
+        asker.cancel();
+    });
+    let ended = two.source.send(link(), &terms, &slow(), &transfer).await;
+    asking.await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(phase(&two.source).await, MovePhase::None);
+    assert_eq!(two.source.status().await.unwrap(), MachineStatus::Running);
+    two.writes_on().await;
+    assert!(destination.arrived(LONG).await.is_err());
+    destination.abandon().await.unwrap();
+
+    // And a later move works, cancelled at its last moment.
+    let destination = two.destination().await;
+    let address = receive(&destination, two.socket("again.sock")).await;
+    send(&two.source, address).await.unwrap();
+    assert_eq!(phase(&two.source).await, MovePhase::ReadyToSwitch);
+    two.source.abandon().await.unwrap();
+    two.source.abandon().await.unwrap();
+    until(&two.source, MovePhase::None).await;
+    two.writes_on().await;
+    destination.abandon().await.unwrap();
+    let saved = two.bench.path("state");
+    two.source.save_state(&saved).await.unwrap();
+}
+
+async fn still_runs(two: &Two) {
+    until(&two.source, MovePhase::None).await;
+    assert_eq!(two.source.status().await.unwrap(), MachineStatus::Running);
+}
+
+/// A source that stands still for the hand-over, and its destination.
+async fn ready(two: &Two) -> Running {
+    let destination = two.destination().await;
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    send(&two.source, address).await.unwrap();
+    destination
+}
+
+/// A source that waits for a destination that does not answer, inside the hand-over.
+async fn switching(two: &Two, destination: &Running) {
+    signal(destination, Signal::STOP);
+    let error = two
+        .source
+        .switch_over(Duration::from_millis(200))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert_eq!(phase(&two.source).await, MovePhase::Switching);
+}
+
+#[tokio::test]
+async fn a_destination_that_dies_while_it_is_sent_to_leaves_the_guest_running() {
+    let two = Two::shared(Guest::Hog).await;
+    let destination = two.destination().await;
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    let (terms, transfer) = (Terms::default(), Transfer::new());
+    let limits = slow();
+    let sending = two.source.send(plain(address), &terms, &limits, &transfer);
+    let killing = async {
+        until(&two.source, MovePhase::Sending).await;
+        assert!(
+            two.source
+                .save_state(&two.bench.path("state"))
+                .await
+                .is_err()
+        );
+        destination.kill().await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(sending, killing);
+    assert!(matches!(ended, Err(Error::Migration { .. })), "{ended:?}");
+    still_runs(&two).await;
+}
+
+#[tokio::test]
+async fn a_destination_that_dies_before_or_in_the_hand_over_gives_the_guest_back() {
+    for dies_inside in [false, true] {
+        let two = Two::shared(Guest::Idle).await;
+        let destination = ready(&two).await;
+        if dies_inside {
+            switching(&two, &destination).await;
+        }
+        destination.kill().await.unwrap();
+        if !dies_inside {
+            assert_eq!(phase(&two.source).await, MovePhase::ReadyToSwitch);
+        }
+        let ended = two.source.switch_over(LONG).await;
+        assert!(matches!(ended, Err(Error::Migration { .. })), "{ended:?}");
+        still_runs(&two).await;
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_is_silent_in_the_hand_over_is_given_up_and_the_guest_goes_on() {
+    let two = Two::shared(Guest::Idle).await;
+    let destination = ready(&two).await;
+    switching(&two, &destination).await;
+    two.source.abandon().await.unwrap();
+    still_runs(&two).await;
+    signal(&destination, Signal::CONT);
+    destination.abandon().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_destination_that_dies_after_the_hand_over_is_replaced_by_the_source_only_when_told() {
+    let two = Two::shared(Guest::Writer).await;
+    let destination = ready(&two).await;
+    two.source.switch_over(LONG).await.unwrap();
+    destination.arrived(LONG).await.unwrap();
+    destination.kill().await.unwrap();
+    assert_eq!(phase(&two.source).await, MovePhase::HandedOver);
+    for refused in [two.source.resume().await, two.source.abandon().await] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
+    }
+    two.source.take_back(true).await.unwrap();
+    two.source.take_back(true).await.unwrap();
+    still_runs(&two).await;
+    two.writes_on().await;
+    two.source.quit(LONG).await.unwrap();
+    two.records("sda.base", ImageFormat::Raw).await;
+}
+
+#[tokio::test]
+async fn a_source_that_dies_before_the_hand_over_is_told_by_the_destination() {
+    for sends in [true, false] {
+        let two = Two::shared(if sends { Guest::Hog } else { Guest::Idle }).await;
+        let destination = two.destination().await;
+        let address = receive(&destination, two.socket("memory.sock")).await;
+        let (terms, transfer) = (Terms::default(), Transfer::new());
+        if sends {
+            let limits = slow();
+            let sending = two.source.send(plain(address), &terms, &limits, &transfer);
+            let killing = async {
+                until(&two.source, MovePhase::Sending).await;
+                two.source.kill().await.unwrap();
+            };
+            let (ended, ()) = tokio::join!(sending, killing);
+            assert_eq!(ended.unwrap_err().kind(), ErrorKind::Gone);
+        } else {
+            send(&two.source, address).await.unwrap();
+            two.source.kill().await.unwrap();
+        }
+        let error = destination.arrived(LONG).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Migration { .. } | Error::ProcessGone { .. }),
+            "{error}"
+        );
+        assert!(!error.detail().unwrap_or_default().is_empty(), "{error:?}");
+        assert!(destination.resume().await.is_err());
+        assert!(destination.take_over(true).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_dies_after_the_hand_over_is_not_needed_any_more() {
+    let two = Two::shared(Guest::Writer).await;
+    let destination = ready(&two).await;
+    two.source.switch_over(LONG).await.unwrap();
+    two.source.kill().await.unwrap();
+    destination.arrived(LONG).await.unwrap();
+    destination.take_over(true).await.unwrap();
+    two.writes_on().await;
+    destination.quit(LONG).await.unwrap();
+    two.records("sda.base", ImageFormat::Raw).await;
+}
+
+#[tokio::test]
+async fn a_link_that_breaks_before_the_hand_over_is_done_leaves_the_guest_here() {
+    for step in 0..3 {
+        let two = Two::layered(if step == 0 { Guest::Hog } else { Guest::Idle }, 1).await;
+        let destination = two.destination().await;
+        two.mirror(&destination, None).await;
+        let (near, far) = (two.bench.path("near.sock"), two.bench.path("far.sock"));
+        receive(&destination, Address::Unix(far.clone())).await;
+        let relay = Relay::new(&near, &far);
+        let (terms, transfer) = (Terms::default(), Transfer::new());
+        let link = plain(relay.address.clone());
+        if step == 0 {
+            let limits = slow();
+            let sending = two.source.send(link, &terms, &limits, &transfer);
+            let cutting = async {
+                until(&two.source, MovePhase::Sending).await;
+                relay.cut();
+            };
+            let (ended, ()) = tokio::join!(sending, cutting);
+            assert!(matches!(ended, Err(Error::Migration { .. })), "{ended:?}");
+            assert_eq!(phase(&two.source).await, MovePhase::Mirroring);
+        } else {
+            let limits = Limits::default();
+            two.source
+                .send(link, &terms, &limits, &transfer)
+                .await
+                .unwrap();
+            two.source.end_mirrors(LONG).await.unwrap();
+            if step == 2 {
+                switching(&two, &destination).await;
+            }
+            relay.cut();
+            let ended = two.source.switch_over(LONG).await;
+            assert!(matches!(ended, Err(Error::Migration { .. })), "{ended:?}");
+        }
+        two.source.abandon().await.unwrap();
+        still_runs(&two).await;
+        assert!(two.source.moving().await.unwrap().mirrors.is_empty());
+        signal(&destination, Signal::CONT);
+        destination.abandon().await.unwrap();
+        // Nothing of it is in the way of a point.
+        let overlay = two.bench.overlay("sda", "after");
+        two.source.freeze_layers(&[overlay]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_whose_peer_is_silent_is_cut_and_the_guest_writes_on() {
+    let two = Two::layered(Guest::Writer, 1).await;
+    let destination = two.destination().await;
+    two.mirror(&destination, None).await;
+    signal(&destination, Signal::STOP);
+    // The guest's next write waits for the other side, and so does whatever drains.
+    let stop = two.source.execute("stop", Value::Null);
+    let hangs = tokio::time::timeout(Duration::from_secs(3), stop).await;
+    assert!(hangs.is_err(), "the monitor hangs");
+    two.source.cut().await.unwrap();
+    two.source.abandon().await.unwrap();
+    two.source.resume().await.unwrap();
+    still_runs(&two).await;
+    two.writes_on().await;
+    signal(&destination, Signal::CONT);
+    destination.abandon().await.unwrap();
+    two.source.quit(LONG).await.unwrap();
+    two.records("l1.qcow2", ImageFormat::Qcow2).await;
+}
+
+#[tokio::test]
+async fn a_mirror_is_cancelled_fails_with_its_reason_and_begins_anew() {
+    let two = Two::layered(Guest::Idle, 1).await;
+    let destination = two.destination().await;
+    let control = JobControl::new();
+    let nowhere = vec![target(two.socket("nobody.sock"))];
+    let refused = two.source.mirror(nowhere, None, None, &control).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Io);
+    let offer = DiskOffer {
+        address: two.socket("disks.sock"),
+        tls: None,
+        drives: vec!["sda".into()],
+    };
+    let address = destination.offer_disks(&offer).await.unwrap();
+    support::hmp(
+        &two.source,
+        "qemu-io -d /machine/peripheral/drive-sda \"write -P 7 1M 8M\"",
+    )
+    .await;
+    let control = Arc::new(JobControl::new());
+    let asker = Arc::clone(&control);
+    let asking = tokio::spawn(async move {
+        while asker.progress().total == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        asker.cancel();
+    });
+    let slowly = Some(64 << 10);
+    let targets = vec![target(address.clone())];
+    let ended = two.source.mirror(targets, None, slowly, &control).await;
+    asking.await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(phase(&two.source).await, MovePhase::None);
+
+    let control = JobControl::new();
+    let targets = || vec![target(address.clone())];
+    two.source
+        .mirror(targets(), None, None, &control)
+        .await
+        .unwrap();
+    let twice = two.source.mirror(targets(), None, None, &control).await;
+    assert_eq!(twice.unwrap_err().kind(), ErrorKind::Conflict);
+    destination.kill().await.unwrap();
+    support::hmp(
+        &two.source,
+        "qemu-io -d /machine/peripheral/drive-sda \"write -P 8 1M 64k\"",
+    )
+    .await;
+    let failed = async {
+        loop {
+            let state = two.source.moving().await.unwrap();
+            if state.mirrors.iter().any(|m| m.phase == MirrorPhase::Failed) {
+                return state;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let state = tokio::time::timeout(LONG, failed).await.unwrap();
+    assert!(state.mirrors[0].error.is_some(), "{state:?}");
+    let told = two.source.tighten(LONG, &control).await.unwrap_err();
+    assert!(matches!(told, Error::Job { .. }), "{told}");
+    two.source.abandon().await.unwrap();
+    still_runs(&two).await;
+}
+
+#[tokio::test]
+async fn every_step_is_recognised_by_a_service_that_was_killed_meanwhile() {
+    let two = Two::layered(Guest::Hog, 1).await;
+    let destination = two.destination().await;
+    two.mirror(&destination, None).await;
+    let Two {
+        bench,
+        there,
+        source,
+        ..
+    } = two;
+    source.forget();
+    let again = async |config: &hypervisor::MachineConfig| {
+        let found = bench.hypervisor.reattach_qemu(config).await;
+        Running::new(found.unwrap().unwrap())
+    };
+    let source = again(&bench.config).await;
+    assert_eq!(phase(&source).await, MovePhase::Mirroring);
+    let address = Address::Unix(bench.path("memory.sock"));
+    let address = receive(&destination, address).await;
+
+    // Killed while it sends: QEMU goes on, and is watched again.
+    let (terms, transfer) = (Terms::default(), Transfer::new());
+    let limits = slow();
+    {
+        let sending = source.send(plain(address), &terms, &limits, &transfer);
+        tokio::select! {
+            ended = sending => panic!("{ended:?}"),
+            () = until(&source, MovePhase::Sending) => {}
+        }
+    }
+    source.forget();
+    let source = again(&bench.config).await;
+    assert_eq!(phase(&source).await, MovePhase::Sending);
+    destination.forget();
+    let destination = again(&there).await;
+    assert_eq!(phase(&destination).await, MovePhase::Receiving);
+    assert!(destination.resume().await.is_err());
+    let fast = Limits::default();
+    source.limit(&fast).await.unwrap();
+    source.follow(&transfer).await.unwrap();
+
+    source.forget();
+    let source = again(&bench.config).await;
+    assert_eq!(phase(&source).await, MovePhase::ReadyToSwitch);
+    assert!(source.resume().await.is_err());
+    source.end_mirrors(LONG).await.unwrap();
+    source.forget();
+    let source = again(&bench.config).await;
+    let mirrors = source.moving().await.unwrap().mirrors;
+    assert_eq!(mirrors[0].phase, MirrorPhase::Ended, "{mirrors:?}");
+    source.switch_over(LONG).await.unwrap();
+
+    source.forget();
+    destination.forget();
+    let (source, destination) = (again(&bench.config).await, again(&there).await);
+    assert_eq!(phase(&source).await, MovePhase::HandedOver);
+    until(&destination, MovePhase::Arrived).await;
+    source.switch_over(LONG).await.unwrap();
+    assert!(source.resume().await.is_err() && destination.resume().await.is_err());
+    destination.take_over(false).await.unwrap();
+    destination.forget();
+    let destination = again(&there).await;
+    assert_eq!(phase(&destination).await, MovePhase::None);
+    assert_eq!(destination.status().await.unwrap(), MachineStatus::Paused);
+    destination.take_over(true).await.unwrap();
+    assert_eq!(destination.status().await.unwrap(), MachineStatus::Running);
+}
+
+fn openssl(dir: &Path, args: &str) {
+    let done = Command::new("openssl")
+        .current_dir(dir)
+        .args(args.split(' '))
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+/// Two directories whose sides believe each other's own certificate and no other.
+fn certificates(dir: &Path) -> (Tls, Tls) {
+    let sides = [("alpha", "client"), ("beta", "server")];
+    for (name, role) in sides {
+        std::fs::create_dir(dir.join(name)).unwrap();
+        openssl(
+            &dir.join(name),
+            &format!(
+                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} \
+                 -addext subjectAltName=DNS:{name} -keyout {role}-key.pem -out {role}-cert.pem"
+            )
+            .replace("  ", " "),
+        );
+    }
+    std::fs::copy(
+        dir.join("alpha/client-cert.pem"),
+        dir.join("beta/ca-cert.pem"),
+    )
+    .unwrap();
+    std::fs::copy(
+        dir.join("beta/server-cert.pem"),
+        dir.join("alpha/ca-cert.pem"),
+    )
+    .unwrap();
+    let tls = |name: &str, server: Option<&str>| Tls {
+        dir: dir.join(name),
+        credentials: Credentials::X509 { authorized: None },
+        server_name: server.map(str::to_owned),
+    };
+    (tls("alpha", Some("beta")), tls("beta", None))
+}
+
+fn shared_key(dir: &Path, name: &str, digits: char) -> Tls {
+    let dir = dir.join(name);
+    std::fs::create_dir(&dir).unwrap();
+    let line = format!("mover:{}\n", digits.to_string().repeat(64));
+    std::fs::write(dir.join("keys.psk"), line).unwrap();
+    Tls {
+        dir,
+        credentials: Credentials::Psk {
+            user: "mover".into(),
+        },
+        server_name: None,
+    }
+}
+
+fn anywhere() -> Channel {
+    Channel::Address(Address::Tcp {
+        host: "127.0.0.1".into(),
+        port: 0,
+    })
+}
+
+async fn zstd(two: &Two) -> Terms {
+    let features = two.bench.hypervisor.features().await.unwrap();
+    let wishes = Terms {
+        multifd: Some(Multifd {
+            channels: 3,
+            compression: Compression::Zstd,
+        }),
+        bitmaps: false,
+    };
+    features.migration.agree(&features.migration, &wishes)
+}
+
+#[tokio::test]
+async fn disks_and_packed_memory_travel_inside_tls_over_several_channels() {
+    let two = Two::layered(Guest::Writer, 1).await;
+    let (here, there) = certificates(two.bench.dir.path());
+    let terms = zstd(&two).await;
+    assert!(
+        terms
+            .multifd
+            .is_some_and(|m| m.compression == Compression::Zstd)
+    );
+    let destination = two.destination().await;
+    two.mirror(&destination, Some((here.clone(), there.clone())))
+        .await;
+    let link = |channel, tls: &Tls| Link {
+        channel,
+        tls: Some(tls.clone()),
+    };
+    let address = destination.receive(link(anywhere(), &there), &terms).await;
+    let address = Channel::Address(address.unwrap().unwrap());
+    let transfer = Transfer::new();
+    let sent = two
+        .source
+        .send(link(address, &here), &terms, &Limits::default(), &transfer)
+        .await;
+    if sent.is_err() {
+        eprintln!(
+            "{:?} LOG {}",
+            destination.moving().await,
+            std::fs::read_to_string(destination.files().log()).unwrap()
+        );
+    }
+    sent.unwrap();
+    hand_over(&two.source, &destination).await;
+    two.writes_on().await;
+    // Nothing of the move is left in what it became: it can be saved, and read over NBD.
+    destination.export_active("sda").await.unwrap();
+    destination.close_export("sda").await.unwrap();
+    destination
+        .save_state(&two.bench.path("state"))
+        .await
+        .unwrap();
+    let (active, format) = two.active_there();
+    records(&two.bench.contents(&active, format).await);
+}
+
+#[tokio::test]
+async fn strangers_are_kept_out_and_both_sides_say_why() {
+    let two = Two::shared(Guest::Idle).await;
+    let right = shared_key(two.bench.dir.path(), "right", 'a');
+    let wrong = shared_key(two.bench.dir.path(), "wrong", 'b');
+    let destination = two.destination().await;
+    let (terms, limits) = (Terms::default(), Limits::default());
+    let link = |channel, tls: &Tls| Link {
+        channel,
+        tls: Some(tls.clone()),
+    };
+    let address = destination.receive(link(anywhere(), &right), &terms).await;
+    let address = address.unwrap().unwrap();
+    let channel = || Channel::Address(address.clone());
+    let transfer = Transfer::new();
+    for stranger in [link(channel(), &wrong), plain(address.clone())] {
+        let ended = two.source.send(stranger, &terms, &limits, &transfer).await;
+        assert!(matches!(ended, Err(Error::Migration { .. })), "{ended:?}");
+        still_runs(&two).await;
+        assert_eq!(phase(&destination).await, MovePhase::Receiving);
+    }
+    let mut missing = right.clone();
+    missing.dir = two.bench.path("nothing");
+    let refused = two
+        .source
+        .send(link(channel(), &missing), &terms, &limits, &transfer);
+    assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::Io);
+    // Refused strangers cost nothing: the right one is let in.
+    two.source
+        .send(link(channel(), &right), &terms, &limits, &transfer)
+        .await
+        .unwrap();
+    hand_over(&two.source, &destination).await;
+}
+
+#[tokio::test]
+async fn a_limit_of_bandwidth_is_kept_and_lifted_while_it_sends() {
+    let two = Two::shared(Guest::Hog).await;
+    let destination = two.destination().await;
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    let (terms, transfer) = (Terms::default(), Transfer::new());
+    let limits = slow();
+    let sending = two.source.send(plain(address), &terms, &limits, &transfer);
+    let lifting = async {
+        let mut progress = transfer.watch();
+        let some = |p: &MemoryProgress| p.elapsed > Duration::from_secs(1);
+        let seen = progress.wait_for(some).await.unwrap().clone();
+        let most = u128::from(SLOW) * (seen.elapsed.as_millis() + 500) / 1000;
+        assert!(u128::from(seen.transferred) <= most, "{seen:?}");
+        assert!(seen.total >= 32 << 20, "{seen:?}");
+        two.source.limit(&Limits::default()).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(sending, lifting);
+    ended.unwrap();
+    hand_over(&two.source, &destination).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_changes_memory_faster_than_it_is_sent_is_told_and_slowed_down() {
+    let two = Two::shared(Guest::Hog).await;
+    let destination = two.destination().await;
+    let address = receive(&destination, two.socket("memory.sock")).await;
+    let (terms, transfer) = (Terms::default(), Transfer::new());
+    let limits = Limits {
+        bandwidth: Some(1 << 20),
+        downtime: Duration::from_millis(1),
+        auto_converge: true,
+    };
+    let sending = two.source.send(plain(address), &terms, &limits, &transfer);
+    let watching = async {
+        let mut progress = transfer.watch();
+        let slowed = |p: &MemoryProgress| p.throttle_percent.is_some();
+        let seen = progress.wait_for(slowed).await.unwrap().clone();
+        assert!(
+            seen.rounds > 1 && seen.dirty_pages_per_second > 0,
+            "{seen:?}"
+        );
+        let longer = Limits {
+            bandwidth: None,
+            downtime: Duration::from_secs(2),
+            ..limits
+        };
+        two.source.limit(&longer).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(sending, watching);
+    ended.unwrap();
+    let moved = hand_over(&two.source, &destination).await;
+    assert!(moved.rounds > 1, "{moved:?}");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_told_before_anything_is_sent() {
+    let mut two = Two::shared(Guest::Idle).await;
+    two.there.vcpus = 2;
+    two.there.memory_mib = 48;
+    two.there.cpu_model = Some("qemu64".into());
+    two.there.controllers.push(Controller::Scsi(1));
+    let features = two.bench.hypervisor.features().await.unwrap();
+    let another = features.machine_types.iter().find(|name| {
+        let newest = features.machine_gen1.as_ref();
+        name.starts_with("pc-i440fx-") && Some(*name) != newest
+    });
+    two.there.machine_type = another.cloned();
+    let launched = two
+        .bench
+        .hypervisor
+        .launch_qemu(&two.there, Launch::Incoming);
+    let destination = Running::new(launched.await.unwrap());
+    let here = two.source.hardware().await.unwrap();
+    assert!(
+        !here.cpu_features.is_empty() && here.memory == 32 << 20,
+        "{here:?}"
+    );
+    let unfit = here.unfit_for(&destination.hardware().await.unwrap());
+    let has = |wanted: fn(&Unfit) -> bool| assert!(unfit.iter().any(wanted), "{unfit:?}");
+    has(|unfit| matches!(unfit, Unfit::CpuFeatures { .. }));
+    has(|unfit| matches!(unfit, Unfit::Device { device, .. } if device == "scsi1"));
+    has(|unfit| matches!(unfit, Unfit::Differs { what, .. } if what.contains("memory")));
+    has(|unfit| matches!(unfit, Unfit::Differs { what, .. } if what.contains("processors")));
+    has(|unfit| matches!(unfit, Unfit::OtherMachineType { .. }));
+
+    let mut config = two.bench.config.clone();
+    config.acceleration = Acceleration::Tcg;
+    let mut other = features.as_ref().clone();
+    other.machine_types.clear();
+    other.version.major = 6;
+    other.migration = MigrationFeatures::default();
+    let unfit = Unfit::between(&config, &here.machine_type, &features, &other, true);
+    for wanted in ["older", "machine type", "without TLS", "return-path"] {
+        let told = |unfit: &Unfit| unfit.to_string().contains(wanted);
+        assert!(unfit.iter().any(told), "{wanted}: {unfit:?}");
+    }
+    let same = Unfit::between(&config, &here.machine_type, &features, &features, true);
+    assert!(same.is_empty(), "{same:?}");
+    // A processor this host does not have is refused at the start, by name.
+    two.there.cpu_model = Some("SapphireRapids-v1".into());
+    destination.abandon().await.unwrap();
+    let refused = two
+        .bench
+        .hypervisor
+        .launch_qemu(&two.there, Launch::Incoming);
+    let error = refused.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Start, "{error}");
+}
+
+#[tokio::test]
+async fn bitmaps_of_other_tools_are_found_and_go_along() {
+    let two = Two::layered(Guest::Idle, 1).await;
+    let bitmap = json!({ "node": "l1", "name": "theirs", "persistent": true });
+    two.source
+        .execute("block-dirty-bitmap-add", bitmap)
+        .await
+        .unwrap();
+    support::hmp(
+        &two.source,
+        "qemu-io -d /machine/peripheral/drive-sda \"write -P 8 1M 64k\"",
+    )
+    .await;
+    assert_eq!(two.source.disks().await.unwrap()[0].bitmaps, ["theirs"]);
+    let destination = two.destination().await;
+    two.mirror(&destination, None).await;
+    let terms = Terms {
+        bitmaps: true,
+        ..Terms::default()
+    };
+    let address = destination
+        .receive(plain(two.socket("memory.sock")), &terms)
+        .await;
+    let link = plain(address.unwrap().unwrap());
+    let (limits, transfer) = (Limits::default(), Transfer::new());
+    two.source
+        .send(link, &terms, &limits, &transfer)
+        .await
+        .unwrap();
+    hand_over(&two.source, &destination).await;
+    let disks = destination.disks().await.unwrap();
+    assert_eq!(disks[0].bitmaps, ["theirs"]);
+}
+
+#[tokio::test]
+async fn machines_with_users_of_their_own_move_by_streams_and_inside_tls() {
+    let mut bench = Bench::new();
+    let user = 2_130_000_000 + std::process::id() % 1_000_000 * 2;
+    if let Err(why) = confine::can_change_user(user).await {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    bench.config.confinement.sandbox = true;
+    bench.config.confinement.user = Some(user);
+    bench.config.confinement.journal = Some(bench.path("granted.json"));
+    let mut two = Two::with(bench, Guest::Writer).await;
+    two.there.confinement.user = Some(user + 1);
+    two.there.confinement.journal = Some(two.bench.path("granted-there.json"));
+    let two = two.with_layers(1).await;
+    let terms = zstd(&two).await;
+    let destination = two.destination().await;
+    let refused = destination
+        .receive(plain(two.socket("memory.sock")), &terms)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    let (here, there) = certificates(two.bench.dir.path());
+    two.mirror(&destination, Some((here.clone(), there.clone())))
+        .await;
+    let link = |channel, tls: &Tls| Link {
+        channel,
+        tls: Some(tls.clone()),
+    };
+    let address = destination.receive(link(anywhere(), &there), &terms).await;
+    let address = Channel::Address(address.unwrap().unwrap());
+    let transfer = Transfer::new();
+    two.source
+        .send(link(address, &here), &terms, &Limits::default(), &transfer)
+        .await
+        .unwrap();
+    hand_over(&two.source, &destination).await;
+    two.writes_on().await;
+    destination.quit(LONG).await.unwrap();
+    let (active, format) = two.active_there();
+    records(&two.bench.contents(&active, format).await);
+}

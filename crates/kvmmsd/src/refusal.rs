@@ -1,7 +1,7 @@
 //! Refusals that a job tells: which job it is.
 
 use vmms::Fault;
-use vmms::job::{JobClass, Service, Task};
+use vmms::job::{JobClass, Refuse, Service, Task};
 
 /// The job that ends with `fault`, of the kind the method's own job would have been.
 pub(crate) fn job(class: &str, method: &str, fault: &Fault) -> Task {
@@ -28,12 +28,12 @@ pub(crate) fn job(class: &str, method: &str, fault: &Fault) -> Task {
         Service::CollectionReferencePoint if exports => JobClass::GroupPointExport,
         _ => JobClass::Concrete,
     };
-    Task::Refuse {
+    Task::from(Refuse {
         class,
         service,
         job_type: job_type(class, method),
-        fault: Box::new(fault.clone()),
-    }
+        fault: fault.clone(),
+    })
 }
 
 /// JobType of the methods that look before they leap.

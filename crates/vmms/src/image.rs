@@ -4,16 +4,139 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Claims, Work};
 use hypervisor::image::ConvertOptions;
 use hypervisor::{ImageFormat, NewImage};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::job::{ImageSpec, JobContext, Task};
+use crate::job::{JobContext, Machines, Traits, storage};
 use crate::point::tidy::blocking;
 use crate::trusted::{self, Seen};
 use crate::vm::{Asked, Disk, Vm, spec};
 use crate::{Effect, Element, Fault, Result, Use, Vmms, fault};
+
+/// A disk image to make.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// Where.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Whether all space is taken at once.
+    pub fixed: bool,
+    /// Its size in bytes; `None` with a parent: the parent's.
+    pub size: Option<u64>,
+    /// The image it differs from.
+    pub parent: Option<PathBuf>,
+}
+
+/// Makes a disk image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateImage(pub ImageSpec);
+
+#[async_trait]
+impl Work<Machines> for CreateImage {
+    fn traits(&self) -> Traits {
+        storage(1, "Creating a virtual hard disk")
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_create(vmms, ctx, &self.0).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo_create(ctx, &self.0.path)
+    }
+}
+
+/// Resizes a disk image, attached or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResizeImage {
+    /// The image.
+    pub path: PathBuf,
+    /// Its new size in bytes.
+    pub size: u64,
+}
+
+#[async_trait]
+impl Work<Machines> for ResizeImage {
+    fn traits(&self) -> Traits {
+        storage(4, "Resizing a virtual hard disk").to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_resize(vmms, ctx, &self.path, self.size).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // It either happened or did not.
+        Ok(())
+    }
+}
+
+/// Copies an image into another format.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConvertImage {
+    /// The image to read.
+    pub source: PathBuf,
+    /// The image to make.
+    pub target: ImageSpec,
+}
+
+#[async_trait]
+impl Work<Machines> for ConvertImage {
+    fn traits(&self) -> Traits {
+        storage(6, "Converting a virtual hard disk")
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_convert(vmms, ctx, &self.source, &self.target).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo_create(ctx, &self.target.path)
+    }
+}
+
+/// Checks an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidateImage {
+    /// The image.
+    pub path: PathBuf,
+}
+
+#[async_trait]
+impl Work<Machines> for ValidateImage {
+    fn traits(&self) -> Traits {
+        storage(9, "Validating a virtual hard disk")
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_validate(vmms, ctx, &self.path).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// The largest disk: 64 TiB, as VHDX has it.
 const MAX_SIZE: u64 = 64 << 40;
@@ -153,7 +276,7 @@ pub async fn create(vmms: &Arc<Vmms>, image: ImageSpec, asked: &Asked) -> Result
         trusted::check_parent(vmms, parent, &image.path)?;
     }
     let path = image.path.clone();
-    vmms.submit(Task::CreateImage(image), submission(vmms, asked, &path))
+    vmms.submit(CreateImage(image), submission(vmms, asked, &path))
         .await
 }
 
@@ -256,7 +379,7 @@ pub async fn resize(vmms: &Arc<Vmms>, path: &Path, size: u64, asked: &Asked) -> 
     if size < image.size {
         return Err(fault!(ShrinkRefused, path.display(), image.size, size));
     }
-    let task = Task::ResizeImage {
+    let task = ResizeImage {
         path: path.to_owned(),
         size,
     };
@@ -340,7 +463,7 @@ pub async fn convert(
     std::fs::metadata(source).map_err(|e| Fault::io("open", source, &e))?;
     check_new(vmms, &target.path)?;
     let path = target.path.clone();
-    let task = Task::ConvertImage {
+    let task = ConvertImage {
         source: source.to_owned(),
         target,
     };
@@ -379,7 +502,7 @@ pub async fn validate(vmms: &Arc<Vmms>, path: &Path, asked: &Asked) -> Result<Uu
     trusted::named(vmms, path)?;
     std::fs::metadata(path).map_err(|e| Fault::io("open", path, &e))?;
     vmms.submit(
-        Task::ValidateImage {
+        ValidateImage {
             path: path.to_owned(),
         },
         submission(vmms, asked, path),

@@ -8,20 +8,68 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::manifest::Manifest;
 use disk::verify::{Export, disk_files};
+use engine::{Access, Claims, Layers, Recovery, Work};
 use hypervisor::ImageFormat;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::exported::{self, Exported};
-use crate::job::{JobContext, Output, Task};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::layer::LayerTree;
 use crate::point::tidy::blocking;
 use crate::point::{self, disk_id_text};
 use crate::verify::{chain_of, find_export};
 use crate::vm::{self, Asked, DeviceKind, Power, Vm, spec};
 use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault, guid, names, pick};
+
+/// Makes a machine of an export.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Import {
+    /// The machine directory of the export (the one with the manifest).
+    pub directory: PathBuf,
+    /// The new machine.
+    pub vm: Uuid,
+    /// Its name; `None` keeps the exported one.
+    pub name: Option<String>,
+    /// Where its disks go.
+    pub disks: PathBuf,
+    /// Whether it is to be a planned machine.
+    #[serde(default)]
+    pub planned: bool,
+    /// Whether exported memory is taken over.
+    #[serde(default)]
+    pub memory: bool,
+    /// Whether network addresses and automatic start are.
+    #[serde(default)]
+    pub keep_identity: bool,
+}
+
+#[async_trait]
+impl Work<Machines> for Import {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            61,
+            "Importing a virtual machine",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Whole, Layers::Kept, &[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.vm).await
+    }
+}
 
 /// What an import takes over beside settings and disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,7 +212,7 @@ async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, U
     if let Some(name) = &name {
         names::check("the new name", name)?;
     }
-    let task = Task::Import {
+    let task = Import {
         directory: directory.clone(),
         vm,
         name,
@@ -181,22 +229,23 @@ async fn start(vmms: &Arc<Vmms>, order: Order, asked: &Asked) -> Result<(Uuid, U
         subject: Some(vm),
         ..Output::default()
     };
-    let job = vmms.submit(task, submission).await?;
-    match vmms.job(job).map(|j| j.task) {
-        Ok(Task::Import { vm, .. }) => Ok((vm, job)),
-        _ => Ok((vm, job)),
-    }
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.vm, job))
 }
 
 /// Imports.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    directory: &Path,
-    id: Uuid,
-    wanted: &Wanted<'_>,
-) -> Result<()> {
-    import(vmms, ctx, directory, id, wanted)
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &Import) -> Result<()> {
+    let directory = work.directory.as_path();
+    let wanted = Wanted {
+        name: work.name.as_deref(),
+        disks: &work.disks,
+        planned: work.planned,
+        take: Take {
+            memory: work.memory,
+            identity: work.keep_identity,
+        },
+    };
+    import(vmms, ctx, directory, work.vm, &wanted)
         .await
         .map_err(|cause| match cause.kind() {
             Kind::Cancelled => cause,

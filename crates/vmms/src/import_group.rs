@@ -3,17 +3,61 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::manifest::{CollectionIdentity, Manifest};
+use engine::{Claims, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::group::{Group, GroupKind};
 use crate::import::{self, Notes, Prepared, Take, Wanted};
-use crate::job::{JobContext, Output, Task};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::pick::{self, Found};
 use crate::point::tidy::blocking;
 use crate::vm::{Asked, Vm, check_images};
 use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault, guid};
+
+/// Makes machines and a collection of the exports of a collection's point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImportGroup {
+    /// The new collection.
+    pub group: Uuid,
+    /// Its name.
+    pub name: String,
+    /// The machines.
+    pub members: Vec<MemberImport>,
+    /// Whether exported memory is taken over.
+    #[serde(default)]
+    pub memory: bool,
+    /// Whether network addresses and automatic start are.
+    #[serde(default)]
+    pub keep_identity: bool,
+}
+
+#[async_trait]
+impl Work<Machines> for ImportGroup {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            61,
+            "Importing the virtual machines of a collection",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        let vms = self.members.iter().map(|m| m.vm);
+        Claims::of_no_machine(&vms.chain([self.group]).collect::<Vec<_>>())
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.group).await
+    }
+}
 
 /// One machine to be made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,19 +121,15 @@ pub async fn import_group(
         created: Some(Element::Group(group)),
         ..Output::default()
     };
-    let task = Task::ImportGroup {
+    let task = ImportGroup {
         group,
         name,
         members,
         memory: take.memory,
         keep_identity: take.identity,
     };
-    let job = vmms.submit(task, submission).await?;
-    // A request that was sent twice is one job.
-    match vmms.job(job).map(|j| j.task) {
-        Ok(Task::ImportGroup { group, .. }) => Ok((group, job)),
-        _ => Ok((group, job)),
-    }
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.group, job))
 }
 
 /// The exports of one point of a collection, one of each machine of it, in the order of the machines.
@@ -168,14 +208,18 @@ fn is_meant(point: &CollectionIdentity, at: &str) -> bool {
 }
 
 /// Makes them.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    group: Uuid,
-    name: &str,
-    members: &[MemberImport],
-    take: Take,
-) -> Result<()> {
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &ImportGroup) -> Result<()> {
+    let ImportGroup {
+        group,
+        name,
+        members,
+        memory,
+        keep_identity,
+    } = work;
+    let take = Take {
+        memory: *memory,
+        identity: *keep_identity,
+    };
     ctx.checkpoint().await?;
     let failed = |member: &MemberImport, cause: Fault| match cause.kind() {
         Kind::Cancelled => cause,
@@ -214,8 +258,8 @@ pub(crate) async fn run(
         machines.push(made.map_err(|cause| failed(member, cause))?);
     }
     let group = Group {
-        id: group,
-        name: name.to_owned(),
+        id: *group,
+        name: name.clone(),
         kind: GroupKind::Machines,
         members: machines.iter().map(|m| m.id).collect(),
         last_apply: None,

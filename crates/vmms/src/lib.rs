@@ -40,7 +40,6 @@ mod trusted;
 pub mod verify;
 pub mod vm;
 mod wiring;
-mod work;
 
 pub use element::{Effect, Element};
 pub use fault::{Area, Entry, Fault, Kind, Message, Result, Severity};

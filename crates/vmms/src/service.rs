@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use crate::db::Db;
-use crate::job::Engine;
+use crate::job::Machines;
 use crate::vm::Runtime;
 use crate::{Places, Result, group, point, vm};
 
@@ -153,7 +153,7 @@ pub struct Vmms {
     pub identity: Uuid,
     /// When the service started.
     pub started: SystemTime,
-    pub(crate) engine: Engine,
+    pub(crate) engine: engine::Engine<Machines>,
     pub(crate) points: point::Memory,
     pub(crate) rooms: vm::Rooms,
     pub(crate) consoles: vm::Consoles,
@@ -198,7 +198,7 @@ impl Vmms {
             point::make_dir(dir)?;
         }
         Ok(Arc::new(Vmms {
-            db: Db::open(store).await?,
+            db: crate::db::open(store).await?,
             hypervisor,
             images,
             identity: crate::owner::state_id(&dirs.state)?,
@@ -206,7 +206,7 @@ impl Vmms {
             options,
             host,
             started: SystemTime::now(),
-            engine: Engine::default(),
+            engine: engine::Engine::default(),
             points: point::Memory::default(),
             rooms: vm::Rooms::default(),
             consoles: vm::Consoles::default(),
@@ -219,7 +219,6 @@ impl Vmms {
     pub async fn tick(self: &Arc<Self>) {
         vm::tick(self);
         self.tend_jobs().await;
-        self.retire_old_jobs(SystemTime::now()).await;
         point::sweep(self).await;
         point::forget_memories(self).await;
         let vmms = Arc::clone(self);

@@ -3,15 +3,49 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::manifest::{MANIFEST_NAME, Manifest};
 use disk::verify::{Export, Problem, Verdict, open_exports};
 use disk::{Chain, LayerSpec};
+use engine::{Claims, Recovery, Work};
+use serde::{Deserialize, Serialize};
 
 use crate::export::layout;
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::point::tidy::blocking;
 use crate::vm::Asked;
 use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault};
+
+/// Proves an export against its manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verify {
+    /// The machine directory of the export (the one with the manifest).
+    pub directory: PathBuf,
+}
+
+#[async_trait]
+impl Work<Machines> for Verify {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            0,
+            "Verifying an export",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, &self.directory).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// Longest chain of exports.
 const MAX_CHAIN: usize = 4096;
@@ -39,7 +73,7 @@ pub async fn verify_export(
         return Err(fault!(ManifestUnusable, directory.display()));
     }
     let affected = vec![(Element::Image(directory.clone()), Effect::Other)];
-    vmms.submit(Task::Verify { directory }, asked.submission(affected))
+    vmms.submit(Verify { directory }, asked.submission(affected))
         .await
 }
 

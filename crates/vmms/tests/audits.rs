@@ -14,9 +14,10 @@ use disk::ChangeMap;
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, KIB, MIB};
 use uuid::Uuid;
-use vmms::job::{Job, JobRequest, JobState, StateChange};
+use vmms::job::{Job, JobRequest, JobState};
 use vmms::point::{Audit, Point, PointType, Proof};
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 use vmms::{Message, Result};
 
 const TWO: [(&str, ImageFormat, u64); 2] = [

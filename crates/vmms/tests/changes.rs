@@ -12,8 +12,8 @@ use hypervisor::ImageFormat;
 use support::{Bed, Bench, KIB, MIB};
 use uuid::Uuid;
 use vmms::Message;
-use vmms::job::StateChange;
 use vmms::point::{Changes, Point, PointType};
+use vmms::vm::StateChange;
 
 const SIZE: u64 = 4 * MIB + 512;
 const TWO: [(&str, ImageFormat, u64); 2] = [

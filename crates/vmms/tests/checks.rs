@@ -20,10 +20,11 @@ use hypervisor::{ImageFormat, NewImage};
 use support::{Bed, Bench, KIB, MIB};
 use uuid::Uuid;
 use vmms::check::{Finding, FindingKind, check_host, clean_host};
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
 use vmms::owner::Owner;
 use vmms::point::{Hold, Point, PointType};
 use vmms::snapshot::SnapshotKind;
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, spec};
 
 const TWO: [(&str, ImageFormat, u64); 2] = [

@@ -17,9 +17,10 @@ use hypervisor::{ImageFormat, ImageTool};
 use support::{Bench, KIB, MIB, files, options};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
-use vmms::job::{Job, JobRequest, JobState, StateChange, Submission, Task, UndoLeft};
+use vmms::job::{Job, JobRequest, JobState, Submission, Task, UndoLeft};
 use vmms::point::{Point, PointType};
 use vmms::snapshot::Snapshot;
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, Power, Vm};
 use vmms::{Kind, Message, Options};
 
@@ -330,7 +331,7 @@ async fn a_reboot_that_was_overtaken_by_a_power_off_does_not_start_the_machine_a
 async fn a_machine_that_was_started_before_its_deletion_begins_stays() {
     let s = stage(options()).await;
     // As when the start came between the look at its state and the job.
-    let destroy = Task::DestroyVm { vm: s.vm };
+    let destroy = Task::from(vmms::vm::DestroyVm { vm: s.vm });
     let job = s.bench.vmms.submit(destroy, Submission::default()).await;
     let job = s.bench.vmms.wait(job.unwrap()).await.unwrap();
     assert_eq!(job.state, JobState::Exception);

@@ -13,9 +13,10 @@ use std::time::Duration;
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, KIB, MIB, files, options};
 use uuid::Uuid;
-use vmms::job::{JobRequest, JobState, StateChange};
+use vmms::job::{JobRequest, JobState};
 use vmms::point::{Point, PointType};
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 use vmms::{Fault, Message};
 
 const ONE: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 2 * MIB)];

@@ -19,9 +19,10 @@ use support::{Bed, Bench, KIB, MIB, assert_same, files};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::group::{self, GroupKind, GroupPoint, manage};
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 
 const NAMES: [&str; 3] = ["a.qcow2", "b.qcow2", "c.img"];
 

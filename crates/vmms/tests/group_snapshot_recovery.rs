@@ -19,9 +19,10 @@ use support::{Bed, Bench, KIB, MIB, assert_same, files};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::group::{self, GroupKind, GroupPoint, GroupSnapshot, manage};
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
 use vmms::point::{Consistency, Point};
 use vmms::snapshot::{Snapshot, SnapshotKind};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, Power};
 
 const NAMES: [&str; 3] = ["a.qcow2", "b.qcow2", "c.img"];

@@ -17,9 +17,10 @@ use hypervisor::{ImageFormat, ImageTool, MachineStatus};
 use support::{Bed, Bench, KIB, MIB, assert_same, files, options};
 use uuid::Uuid;
 use vmms::group::{self, Group, GroupKind, GroupPoint, GroupSnapshot, manage};
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, Power};
 use vmms::{Element, Message, Options};
 

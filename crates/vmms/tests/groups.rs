@@ -16,9 +16,10 @@ use hypervisor::{ImageFormat, ImageTool, MachineStatus};
 use support::{Bed, Bench, MIB, files, options};
 use uuid::Uuid;
 use vmms::group::{Group, GroupKind, GroupPoint, MachineDisks, manage};
-use vmms::job::{Job, JobRequest, JobState, StateChange};
+use vmms::job::{Job, JobRequest, JobState};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 use vmms::{Element, Message, Options};
 
 async fn bench() -> (Bench, Arc<FakeHypervisor>) {

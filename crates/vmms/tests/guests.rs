@@ -19,7 +19,8 @@ use hypervisor::host::Room;
 use hypervisor::{ImageFormat, MachineEvent};
 use support::{Bench, MIB, options};
 use uuid::Uuid;
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, Health, Power, RoomOptions, Vm, VmState, spec};
 use vmms::{Message, Options};
 

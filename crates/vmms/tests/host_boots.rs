@@ -16,7 +16,8 @@ use std::time::Duration;
 use hypervisor::fake::{FakeHypervisor, Fault as Scripted};
 use support::{Bench, options};
 use uuid::Uuid;
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, BootOptions, HostBoot, NewVm, Power, Settings, Vm, VmState};
 use vmms::{Message, Options};
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, files};
 use uuid::Uuid;
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
 use vmms::point::PointType;
+use vmms::vm::StateChange;
 use vmms::vm::device::NewDevice;
 use vmms::vm::{Asked, Vm};
 use vmms::{Fault, Message};
@@ -262,7 +263,7 @@ async fn a_raw_disk_stays_raw_whatever_its_guest_writes_to_it() {
         .unwrap();
     bench.done(grown).await;
     assert_eq!(std::fs::metadata(&moved).unwrap().len(), 16 * MIB);
-    let target = vmms::job::ImageSpec {
+    let target = vmms::image::ImageSpec {
         path: bench.path("images/copy.qcow2"),
         format: ImageFormat::Qcow2,
         size: None,

@@ -16,7 +16,8 @@ use hypervisor::fake::{FakeHypervisor, Fault as Scripted};
 use store::{MemoryStore, Store};
 use support::{Bench, options};
 use uuid::Uuid;
-use vmms::job::{Job, JobRequest, JobState, StateChange};
+use vmms::job::{Job, JobRequest, JobState};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, NewVm, Power, Settings, Vm, VmState, device::NewDevice};
 use vmms::{Kind, Message, Options};
 
@@ -298,14 +299,20 @@ async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
         Message::JobNotFound
     );
     assert_eq!(
-        f.bench.vmms.db.past_job(job.id).await.unwrap().state,
+        f.bench
+            .vmms
+            .db
+            .past_job::<vmms::job::Machines>(job.id)
+            .await
+            .unwrap()
+            .state,
         JobState::Completed
     );
     assert!(
         f.bench
             .vmms
             .db
-            .history(None, 10)
+            .history::<vmms::job::Machines>(None, 10)
             .await
             .unwrap()
             .iter()
@@ -315,7 +322,7 @@ async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
         .bench
         .vmms
         .db
-        .newest_history(10)
+        .newest_history::<vmms::job::Machines>(10)
         .await
         .unwrap()
         .iter()
@@ -330,7 +337,14 @@ async fn a_job_vanishes_from_view_after_its_time_and_stays_in_the_history() {
         f.bench.vmms.jobs().is_empty(),
         "the history does not come back into view"
     );
-    assert!(f.bench.vmms.db.past_job(job.id).await.is_ok());
+    assert!(
+        f.bench
+            .vmms
+            .db
+            .past_job::<vmms::job::Machines>(job.id)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

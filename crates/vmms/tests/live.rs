@@ -18,8 +18,9 @@ use std::time::Duration;
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, assert_same};
 use uuid::Uuid;
-use vmms::job::{Job, StateChange};
+use vmms::job::Job;
 use vmms::point::{Point, PointType};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, spec};
 
 const DISKS: [(&str, ImageFormat, u64); 2] = [

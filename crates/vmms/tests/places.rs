@@ -10,7 +10,7 @@ use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, files, options};
 use uuid::Uuid;
 use vmms::boot::{Wanted, boot_exports};
-use vmms::job::ImageSpec;
+use vmms::image::ImageSpec;
 use vmms::point::PointType;
 use vmms::vm::device::{self, NewDevice};
 use vmms::vm::{Asked, DeviceKind, Vm};

@@ -10,9 +10,9 @@ mod support;
 
 use hypervisor::ImageFormat;
 use support::{Bench, KIB, MIB, files};
-use vmms::job::StateChange;
 use vmms::point::PointType;
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 
 const ODD: u64 = 4 * MIB + 512;
 const TWO: [(&str, ImageFormat, u64); 2] = [

@@ -24,10 +24,11 @@ use store::{SqliteOptions, SqliteStore};
 use support::journal::{Dice, Note, Shim, cut, read};
 use support::{Bed, Bench, MIB, assert_same};
 use uuid::Uuid;
-use vmms::job::{JobState, StateChange};
+use vmms::job::JobState;
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, SnapshotKind};
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 
 const SIZE: u64 = 8 * MIB;
 const TWO: [(&str, ImageFormat, u64); 2] = [

@@ -18,9 +18,10 @@ use support::deadly::Deadly;
 use support::{Bed, Bench, KIB, MIB, files};
 use tokio::sync::watch;
 use uuid::Uuid;
-use vmms::job::{JobState, StateChange};
+use vmms::job::JobState;
 use vmms::point::{Point, PointType};
 use vmms::vm::Asked;
+use vmms::vm::StateChange;
 
 const DISKS: [(&str, ImageFormat, u64); 2] = [
     ("a.qcow2", ImageFormat::Qcow2, MIB + 512),

@@ -19,9 +19,10 @@ use support::{Bed, Bench, KIB, MIB, files};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
-use vmms::job::{JobState, StateChange};
+use vmms::job::JobState;
 use vmms::point::{Consistency, Point};
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, Power};
 
 const DISKS: [(&str, ImageFormat, u64); 2] = [

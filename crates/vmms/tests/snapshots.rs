@@ -16,9 +16,10 @@ use hypervisor::{ImageFormat, ImageTool};
 use support::{Bed, Bench, KIB, MIB, files};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
-use vmms::job::{Job, JobState, StateChange};
+use vmms::job::{Job, JobState};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
+use vmms::vm::StateChange;
 use vmms::vm::{Asked, Power};
 use vmms::{Message, Result};
 

@@ -178,7 +178,7 @@ impl Provider for Devices {
             (class::MSVM_SHUTDOWN_COMPONENT, "InitiateShutdown") => {
                 let given = p::InitiateShutdownIn::read(call.parameters)?;
                 tracing::info!(vm = %guid(vm.id), reason = given.reason, force = given.force, "shutdown asked for");
-                let to = vmms::job::StateChange::Shutdown;
+                let to = vmms::vm::StateChange::Shutdown;
                 match vmms::vm::request_state(&view.vmms, vm.id, to, call.asked).await {
                     // The method has no job parameter: it answers that the guest was asked.
                     Ok(_) => Ok(Outcome::done()),

@@ -4,7 +4,7 @@ use cim::Instance;
 use hypervisor_format::{format_of, number_of};
 use msvm::{class, code, params};
 use vmms::image::Image;
-use vmms::job::ImageSpec;
+use vmms::image::ImageSpec;
 use vmms::vm::device::host_path;
 use vmms::{fault, guid};
 

@@ -8,7 +8,8 @@ use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::job::{StateChange, Task};
+use vmms::job::Activity;
+use vmms::vm::StateChange;
 use vmms::vm::{Power, Vm, VmState};
 use vmms::{fault, guid};
 
@@ -50,18 +51,12 @@ pub(crate) fn operational_status(view: &View, vm: &Vm) -> (Vec<u16>, Vec<String>
         numbers.push(32771);
         texts.push("Waiting to start: the host has booted".to_owned());
     }
-    for job in view.under_way(vm.id) {
-        let (number, text) = match &job.task {
-            Task::Tidy { .. } | Task::RemoveData { .. } | Task::RemoveGroupData { .. } => {
-                (32772, "Merging disks")
-            }
-            Task::ExportPoint { .. } | Task::ExportGroupPoint { .. } => {
-                (32773, "Exporting virtual machine")
-            }
-            Task::CreatePoint { .. } | Task::CreateGroupPoint { .. } => {
-                (32768, "Creating reference point")
-            }
-            _ => continue,
+    let mut activities = view.under_way(vm.id).into_iter();
+    if let Some(activity) = activities.find_map(|job| vmms::job::activity(&job)) {
+        let (number, text) = match activity {
+            Activity::Merging => (32772, "Merging disks"),
+            Activity::Exporting => (32773, "Exporting virtual machine"),
+            Activity::CreatingPoint => (32768, "Creating reference point"),
         };
         if numbers.len() == 1 {
             numbers.push(number);

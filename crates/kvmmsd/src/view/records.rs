@@ -15,7 +15,7 @@ use super::View;
 use crate::object::{Object, What};
 
 /// A kind of record that clients see as an object.
-pub(crate) trait Shown: Row {
+pub(crate) trait Shown: Row<Fault = Fault> {
     /// What stands behind the object.
     fn what(record: Arc<Self>) -> What;
 }
@@ -99,9 +99,8 @@ impl View {
 
     /// What is being done to a machine. Whoever sees the machine is told, also of a job that they do not see.
     pub(crate) fn under_way(&self, vm: Uuid) -> Vec<Arc<Job>> {
-        let mut jobs = self.vmms.db.all::<Job>();
-        let on = Element::Vm(vm);
-        jobs.retain(|j| !j.state.is_final() && j.affected.iter().any(|(e, _)| *e == on));
+        let mut jobs = Job::affecting(&self.vmms.db, &Element::Vm(vm));
+        jobs.retain(|j| !j.state.is_final());
         jobs
     }
 

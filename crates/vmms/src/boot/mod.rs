@@ -13,18 +13,44 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use disk::manifest::{MANIFEST_NAME, Manifest};
 use disk::verify::Export;
+use engine::{Claims, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use evidence::{BootEvidence, BootedDisk, Sign, SignKind};
 
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::point::tidy::blocking;
 use crate::verify::{Proof, chain_of};
 use crate::vm::Asked;
 use crate::{Effect, Element, Fault, Kind, Result, Use, Vmms, fault, pick};
+
+#[async_trait]
+impl Work<Machines> for BootOrder {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            0,
+            "Booting restored machines",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&self.members.iter().map(|m| m.vm).collect::<Vec<_>>())
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        undo(vmms, self).await
+    }
+}
 
 /// Longest time a machine is given.
 const MOST_SECONDS: u64 = 24 * 3600;
@@ -122,11 +148,7 @@ pub async fn boot_exports(
         wanted,
     };
     let affected = vec![(Element::Image(directory.to_owned()), Effect::Other)];
-    vmms.submit(
-        Task::BootExports(Box::new(order)),
-        asked.submission(affected),
-    )
-    .await
+    vmms.submit(order, asked.submission(affected)).await
 }
 
 /// Boots them, one after the other.

@@ -4,17 +4,52 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Claims, Recovery, Work};
 use hypervisor::names::RunFiles;
 use hypervisor::process::Process;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::known::Opened;
 use super::quarantine;
 use super::{Finding, FindingKind, Target, check_host};
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::point::{self, Point};
 use crate::vm::Asked;
 use crate::{Effect, Element, Fault, Result, Vmms, fault};
+
+/// Cleans what nobody needs on the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CleanHost {
+    /// Findings of these kinds.
+    pub kinds: Vec<FindingKind>,
+}
+
+#[async_trait]
+impl Work<Machines> for CleanHost {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            0,
+            "Cleaning the host",
+            Recovery::Resume,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, &self.kinds).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // What is clean is clean.
+        Ok(())
+    }
+}
 
 /// Starts a job that cleans what is safe to clean, of these kinds; of all where none is named.
 pub async fn clean_host(vmms: &Arc<Vmms>, kinds: &[FindingKind], asked: &Asked) -> Result<Uuid> {
@@ -22,7 +57,7 @@ pub async fn clean_host(vmms: &Arc<Vmms>, kinds: &[FindingKind], asked: &Asked) 
         [] => FindingKind::ALL.iter().copied().collect(),
         some => some.iter().copied().collect(),
     };
-    let task = Task::CleanHost {
+    let task = CleanHost {
         kinds: kinds.into_iter().collect(),
     };
     let affected = vec![(Element::Host, Effect::Other)];

@@ -1,5 +1,6 @@
 //! Exports that were begun and never finished, in the directories that points and jobs know, those of the past too.
 
+use engine::Task as _;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

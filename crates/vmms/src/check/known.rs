@@ -1,5 +1,6 @@
 //! What records and image headers refer to, and what processes have open.
 
+use engine::Task as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -21,8 +21,7 @@ mod records;
 mod run_dirs;
 mod state;
 
-pub use clean::clean_host;
-pub(crate) use clean::run as run_clean;
+pub use clean::{CleanHost, clean_host};
 pub(crate) use known::open_by;
 pub(crate) use quarantine::expire;
 
@@ -266,7 +265,10 @@ async fn look(vmms: &Arc<Vmms>) -> Result<Vec<Finding>> {
     // What is listed before the records are read is named by them, if anything names it.
     let mut found = run_dirs::look(vmms)?;
     let shared = Arc::clone(vmms);
-    let past = vmms.db.newest_history(exports::PAST).await?;
+    let past = vmms
+        .db
+        .newest_history::<crate::job::Machines>(exports::PAST)
+        .await?;
     let more = blocking(move || {
         let listed = (
             state::list(&shared),

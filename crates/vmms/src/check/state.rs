@@ -9,7 +9,9 @@ use uuid::Uuid;
 use super::known::{Known, Opened};
 use super::{Finding, FindingKind, begins_with, entries, is_dir, is_plain, name_of};
 use crate::Vmms;
-use crate::job::{Job, Task};
+use crate::check::CleanHost;
+use crate::job::Job;
+use crate::job::Kind as _;
 use crate::point::{FIRMWARE_VARS, load_config};
 
 /// What a change map begins with.
@@ -64,7 +66,7 @@ pub(super) fn judge(listed: Listed, known: &Known, opened: &Opened) -> Vec<Findi
         out.extend(machine(dir, known, opened));
     }
     // Who writes one is a running job, but for moments.
-    let writes = |job: &Arc<Job>| !matches!(job.task, Task::CleanHost { .. });
+    let writes = |job: &Arc<Job>| CleanHost::of(&job.task).is_none();
     if !known.running.iter().any(writes) {
         let there = listed.partial.iter().filter(|p| p.exists());
         out.extend(there.map(|path| {

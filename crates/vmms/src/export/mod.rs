@@ -26,31 +26,80 @@ pub(crate) mod own;
 mod repair;
 mod system;
 
-pub(crate) use disks::Needs;
-pub(crate) use layout::SNAPSHOTS;
-pub(crate) use own::undo;
-use own::{Held, Ledger, Wanted};
-pub(crate) use repair::{Doubtful, kept_list, proven_lists};
-pub use system::{LiveState, SystemExport, export_system};
-pub(crate) use system::{
-    RUNTIME, add_memory, admit as admit_snapshot, instant_of, length, merged, run as run_system,
-    undo as undo_system,
-};
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::atomic::Slot;
 use disk::confined::Dir;
 use disk::manifest::{MANIFEST_NAME, Manifest};
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::job::{ExportedDisk, ExportedMachine, JobContext, Output, Task};
+pub(crate) use disks::Needs;
+pub(crate) use layout::SNAPSHOTS;
+pub(crate) use own::undo;
+pub(crate) use repair::{Doubtful, kept_list, proven_lists};
+pub use system::{ExportSystem, LiveState, SystemExport, export_system};
+pub(crate) use system::{RUNTIME, add_memory, admit as admit_snapshot, instant_of, length, merged};
+
+use crate::job::{
+    Activity, ExportedDisk, ExportedMachine, JobClass, JobContext, Machines, Output, Service,
+    Traits, concrete,
+};
 use crate::point::{self, Point, PointDisk, disk_id_text};
 use crate::snapshot::Snapshot;
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+use own::{Held, Ledger, Wanted};
+
+/// Exports a point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportPoint {
+    /// The point.
+    pub point: Uuid,
+    /// The base of a differential export.
+    pub base: Option<Uuid>,
+    /// Where to.
+    pub directory: PathBuf,
+    /// The uids of the disks to export.
+    pub disks: Vec<Uuid>,
+}
+
+#[async_trait]
+impl Work<Machines> for ExportPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::ReferencePoint,
+            0,
+            "Exporting a reference point",
+            Recovery::Resume,
+        )
+        .of_class(JobClass::PointExport)
+        .suspendable()
+        .shown_as(Activity::Exporting)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            reads: vec![self.point],
+            builds_on: self.base.into_iter().collect(),
+            writes_to: vec![self.directory.clone()],
+            others: self.disks.clone(),
+            ..Claims::of_point(self.point, Access::Frozen, Layers::Kept)
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx).await
+    }
+}
 
 /// Starts a job that exports a point; returns the job. `base` makes it differential. `disks` are instance ids
 /// (`Microsoft:<machine>\<resource>`) or resource ids, in any case, with or without the last `\L` or `\D`; none means all.
@@ -84,7 +133,7 @@ pub async fn export_point(
             "it is not absolute"
         ));
     }
-    let task = Task::ExportPoint {
+    let task = ExportPoint {
         point,
         base,
         directory: directory.to_owned(),
@@ -197,15 +246,9 @@ fn means(text: &str, vm: Uuid, disk: &PointDisk) -> bool {
 }
 
 /// Exports the point.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    point: Uuid,
-    base: Option<Uuid>,
-    directory: &Path,
-    disks: &[Uuid],
-) -> Result<()> {
-    let result = export(vmms, ctx, point, base, directory, disks).await;
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &ExportPoint) -> Result<()> {
+    let (point, directory) = (work.point, work.directory.as_path());
+    let result = export(vmms, ctx, point, work.base, directory, &work.disks).await;
     result.map_err(|cause| match cause.kind() {
         Kind::Cancelled => cause,
         _ => {

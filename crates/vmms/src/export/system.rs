@@ -12,18 +12,66 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::atomic::Slot;
 use disk::manifest::{HexHash, PlainFile, RelativePath};
+use engine::{Access, Claims, Layers, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::own::Wanted;
 use super::{Made, Part, layout, own, repair};
-use crate::job::{JobContext, Output, Task};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::point::{self, Consistency, Point};
 use crate::snapshot::{self, Definition, Snapshot, SnapshotKind};
 use crate::vm::{Asked, Power, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Exports a machine or one of its snapshots.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportSystem {
+    /// The machine.
+    pub vm: Uuid,
+    /// What and how.
+    pub order: SystemExport,
+}
+
+#[async_trait]
+impl Work<Machines> for ExportSystem {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            62,
+            "Exporting a virtual machine",
+            Recovery::Undo,
+        )
+        .suspendable()
+    }
+
+    fn claims(&self) -> Claims {
+        let order = &self.order;
+        Claims {
+            reads: order
+                .snapshot
+                .iter()
+                .chain(&order.others)
+                .copied()
+                .collect(),
+            builds_on: order.base.into_iter().collect(),
+            writes_to: vec![order.directory.clone()],
+            // It may take a snapshot of its own.
+            ..Claims::of_machine(self.vm, Access::Shared, Layers::Kept, &[])
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.vm, &self.order).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.vm, &self.order).await
+    }
+}
 
 /// Role of the memory in a manifest.
 pub(crate) const RUNTIME: &str = "runtime-state";
@@ -138,14 +186,7 @@ pub async fn export_system(
         base: order.base,
         ..Output::default()
     };
-    vmms.submit(
-        Task::ExportSystem {
-            vm,
-            order: Box::new(order),
-        },
-        submission,
-    )
-    .await
+    vmms.submit(ExportSystem { vm, order }, submission).await
 }
 
 /// The instant that an identifier of a point or of a snapshot means.

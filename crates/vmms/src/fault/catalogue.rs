@@ -496,6 +496,22 @@ impl TryFrom<u16> for Message {
 }
 
 impl Message {
+    /// How many arguments its text has.
+    pub const fn arity(self) -> usize {
+        let text = self.entry().text.as_bytes();
+        let (mut at, mut arity) = (0, 0);
+        while at + 2 < text.len() {
+            if text[at] == b'{' && text[at + 1].is_ascii_digit() && text[at + 2] == b'}' {
+                let argument = (text[at + 1] - b'0') as usize;
+                if argument >= arity {
+                    arity = argument + 1;
+                }
+            }
+            at += 1;
+        }
+        arity
+    }
+
     /// The identifier shown to users and kept stable: `KVMMS-0042`.
     pub fn id(self) -> String {
         format!("KVMMS-{:04}", self.entry().number)

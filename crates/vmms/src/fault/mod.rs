@@ -166,12 +166,16 @@ impl std::error::Error for Fault {
     }
 }
 
-/// Shorthand: a failure with its arguments.
+/// Shorthand: a failure with its arguments, as many as its text has: anything else does not compile.
 #[macro_export]
 macro_rules! fault {
-    ($message:ident $(, $argument:expr)* $(,)?) => {
-        $crate::Fault::new($crate::Message::$message, [$($argument.to_string()),*] as [String; $crate::count!($($argument),*)])
-    };
+    ($message:ident $(, $argument:expr)* $(,)?) => {{
+        const ARGUMENTS: usize = $crate::count!($($argument),*);
+        const {
+            assert!($crate::Message::$message.arity() == ARGUMENTS, "the text has another number of arguments");
+        }
+        $crate::Fault::new($crate::Message::$message, [$($argument.to_string()),*] as [String; ARGUMENTS])
+    }};
 }
 
 /// Counts its arguments.
@@ -192,7 +196,9 @@ mod tests {
             fault!(JobFinal, "J", "completed").text(),
             "job J has ended (completed) and cannot change any more"
         );
-        assert_eq!(fault!(VmNotFound).text(), "there is no virtual machine ?");
+        let nothing: [&str; 0] = [];
+        let missing = Fault::new(Message::VmNotFound, nothing);
+        assert_eq!(missing.text(), "there is no virtual machine ?");
     }
 
     #[test]

@@ -3,30 +3,67 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
 use hypervisor::MachineStatus;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::instant::{self, Doing, Failures, Member, Part, side_by_side};
 use super::record::next_sequence;
 use super::{Group, GroupKind, GroupPoint, MemberPoint};
-use crate::job::{Job, JobContext, MemberTask, Output, Task};
+use crate::group::member::{self, MemberTask};
+use crate::job::{Activity, JobContext, Machines, Output, Service, Traits, concrete};
 use crate::point::create::{self, Begun, Marked, New};
 use crate::point::{Consistency, Point, PointType, quiet, settle};
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid, names};
 
-/// A collection point to take.
-pub(crate) struct NewGroupPoint<'a> {
+/// Takes a reference point of a collection: one point of each member, all of one instant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateGroupPoint {
     /// The collection.
-    pub(crate) group: Uuid,
-    /// The new point.
-    pub(crate) point: Uuid,
+    pub group: Uuid,
+    /// The new collection point's id.
+    pub point: Uuid,
+    /// The members when it was asked for, by the GUIDs of their machines, with the ids of their new points.
+    pub members: Vec<MemberTask>,
     /// Its kind.
-    pub(crate) kind: PointType,
-    /// What was asked for.
-    pub(crate) consistency: Option<Consistency>,
-    /// Its name.
-    pub(crate) name: &'a str,
+    pub kind: PointType,
+    /// What was asked for; `None`: application where it can be had, else crash.
+    pub consistency: Option<Consistency>,
+    /// Name for people.
+    pub name: String,
+}
+
+#[async_trait]
+impl Work<Machines> for CreateGroupPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionReferencePoint,
+            205,
+            "Creating a reference point of a collection",
+            Recovery::Undo,
+        )
+        .shown_as(Activity::CreatingPoint)
+    }
+
+    fn claims(&self) -> Claims {
+        member::claims(
+            &self.members,
+            Access::Shared,
+            Layers::Changed,
+            &[self.group, self.point],
+        )
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        undo(vmms, self.point, &self.members).await
+    }
 }
 
 /// Starts a job that takes a point of a collection; returns the point's and the job's identifiers.
@@ -68,7 +105,7 @@ pub async fn create_point(
         affected.push((Element::Vm(member.vm), Effect::Other));
         affected.push((Element::Point(member.point), Effect::Create));
     }
-    let task = Task::CreateGroupPoint {
+    let task = CreateGroupPoint {
         group,
         point,
         members,
@@ -81,12 +118,8 @@ pub async fn create_point(
         created: Some(Element::GroupPoint(point)),
         ..Output::default()
     };
-    let job = vmms.submit(task, submission).await?;
-    // A repeated request got the job of the first time, with its point.
-    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
-        Ok(Task::CreateGroupPoint { point, .. }) => Ok((point, job)),
-        _ => Ok((point, job)),
-    }
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.point, job))
 }
 
 /// A part for each member of what is about to be made, in the order their locks are taken.
@@ -101,12 +134,8 @@ pub(super) fn new_tasks(group: &Group) -> Vec<MemberTask> {
 }
 
 /// Takes the point.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    new: &NewGroupPoint<'_>,
-    tasks: &[MemberTask],
-) -> Result<()> {
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, new: &CreateGroupPoint) -> Result<()> {
+    let tasks = &new.members;
     ctx.checkpoint().await?;
     let mut members = Vec::new();
     let mut failures = Vec::new();
@@ -120,7 +149,7 @@ pub(crate) async fn run(
             point: task.point,
             kind: new.kind,
             consistency: new.consistency,
-            name: new.name,
+            name: &new.name,
         };
         let begun = match create::begin(vmms, task.vm, &order).await {
             Ok(mut begun) => begun.keep_saved_memory().await.map(|()| begun),
@@ -152,7 +181,7 @@ pub(crate) async fn run(
 /// Writes down what is about to happen, on all machines in one transaction.
 async fn announce(
     vmms: &Arc<Vmms>,
-    new: &NewGroupPoint<'_>,
+    new: &CreateGroupPoint,
     members: &[Member],
 ) -> Result<GroupPoint> {
     let mut running = Vec::new();
@@ -172,7 +201,7 @@ async fn announce(
             let record = GroupPoint {
                 id: new.point,
                 group: new.group,
-                name: new.name.to_owned(),
+                name: new.name.clone(),
                 kind: new.kind,
                 consistency: Consistency::Crash,
                 instant: SystemTime::now(),
@@ -203,7 +232,7 @@ async fn announce(
 /// Writes down what was reached: trees, members' points and the collection's point in one transaction.
 async fn write_down(
     vmms: &Arc<Vmms>,
-    new: &NewGroupPoint<'_>,
+    new: &CreateGroupPoint,
     tasks: &[MemberTask],
     mut record: GroupPoint,
     members: Vec<Member>,

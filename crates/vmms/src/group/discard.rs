@@ -2,13 +2,101 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{GroupPoint, create::member_failed};
-use crate::job::{JobContext, MemberTask, Task};
+use crate::group::member::{self, MemberTask};
+use crate::job::{Activity, JobContext, Machines, Service, Traits, concrete};
 use crate::point::{Point, PointType, create, destroy, tidy};
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
+
+/// Deletes a reference point of a collection with its members' points.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestroyGroupPoint {
+    /// The collection point.
+    pub point: Uuid,
+    /// Its members.
+    pub members: Vec<MemberTask>,
+}
+
+#[async_trait]
+impl Work<Machines> for DestroyGroupPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionReferencePoint,
+            208,
+            "Deleting a reference point of a collection",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            deletes: member::instants(&self.members),
+            ..member::claims(
+                &self.members,
+                Access::Shared,
+                Layers::Changed,
+                &[self.point],
+            )
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.point, &self.members).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, &self.members).await
+    }
+}
+
+/// Drops the data of a log-based point of a collection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoveGroupData {
+    /// The collection point.
+    pub point: Uuid,
+    /// Its members.
+    pub members: Vec<MemberTask>,
+}
+
+#[async_trait]
+impl Work<Machines> for RemoveGroupData {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionReferencePoint,
+            207,
+            "Removing the data of a reference point of a collection",
+            Recovery::Resume,
+        )
+        .shown_as(Activity::Merging)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            drops_data: member::instants(&self.members),
+            ..member::claims(
+                &self.members,
+                Access::Shared,
+                Layers::Changed,
+                &[self.point],
+            )
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_release(vmms, ctx, &self.members).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, &self.members).await
+    }
+}
 
 fn tasks(record: &GroupPoint) -> Vec<MemberTask> {
     let of = |m: &super::MemberPoint| MemberTask {
@@ -35,7 +123,7 @@ pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Resu
         destroy::refuse_busy(vmms, member.point)?;
     }
     let submission = asked.submission(affected(point, &members));
-    vmms.submit(Task::DestroyGroupPoint { point, members }, submission)
+    vmms.submit(DestroyGroupPoint { point, members }, submission)
         .await
 }
 
@@ -77,7 +165,7 @@ pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result
         destroy::refuse_busy(vmms, member.point)?;
     }
     let submission = asked.submission(affected(point, &members));
-    vmms.submit(Task::RemoveGroupData { point, members }, submission)
+    vmms.submit(RemoveGroupData { point, members }, submission)
         .await
 }
 

@@ -3,20 +3,73 @@
 //! Every member is looked at before anything is written, so that all that cannot be exported are told at once, each
 //! with its own failure. The manifests, which make the directories exports, are written when all disks of all members are there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::manifest::Manifest;
+use engine::{Claims, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::create::member_failed;
 use super::{GroupPoint, MemberPoint};
 use crate::export::{self, Part};
-use crate::job::{ExportedMachine, JobContext, MemberExport, Output, Task};
+use crate::group::member::{self, MemberExport};
+use crate::job::{
+    Activity, ExportedMachine, JobClass, JobContext, Machines, Output, Service, Traits, concrete,
+};
 use crate::point::Point;
 use crate::snapshot::Snapshot;
 use crate::vm::Asked;
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Exports a point of a collection, one member after the other, all or none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportGroupPoint {
+    /// The collection point.
+    pub point: Uuid,
+    /// The base of a differential export.
+    pub base: Option<Uuid>,
+    /// Where to.
+    pub directory: PathBuf,
+    /// What of which machine, by the GUIDs of the machines.
+    pub members: Vec<MemberExport>,
+}
+
+#[async_trait]
+impl Work<Machines> for ExportGroupPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionReferencePoint,
+            0,
+            "Exporting a reference point of a collection",
+            Recovery::Resume,
+        )
+        .of_class(JobClass::GroupPointExport)
+        .suspendable()
+        .shown_as(Activity::Exporting)
+    }
+
+    fn claims(&self) -> Claims {
+        member::export_claims(self.point, self.base, &self.directory, &self.members)
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(
+            vmms,
+            ctx,
+            Whole::Point(self.point),
+            &self.directory,
+            &self.members,
+        )
+        .await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        export::undo(vmms, ctx).await
+    }
+}
 
 /// The disks to export of a machine, by their identifiers; none means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,7 +158,7 @@ pub async fn export_point(
             .collect(),
         ..Output::default()
     };
-    let task = Task::ExportGroupPoint {
+    let task = ExportGroupPoint {
         point,
         base,
         directory: directory.to_owned(),

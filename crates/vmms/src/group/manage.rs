@@ -5,9 +5,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{Group, GroupKind, GroupPoint, GroupSnapshot};
-use crate::db::{Draft, Row};
+use crate::db::Draft;
 use crate::vm::Vm;
 use crate::{Element, Result, Vmms, fault, guid, names};
+use engine::Row;
 
 pub(crate) fn check_name(name: &str) -> Result<()> {
     names::check("Name", name)

@@ -19,17 +19,20 @@ pub(crate) mod discard;
 pub(crate) mod export;
 mod instant;
 pub mod manage;
+pub(crate) mod member;
 mod record;
 mod recover;
 pub(crate) mod snapshot;
 
-pub(crate) use create::NewGroupPoint;
-pub use create::create_point;
-pub use discard::{destroy_point, remove_data};
-pub use export::{MachineDisks, export_point};
+pub use create::{CreateGroupPoint, create_point};
+pub use discard::{DestroyGroupPoint, RemoveGroupData, destroy_point, remove_data};
+pub use export::{ExportGroupPoint, MachineDisks, export_point};
 pub(crate) use recover::{leave, leave_snapshot, recover, release_all};
 
+pub use member::{MemberExport, MemberTask};
 pub use record::{Group, GroupKind, GroupPoint, GroupSnapshot, LastApply, MemberPoint};
 pub use snapshot::{
-    apply_snapshot, convert_snapshot, create_snapshot, destroy_snapshot, export_snapshot,
+    ApplyGroupSnapshot, ConvertGroupSnapshot, CreateGroupSnapshot, DestroyGroupSnapshot,
+    ExportGroupSnapshot, apply_snapshot, convert_snapshot, create_snapshot, destroy_snapshot,
+    export_snapshot,
 };

@@ -1,36 +1,79 @@
-//! Jobs: every long operation, with a record that outlives the service.
+//! The jobs of this domain: what they are of, what they are shown as, how the service runs them. How jobs work is told in [`engine`].
 //!
-//! # How a job ends
-//! ```text
-//!  told to stop      durable: the wish and who has it, state 6. The work sees it at its next safe place; only Kill is taken now
-//!    -> deadline     Kill: a short one. It takes nothing away from the work, it bounds how long the answer takes:
-//!                    then the job is shown as killed, with "undo under way" in its record
-//!    -> undo         always, whatever the work was in the middle of
-//!    -> final        8 terminated, 9 killed, 10 failed: nothing of it is left, or the record says that its undo is not finished
-//! ```
-//! * The work is never dropped at an await. It returns, at its next checkpoint or because the switch for blocking work was thrown, and
-//!   only then its undo begins.
-//! * A state is final when the undo has *finished*, or with [`UndoLeft`] in the record. What the job claims stays claimed
-//!   until then ([`Claims`]); a service that starts carries it out before anything else can take what it claims.
-//! * [`JobContext::no_return`] and a request to stop are decided in one transaction each: whoever is first has won, durably. A part of a
-//!   larger job (`JobContext::part`) has no such place of its own.
-//! * A service that ends parks its jobs ([`crate::Vmms::park`]): those that go on after a restart stop where they are, nothing is
-//!   undone, and their records say since when they have been waiting. The next start goes on with them.
-//! * A restart in the middle of ending: the undo is finished, then the job is terminated or killed as it was asked.
+//! A kind of long operation is a type that implements [`engine::Work`], in the module it belongs to, and one line in `task.rs`.
 
-mod admission;
-mod claims;
-mod context;
-mod engine;
-mod live;
+mod host;
 mod record;
+mod refuse;
 mod task;
 
-pub use admission::excludes;
-pub use claims::{Access, Claims, Subject};
-pub use context::JobContext;
-pub use engine::{Engine, JobRequest, Submission};
-pub use record::{
-    ExportedDisk, ExportedMachine, Job, JobClass, JobState, Output, Service, Stop, UndoLeft,
-};
-pub use task::{ImageSpec, MemberExport, MemberTask, Recovery, StateChange, Task, Traits};
+use engine::Recovery;
+use serde::{Deserialize, Serialize};
+
+use crate::{Effect, Element, Fault, Vmms};
+
+pub use engine::{Access, Claims, JobRequest, JobState, Layers, Stop, Subject, UndoLeft};
+pub use record::{ExportedDisk, ExportedMachine, JobClass, Output, Service};
+pub use refuse::Refuse;
+pub use task::{Kind, Task};
+
+/// The domain of these jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machines {}
+
+impl engine::Domain for Machines {
+    type Host = Vmms;
+    type Task = Task;
+    type Fault = Fault;
+    type Element = Element;
+    type Effect = Effect;
+    type Class = JobClass;
+    type Service = Service;
+    type Activity = Activity;
+    type Output = Output;
+
+    fn creates(effect: &Effect) -> bool {
+        *effect == Effect::Create
+    }
+}
+
+/// A job of this domain.
+pub type Job = engine::Job<Machines>;
+/// What work sees of its job.
+pub type JobContext = engine::JobContext<Machines>;
+/// How work behaves as a job.
+pub type Traits = engine::Traits<Machines>;
+/// What surrounds a new job.
+pub type Submission = engine::Submission<Machines>;
+
+/// What a machine shows while a job works on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Activity {
+    /// Its disk layers are merged.
+    Merging,
+    /// It is exported.
+    Exporting,
+    /// A reference point of it is taken.
+    CreatingPoint,
+}
+
+/// What the machines of a job show.
+pub fn activity(job: &Job) -> Option<Activity> {
+    engine::Task::traits(&job.task).activity
+}
+
+/// Work that is shown as an Msvm_ConcreteJob and can be stopped.
+pub(crate) fn concrete(
+    service: Service,
+    job_type: u16,
+    title: &'static str,
+    recovery: Recovery,
+) -> Traits {
+    Traits::new(JobClass::Concrete, service, job_type, title, recovery)
+}
+
+/// Work that is shown as an Msvm_StorageJob and can be stopped.
+pub(crate) fn storage(job_type: u16, title: &'static str) -> Traits {
+    let class = JobClass::Storage;
+    Traits::new(class, Service::Image, job_type, title, Recovery::Undo)
+}

@@ -7,18 +7,56 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use disk::manifest::{self, Manifest};
 use disk::verify::{DiskProof, Export, disk_files};
 use disk::{CancelFlag, Chain, Source};
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::create::{New, begin};
 use super::{Consistency, Decision, Point, PointType, files, freeze, quiet, settle};
-use crate::job::{JobContext, Output, Task};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::snapshot::Snapshot;
 use crate::verify::{chain_of, find_export};
 use crate::vm::{Asked, Disk, Power, Vm};
 use crate::{Effect, Element, Kind, Result, Use, Vmms, fault, guid};
+
+/// Gives a restored machine the point it was restored from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdoptPoint {
+    /// The machine.
+    pub vm: Uuid,
+    /// The point.
+    pub point: Uuid,
+    /// The directory with the manifest.
+    pub directory: PathBuf,
+}
+
+#[async_trait]
+impl Work<Machines> for AdoptPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::ReferencePoint,
+            209,
+            "Taking over a reference point",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Alone, Layers::Kept, &[self.point])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.vm, self.point, &self.directory).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        super::create::undo(vmms, ctx, self.vm, self.point).await
+    }
+}
 
 /// Bytes compared at a time.
 const STEP: u64 = 1 << 20;
@@ -60,7 +98,7 @@ pub async fn adopt_point(
     };
     let job = vmms
         .submit(
-            Task::AdoptPoint {
+            AdoptPoint {
                 vm,
                 point,
                 directory,

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use disk::export::{changed_blocks, differing_bytes};
 use disk::{BLOCK_SIZE, CancelFlag, Chain, ChangeMap, Source};
+use engine::{Access, Claims, Layers, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -18,9 +20,53 @@ use super::{
     Point, PointDisk, check_chain, check_formats, disk_id_text, distrust, maps, open_chain, quiet,
 };
 use crate::export::{kept_list, proven_lists};
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+
+/// Proves that the change map between two points missed nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditPoint {
+    /// The newer point.
+    pub point: Uuid,
+    /// The older one.
+    pub base: Uuid,
+    /// What stands for the content of the older one.
+    pub proof: Proof,
+}
+
+#[async_trait]
+impl Work<Machines> for AuditPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::ReferencePoint,
+            0,
+            "Auditing the change map of a reference point",
+            Recovery::Resume,
+        )
+        .suspendable()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            reads: match self.proof {
+                Proof::Layers => vec![self.point, self.base],
+                Proof::Hashes => vec![self.point],
+            },
+            builds_on: vec![self.base],
+            ..Claims::of_point(self.point, Access::Frozen, Layers::Kept)
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // Only its result, which is one change.
+        Ok(())
+    }
+}
 
 /// Most missed ranges of a disk that are kept.
 const KEPT_RANGES: usize = 1024;
@@ -107,7 +153,7 @@ pub async fn audit_point(
         (Element::Point(point), Effect::Other),
         (Element::Vm(vm), Effect::Performance),
     ];
-    let task = Task::AuditPoint { point, base, proof };
+    let task = AuditPoint { point, base, proof };
     vmms.submit(task, asked.submission(affected)).await
 }
 
@@ -252,13 +298,8 @@ struct Part {
 }
 
 /// Does the proof.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    point: Uuid,
-    base: Uuid,
-    proof: Proof,
-) -> Result<()> {
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &AuditPoint) -> Result<()> {
+    let AuditPoint { point, base, proof } = *work;
     ctx.checkpoint().await?;
     let record = vmms.db.get::<Point>(point)?;
     let older = vmms.db.get::<Point>(base)?;

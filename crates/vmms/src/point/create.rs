@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::freeze::{self, Reached, Step};
@@ -11,10 +14,51 @@ use super::settle::{next_sequence, points_of, settle};
 use super::{Consistency, Hold, Point, PointDisk, PointType, files, quiet};
 use crate::db::Draft;
 use crate::group::{Group, GroupPoint};
-use crate::job::{Job, JobContext, Output, Task};
+use crate::job::Task;
+use crate::job::{Activity, Job, JobContext, Machines, Output, Service, Traits, concrete};
 use crate::layer::Frozen;
 use crate::vm::{Asked, Disk, Vm};
 use crate::{Effect, Element, Fault, Result, Vmms, fault, names};
+
+/// Takes a reference point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreatePoint {
+    /// The machine.
+    pub vm: Uuid,
+    /// The new point's id.
+    pub point: Uuid,
+    /// Its kind.
+    pub kind: PointType,
+    /// What was asked for; `None`: application where it can be had, else crash.
+    pub consistency: Option<Consistency>,
+    /// Name for people.
+    pub name: String,
+}
+
+#[async_trait]
+impl Work<Machines> for CreatePoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::ReferencePoint,
+            201,
+            "Creating a reference point",
+            Recovery::Undo,
+        )
+        .shown_as(Activity::CreatingPoint)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Shared, Layers::Changed, &[self.point])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.vm, self.point).await
+    }
+}
 
 /// Starts a job that takes a reference point; returns the point's and the job's identifiers. `consistency` `None` means:
 /// application consistent where that can be had, else crash consistent, and the point tells which and why.
@@ -38,7 +82,7 @@ pub async fn create_point(
         name.to_owned()
     };
     names::check("ElementName", &name)?;
-    let task = Task::CreatePoint {
+    let task = CreatePoint {
         vm,
         point,
         kind,
@@ -54,12 +98,8 @@ pub async fn create_point(
         created: Some(Element::Point(point)),
         ..Output::default()
     };
-    let job = vmms.submit(task, submission).await?;
-    // A repeated request got the job of the first time, with its point.
-    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
-        Ok(Task::CreatePoint { point, .. }) => Ok((point, job)),
-        _ => Ok((point, job)),
-    }
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.point, job))
 }
 
 pub(crate) fn now_text() -> String {
@@ -80,9 +120,8 @@ pub(crate) fn default_name(vmms: &Vmms, of: &str) -> String {
             .all::<Job>()
             .iter()
             .filter_map(|job| match &job.task {
-                Task::CreatePoint { name, .. } | Task::CreateGroupPoint { name, .. } => {
-                    Some(name.clone())
-                }
+                Task::CreatePoint(task) => Some(task.name.clone()),
+                Task::CreateGroupPoint(task) => Some(task.name.clone()),
                 _ => None,
             }),
     );
@@ -130,15 +169,14 @@ pub(crate) fn has_room(vmms: &Vmms, vm: &Vm, disk: &Disk) -> Result<()> {
 }
 
 /// Takes the point.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    vm: Uuid,
-    point: Uuid,
-    kind: PointType,
-    consistency: Option<Consistency>,
-    name: &str,
-) -> Result<()> {
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &CreatePoint) -> Result<()> {
+    let CreatePoint {
+        vm,
+        point,
+        kind,
+        consistency,
+        ref name,
+    } = *work;
     let record = vmms.db.get::<Vm>(vm)?;
     let _lock = tokio::select! {
         lock = vmms.lock(vm) => lock,

@@ -2,15 +2,53 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::settle::points_of;
 use super::tidy::{self, tidy};
 use super::{Point, create};
-use crate::job::{Job, JobContext, Task};
+use crate::job::{Job, JobContext, Machines, Service, Traits, concrete};
 use crate::snapshot::Snapshot;
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
+
+/// Deletes a reference point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestroyPoint {
+    /// The point.
+    pub point: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for DestroyPoint {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::ReferencePoint,
+            202,
+            "Deleting a reference point",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            deletes: vec![self.point],
+            ..Claims::of_point(self.point, Access::Shared, Layers::Changed)
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.point).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.point).await
+    }
+}
 
 /// Starts a job that deletes a point. Refused while an export reads the point or builds on it.
 pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result<Uuid> {
@@ -23,7 +61,7 @@ pub async fn destroy_point(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Resu
         (Element::Point(point), Effect::ExclusiveUse),
         (Element::Vm(record.vm), Effect::Other),
     ];
-    vmms.submit(Task::DestroyPoint { point }, asked.submission(affected))
+    vmms.submit(DestroyPoint { point }, asked.submission(affected))
         .await
 }
 

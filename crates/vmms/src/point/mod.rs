@@ -38,13 +38,13 @@ mod sweep;
 pub(crate) mod tidy;
 mod trust;
 
-pub use adopt::adopt_point;
-pub use audit::{Audit, DiskAudit, Proof, audit_point};
+pub use adopt::{AdoptPoint, adopt_point};
+pub use audit::{Audit, AuditPoint, DiskAudit, Proof, audit_point};
 pub use changes::{Changes, changes};
-pub use create::create_point;
 pub(crate) use create::hold;
-pub use destroy::destroy_point;
+pub use create::{CreatePoint, create_point};
 pub(crate) use destroy::drop_all;
+pub use destroy::{DestroyPoint, destroy_point};
 pub use files::disk_id_text;
 pub(crate) use files::{
     CONFIG_FORMAT, FIRMWARE_VARS, SavedConfig, blocks_path, check_chain, check_formats, layer_path,
@@ -55,9 +55,10 @@ pub(crate) use maps::{between, keep as keep_map};
 pub use memory::Memory;
 pub(crate) use memory::{Quiet, quiet};
 pub use record::{Consistency, Decision, Hold, Point, PointDisk, PointType};
-pub use release::remove_data;
+pub use release::{RemoveData, remove_data};
 pub(crate) use saved::forget_memories;
 pub(crate) use settle::{next_sequence, recover, recover_vm, settle};
 pub(crate) use sweep::{end_hold, sweep};
+pub use tidy::Tidy;
 pub(crate) use trust::distrust;
 pub use trust::{Problems, problems};

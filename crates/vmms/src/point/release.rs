@@ -2,14 +2,52 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::destroy::refuse_busy;
 use super::tidy::{self, tidy};
 use super::{Point, PointType};
-use crate::job::{JobContext, Task};
+use crate::job::{Activity, JobContext, Machines, Service, Traits, concrete};
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
+
+/// Drops the data of a log-based point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoveData {
+    /// The point.
+    pub point: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for RemoveData {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::ReferencePoint,
+            204,
+            "Removing the data of a reference point",
+            Recovery::Resume,
+        )
+        .shown_as(Activity::Merging)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            drops_data: vec![self.point],
+            ..Claims::of_point(self.point, Access::Shared, Layers::Changed)
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.point).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.point).await
+    }
+}
 
 /// Starts a job that drops the data of a log-based point. Refused for points without data (an RCT point has content as long as it
 /// is held) and while an export reads it.
@@ -25,7 +63,7 @@ pub async fn remove_data(vmms: &Arc<Vmms>, point: Uuid, asked: &Asked) -> Result
         (Element::Point(point), Effect::ExclusiveUse),
         (Element::Vm(record.vm), Effect::Other),
     ];
-    vmms.submit(Task::RemoveData { point }, asked.submission(affected))
+    vmms.submit(RemoveData { point }, asked.submission(affected))
         .await
 }
 

@@ -6,12 +6,14 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use super::tidy::Tidy;
 use super::tidy::{self, reads};
 use super::{Point, PointType};
-use crate::job::{Job, Subject, Submission, Task};
+use crate::job::{Job, Subject, Submission};
 use crate::snapshot::Snapshot;
 use crate::vm::Vm;
 use crate::{Effect, Element, Result, Vmms, guid};
+use engine::Layers;
 
 /// Ends holds whose time or bytes are spent and starts merging where there is something to merge.
 pub(crate) async fn sweep(vmms: &Arc<Vmms>) {
@@ -64,13 +66,16 @@ async fn start_tidy(vmms: &Arc<Vmms>, vm: Uuid) -> Result<Uuid> {
         affected,
         ..Submission::default()
     };
-    vmms.submit(Task::Tidy { vm }, submission).await
+    vmms.submit(Tidy { vm }, submission).await
 }
 
 /// Whether a job that is not over works on the machine's layers.
 fn busy(vmms: &Vmms, vm: Uuid) -> bool {
     let jobs = vmms.db.all::<Job>();
-    let claims = jobs.iter().map(|job| job.claims()).filter(|c| c.layers);
+    let claims = jobs
+        .iter()
+        .map(|job| job.claims())
+        .filter(|c| c.layers == Layers::Changed);
     claims
         .flat_map(|claims| claims.machines)
         .any(|subject| match subject {

@@ -4,19 +4,54 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use disk::ChangeMap;
+use engine::{Access, Claims, Layers, Recovery, Work};
 use hypervisor::{JobControl, LayerFile, Machine};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::freeze::{self, Mode, mode};
 use super::settle::{self, commit_spec, committed, settle};
 use super::{Point, files, maps, quiet};
 use crate::db::Draft;
-use crate::job::{Job, JobContext};
+use crate::job::{Activity, Job, JobContext, Machines, Service, Traits, concrete};
 use crate::layer::{LayerTree, Pending, Prune};
 use crate::snapshot::Snapshot;
 use crate::vm::{Disk, Power, Vm, spec};
 use crate::{Element, Result, Vmms, fault, guid};
+
+/// Merges layers nobody needs, in the background.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tidy {
+    /// The machine.
+    pub vm: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for Tidy {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            50,
+            "Merging disk layers",
+            Recovery::Resume,
+        )
+        .shown_as(Activity::Merging)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Background, Layers::Changed, &[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.vm).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.vm).await
+    }
+}
 
 /// A layer that is written on while it is folded may hold this much before the guest is stopped for the rest.
 const SMALL: u64 = 16 << 20;
@@ -34,7 +69,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// What the points and exports of a machine ask of its layers.
-pub(super) struct Claims {
+pub(super) struct Needed {
     /// Instants that must stay readable.
     needed: BTreeSet<Uuid>,
     /// Instants that must stay usable as the start of a difference.
@@ -43,7 +78,7 @@ pub(super) struct Claims {
     read: BTreeSet<Uuid>,
 }
 
-impl Claims {
+impl Needed {
     /// The claims on a machine's layers.
     pub(super) fn of(
         vm: Uuid,
@@ -52,7 +87,7 @@ impl Claims {
         jobs: &[impl AsRef<Job>],
     ) -> Self {
         let read: BTreeSet<Uuid> = jobs.iter().flat_map(|j| reads(j.as_ref())).collect();
-        let mut claims = Claims {
+        let mut claims = Needed {
             needed: BTreeSet::new(),
             wanted: BTreeSet::new(),
             read: BTreeSet::new(),
@@ -94,7 +129,7 @@ impl Claims {
 
 /// Whether the layer beneath the one that is written to is needed by nobody: it is merged as soon as there is another on top.
 pub(super) fn goes_next(vmms: &Vmms, vm: &Vm, tree: &LayerTree) -> bool {
-    let claims = Claims::of(
+    let claims = Needed::of(
         vm.id,
         &vmms.db.all::<Point>(),
         &vmms.db.all::<Snapshot>(),
@@ -147,7 +182,7 @@ enum Chore {
     Fold,
 }
 
-fn chore(tree: &LayerTree, claims: &Claims) -> Option<Chore> {
+fn chore(tree: &LayerTree, claims: &Needed) -> Option<Chore> {
     if let Some(node) = tree.next_drop(&|n| claims.needed(n)) {
         return Some(Chore::Drop(node));
     }
@@ -176,7 +211,7 @@ pub(super) fn is_due(
     if vm.disks().all(|(_, d)| idle(d)) {
         return false;
     }
-    let claims = Claims::of(vm.id, points, snapshots, running);
+    let claims = Needed::of(vm.id, points, snapshots, running);
     vm.disks().any(|(_, d)| {
         d.layers.pending.is_some()
             || !d.layers.leftovers.is_empty()
@@ -189,7 +224,7 @@ fn pick(draft: &mut Draft<'_>, vm: Uuid, stopped: bool) -> Result<Option<(Uuid, 
     let points: Vec<Arc<Point>> = draft.all::<Point>().into_iter().map(Arc::new).collect();
     let jobs: Vec<Arc<Job>> = draft.all::<Job>().into_iter().map(Arc::new).collect();
     let snapshots: Vec<Arc<Snapshot>> = draft.all::<Snapshot>().into_iter().map(Arc::new).collect();
-    let claims = Claims::of(vm, &points, &snapshots, &jobs);
+    let claims = Needed::of(vm, &points, &snapshots, &jobs);
     for (_, disk) in draft.get_mut::<Vm>(vm)?.disks_mut() {
         let Some(chore) = chore(&disk.layers, &claims) else {
             continue;

@@ -7,17 +7,86 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
 use hypervisor::NewImage;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind, refuse_busy};
 use crate::db::Draft;
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::layer::{LayerRef, Pending};
 use crate::owner::Owner;
 use crate::point::{self, Point, freeze, settle};
 use crate::vm::{Asked, Power, Vm, VmState, spec};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Brings a machine back to a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApplySnapshot {
+    /// The machine.
+    pub vm: Uuid,
+    /// The snapshot.
+    pub snapshot: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for ApplySnapshot {
+    fn traits(&self) -> Traits {
+        concrete(Service::Snapshot, 71, "Applying a snapshot", Recovery::Undo).to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Replaces, Layers::Changed, &[self.snapshot])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.vm, self.snapshot).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        undo(vmms, self.vm).await
+    }
+}
+
+/// Drops the memory of a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClearSnapshot {
+    /// The machine.
+    pub vm: Uuid,
+    /// The snapshot.
+    pub snapshot: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for ClearSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Snapshot,
+            73,
+            "Dropping the memory of a snapshot",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            drops_data: vec![self.snapshot],
+            ..Claims::of_machine(self.vm, Access::Shared, Layers::Kept, &[])
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        run_clear(vmms, self.vm, self.snapshot).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // One transaction: whole or not at all.
+        Ok(())
+    }
+}
 
 /// Starts a job that brings a machine back to one of its snapshots; returns the job. What the machine is now is given up,
 /// except for what other snapshots and points keep.
@@ -32,7 +101,7 @@ pub async fn apply(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uu
         (Element::Snapshot(snapshot), Effect::Other),
     ];
     vmms.submit(
-        Task::ApplySnapshot {
+        ApplySnapshot {
             vm: record.vm,
             snapshot,
         },
@@ -314,7 +383,7 @@ pub async fn clear(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uu
         (Element::Snapshot(snapshot), Effect::ExclusiveUse),
     ];
     vmms.submit(
-        Task::ClearSnapshot {
+        ClearSnapshot {
             vm: record.vm,
             snapshot,
         },
@@ -324,12 +393,7 @@ pub async fn clear(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<Uu
 }
 
 /// Drops the memory. The record forgets the file before it goes.
-pub(crate) async fn run_clear(
-    vmms: &Arc<Vmms>,
-    _ctx: &JobContext,
-    vm: Uuid,
-    snapshot: Uuid,
-) -> Result<()> {
+async fn run_clear(vmms: &Arc<Vmms>, vm: Uuid, snapshot: Uuid) -> Result<()> {
     let _lock = vmms.lock(vm).await;
     let record = vmms.db.get::<Snapshot>(snapshot)?;
     refuse_busy(vmms, snapshot)?;

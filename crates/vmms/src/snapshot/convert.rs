@@ -2,13 +2,54 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind, refuse_busy};
-use crate::job::{JobContext, Output, Task};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::point::{self, Point};
 use crate::vm::Asked;
 use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+/// Makes a reference point of a recovery snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConvertSnapshot {
+    /// The machine.
+    pub vm: Uuid,
+    /// The snapshot.
+    pub snapshot: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for ConvertSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Snapshot,
+            200,
+            "Making a reference point of a snapshot",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            deletes: vec![self.snapshot],
+            ..Claims::of_machine(self.vm, Access::Shared, Layers::Kept, &[])
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.vm, self.snapshot).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // One transaction: whole or not at all.
+        Ok(())
+    }
+}
 
 /// Starts a job that turns a recovery snapshot into a reference point of the same GUID; returns the job.
 ///
@@ -27,7 +68,7 @@ pub async fn convert(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> Result<
         ..Output::default()
     };
     vmms.submit(
-        Task::ConvertSnapshot {
+        ConvertSnapshot {
             vm: record.vm,
             snapshot,
         },

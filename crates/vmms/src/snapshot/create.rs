@@ -3,15 +3,52 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind, current};
 use crate::db::Draft;
-use crate::job::{Job, JobContext, Output, Task};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::point::create::{New, admit, begin, now_text, remove_files};
 use crate::point::{self, Consistency, Point, PointType, freeze, settle};
 use crate::vm::{Asked, Power, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, names};
+
+/// Takes a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateSnapshot {
+    /// The machine.
+    pub vm: Uuid,
+    /// The new snapshot's id.
+    pub snapshot: Uuid,
+    /// Its kind.
+    pub kind: SnapshotKind,
+    /// What was asked for; `None`: application where it can be had, else crash.
+    pub consistency: Option<Consistency>,
+    /// Name for people.
+    pub name: String,
+}
+
+#[async_trait]
+impl Work<Machines> for CreateSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(Service::Snapshot, 70, "Creating a snapshot", Recovery::Undo)
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Shared, Layers::Changed, &[self.snapshot])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.vm, self.snapshot).await
+    }
+}
 
 /// Starts a job that takes a snapshot; returns the snapshot's and the job's identifiers. `consistency` `None` means:
 /// application consistent where that can be had, else crash consistent; a full snapshot has the memory and needs neither.
@@ -38,7 +75,7 @@ pub async fn create(
         name => name.to_owned(),
     };
     names::check("ElementName", &name)?;
-    let task = Task::CreateSnapshot {
+    let task = CreateSnapshot {
         vm,
         snapshot,
         kind,
@@ -54,36 +91,25 @@ pub async fn create(
         created: Some(Element::Snapshot(snapshot)),
         ..Output::default()
     };
-    let job = vmms.submit(task, submission).await?;
-    // A repeated request got the job of the first time, with its snapshot.
-    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
-        Ok(Task::CreateSnapshot { snapshot, .. }) => Ok((snapshot, job)),
-        _ => Ok((snapshot, job)),
-    }
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.snapshot, job))
 }
 
 /// Takes the snapshot.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    vm: Uuid,
-    snapshot: Uuid,
-    kind: SnapshotKind,
-    consistency: Option<Consistency>,
-    name: &str,
-) -> Result<()> {
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &CreateSnapshot) -> Result<()> {
+    let vm = work.vm;
     let record = vmms.db.get::<Vm>(vm)?;
     let new = NewSnapshot {
-        id: snapshot,
-        kind,
-        consistency,
-        name,
+        id: work.snapshot,
+        kind: work.kind,
+        consistency: work.consistency,
+        name: &work.name,
     };
     taken(vmms, ctx, vm, &new)
         .await
         .map_err(|cause| match cause.kind() {
             Kind::Cancelled => cause,
-            _ => fault!(SnapshotFailed, name, record.name)
+            _ => fault!(SnapshotFailed, work.name, record.name)
                 .about(Element::Vm(vm))
                 .caused_by(cause),
         })
@@ -237,7 +263,14 @@ pub(crate) async fn take_for_export(
         return come_back(vmms, ctx, vm).await;
     }
     // The snapshot is no end in itself: the export can be stopped before, while and after it is taken.
-    run(vmms, &ctx.part(), vm, id, kind, consistency, "export").await
+    let work = CreateSnapshot {
+        vm,
+        snapshot: id,
+        kind,
+        consistency,
+        name: "export".to_owned(),
+    };
+    run(vmms, &ctx.part(), &work).await
 }
 
 /// Removes the snapshot of an export that failed; what it alone needed is merged by the next sweep. A machine that was saved for

@@ -2,14 +2,57 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Snapshot, SnapshotKind, create, of_vm, refuse_busy};
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
+use crate::point::tidy;
 use crate::point::tidy::tidy;
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Kind, Result, Vmms, fault, guid};
+
+/// Deletes a snapshot, or it and everything below it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestroySnapshot {
+    /// The machine.
+    pub vm: Uuid,
+    /// The snapshot.
+    pub snapshot: Uuid,
+    /// Whether its descendants go too.
+    pub tree: bool,
+}
+
+#[async_trait]
+impl Work<Machines> for DestroySnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Snapshot,
+            72,
+            "Deleting a snapshot",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            deletes: vec![self.snapshot],
+            ..Claims::of_machine(self.vm, Access::Shared, Layers::Changed, &[])
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.vm, self.snapshot, self.tree).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        // The snapshot is there or gone; merging goes on by itself.
+        tidy::undo(vmms, ctx, self.vm).await
+    }
+}
 
 /// Starts a job that deletes a snapshot, with `tree` also everything below it; returns the job.
 ///
@@ -23,7 +66,7 @@ pub async fn destroy(vmms: &Arc<Vmms>, snapshot: Uuid, tree: bool, asked: &Asked
             .iter()
             .map(|s| (Element::Snapshot(*s), Effect::ExclusiveUse)),
     );
-    let task = Task::DestroySnapshot {
+    let task = DestroySnapshot {
         vm: record.vm,
         snapshot,
         tree,

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use disk::manifest::Manifest;
 use disk::verify::{DiskProof, Export, disk_files};
 use disk::{Backing, CancelFlag, Chain, ChangeMap, ExportPlan, Source, export_disk};
+use engine::{Access, Claims, Layers, Recovery, Work};
 use hypervisor::ImageFormat;
 use hypervisor::image::write_owner;
 use serde::{Deserialize, Serialize};
@@ -23,7 +25,7 @@ use uuid::Uuid;
 use super::create::forget_files;
 use super::{Definition, Snapshot};
 use crate::exported::{self, Exported};
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::layer::{Frozen, LayerRef};
 use crate::owner::Owner;
 use crate::point::freeze::{self, Step};
@@ -32,6 +34,45 @@ use crate::point::{self, Consistency, Decision, Point, PointDisk, disk_id_text, 
 use crate::verify::{chain_of, has_manifest};
 use crate::vm::{Asked, DeviceKind, Disk, Power, Vm};
 use crate::{Effect, Element, Kind, Result, Use, Vmms, export, fault, guid};
+
+/// Imports snapshots to a planned machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImportSnapshots {
+    /// The machine.
+    pub vm: Uuid,
+    /// The folder that was named.
+    pub folder: PathBuf,
+    /// The snapshots, parents before children.
+    pub snapshots: Vec<SnapshotImport>,
+    /// Which of them the machine descends from.
+    pub descends_from: Option<Uuid>,
+}
+
+#[async_trait]
+impl Work<Machines> for ImportSnapshots {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            60,
+            "Importing snapshots",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        let named = self.snapshots.iter().map(|s| s.snapshot);
+        let named: Vec<Uuid> = named.chain(self.descends_from).collect();
+        Claims::of_machine(self.vm, Access::Alone, Layers::Changed, &named)
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.vm, &self.snapshots).await
+    }
+}
 
 /// Bytes that are compared in one go.
 const STEP: u64 = 1 << 20;
@@ -94,22 +135,15 @@ pub async fn import(
     for snapshot in &snapshots {
         affected.push((Element::Snapshot(snapshot.snapshot), Effect::Create));
     }
-    let task = Task::ImportSnapshots {
+    let task = ImportSnapshots {
         vm,
         folder: folder.to_owned(),
         snapshots,
         descends_from: of(present.and_then(|p| p.parent)),
     };
-    let job = vmms.submit(task, asked.submission(affected)).await?;
-    // A repeated request got the job of the first time, with its snapshots.
-    let task = vmms.job(job).map(|j| j.task);
-    let made = match &task {
-        Ok(Task::ImportSnapshots { snapshots, .. }) => {
-            snapshots.iter().map(|s| s.snapshot).collect()
-        }
-        _ => new.into_iter().map(|(_, id)| id).collect(),
-    };
-    Ok((made, job))
+    let submission = asked.submission(affected);
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.snapshots.iter().map(|s| s.snapshot).collect(), job))
 }
 
 fn planned(record: &Vm) -> Result<()> {
@@ -164,16 +198,10 @@ struct Notes {
 }
 
 /// Imports.
-pub(crate) async fn run(
-    vmms: &Arc<Vmms>,
-    ctx: &JobContext,
-    vm: Uuid,
-    folder: &Path,
-    snapshots: &[SnapshotImport],
-    descends_from: Option<Uuid>,
-) -> Result<()> {
+pub(crate) async fn run(vmms: &Arc<Vmms>, ctx: &JobContext, work: &ImportSnapshots) -> Result<()> {
+    let (vm, folder) = (work.vm, &work.folder);
     let name = vmms.db.get::<Vm>(vm)?.name.clone();
-    let done = bring_in(vmms, ctx, vm, snapshots, descends_from).await;
+    let done = bring_in(vmms, ctx, vm, &work.snapshots, work.descends_from).await;
     done.map_err(|cause| match cause.kind() {
         Kind::Cancelled => cause,
         _ => fault!(SnapshotImportFailed, folder.display(), name)

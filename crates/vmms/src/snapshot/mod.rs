@@ -20,19 +20,13 @@ mod destroy;
 mod import;
 mod record;
 
-pub(crate) use apply::{
-    Back, admit as admit_apply, run as run_apply, run_clear, undo as undo_apply,
-};
-pub use apply::{apply, clear};
-pub use convert::convert;
-pub(crate) use convert::run as run_convert;
-pub use create::create;
-pub(crate) use create::{run as run_create, undo as undo_create};
+pub use apply::{ApplySnapshot, ClearSnapshot, apply, clear};
+pub(crate) use apply::{Back, admit as admit_apply, undo as undo_apply};
+pub use convert::{ConvertSnapshot, convert};
+pub use create::{CreateSnapshot, create};
 pub(crate) use definition::Definition;
-pub use destroy::destroy;
-pub(crate) use destroy::run as run_destroy;
-pub use import::{SnapshotImport, import};
-pub(crate) use import::{run as run_import, undo as undo_import};
+pub use destroy::{DestroySnapshot, destroy};
+pub use import::{ImportSnapshots, SnapshotImport, import};
 pub use record::{Snapshot, SnapshotKind};
 
 use std::sync::Arc;

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Asked, Power, Vm, request_state};
-use crate::job::{Job, StateChange};
+use crate::job::Job;
+use crate::vm::StateChange;
 use crate::{Result, Vmms, guid};
 
 /// The one record of its kind.

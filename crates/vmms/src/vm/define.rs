@@ -3,12 +3,50 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Asked, Device, DeviceKind, Memory, Power, Processor, Settings, Vm, spec};
-use crate::job::{Job, JobContext, JobRequest, Task};
+use crate::job::Kind as _;
+use crate::job::{Job, JobContext, JobRequest, Machines, Service, Traits, concrete};
 use crate::point::Point;
+use crate::point::Tidy;
 use crate::{Effect, Element, Fault, Result, Vmms, fault, guid, names};
+
+/// Deletes a machine with its points; its disks are folded into plain files, which stay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestroyVm {
+    /// The machine.
+    pub vm: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for DestroyVm {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            3,
+            "Deleting the virtual machine",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Whole, Layers::Changed, &[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_destroy(vmms, ctx, self.vm).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // Deleting goes on where it stopped when it is asked for again.
+        Ok(())
+    }
+}
 
 /// A machine to define.
 #[derive(Clone, Debug)]
@@ -275,7 +313,7 @@ fn fixed_while_on(a: &Vm, b: &Vm) -> Option<&'static str> {
 /// Background merging makes way.
 pub(crate) async fn end_merging(vmms: &Arc<Vmms>, id: Uuid) -> Result<()> {
     for job in vmms.db.all::<Job>() {
-        if !job.state.is_final() && matches!(job.task, Task::Tidy { vm } if vm == id) {
+        if !job.state.is_final() && Tidy::of(&job.task).is_some_and(|tidy| tidy.vm == id) {
             let _ = vmms.request_job_state(job.id, JobRequest::Terminate).await;
             vmms.wait(job.id).await?;
         }
@@ -303,7 +341,7 @@ pub async fn destroy(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> 
     }
     end_merging(vmms, id).await?;
     let affected = vec![(Element::Vm(id), Effect::ExclusiveUse)];
-    vmms.submit(Task::DestroyVm { vm: id }, asked.submission(affected))
+    vmms.submit(DestroyVm { vm: id }, asked.submission(affected))
         .await
 }
 

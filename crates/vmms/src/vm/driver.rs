@@ -7,9 +7,12 @@ use hypervisor::names::RunFiles;
 use hypervisor::{Launch, Machine};
 use uuid::Uuid;
 
+use super::change::ChangeState;
 use super::{Ended, Power, Vm, VmState, spec};
-use crate::job::{Job, JobContext, StateChange, Submission, Task};
+use crate::job::Task;
+use crate::job::{Job, JobContext, Submission};
 use crate::layer::Pending;
+use crate::vm::StateChange;
 use crate::{Effect, Element, Fault, Message, Result, Vmms, fault, guid};
 
 /// How long QEMU may take to flush its images when the power goes off.
@@ -108,7 +111,7 @@ pub async fn request_state(
         why.into_iter().fold(refused, Fault::caused_by)
     })?;
     let affected = vec![(Element::Vm(vm), Effect::ExclusiveUse)];
-    vmms.submit(Task::ChangeState { vm, to }, asked.submission(affected))
+    vmms.submit(ChangeState { vm, to }, asked.submission(affected))
         .await
 }
 
@@ -178,10 +181,10 @@ pub(crate) async fn run(
 
 /// Whether a request to turn the machine off has not been carried out yet.
 fn stop_waits(vmms: &Vmms, vm: Uuid) -> bool {
-    let stop = Task::ChangeState {
+    let stop = Task::from(ChangeState {
         vm,
         to: StateChange::Stop,
-    };
+    });
     let jobs = vmms.db.all::<Job>();
     jobs.iter().any(|j| !j.state.is_final() && j.task == stop)
 }

@@ -10,13 +10,50 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use engine::{Claims, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::change::StateChange;
 use super::{Asked, Power, Vm, VmState, autostart, request_state};
-use crate::job::{JobContext, JobState, StateChange, Task};
+use crate::job::{JobContext, JobState, Machines, Service, Traits, concrete};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
+
+/// Ends all machines because the host goes down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShutDownGuests {
+    /// Within how many seconds.
+    pub seconds: u64,
+}
+
+#[async_trait]
+impl Work<Machines> for ShutDownGuests {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            0,
+            "Ending machines because the host goes down",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        // Each machine is ended by a job of its own.
+        Claims::of_no_machine(&[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.seconds).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // What has ended has ended; what has not goes on.
+        Ok(())
+    }
+}
 
 /// Between two attempts on a machine that something else works on.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -38,7 +75,7 @@ pub async fn shut_down_guests(
         let why = "it goes from a second to a day";
         return Err(fault!(InvalidValue, "the deadline", within.as_secs(), why));
     }
-    let task = Task::ShutDownGuests {
+    let task = ShutDownGuests {
         seconds: within.as_secs(),
     };
     let affected = vec![(Element::Host, Effect::Other)];

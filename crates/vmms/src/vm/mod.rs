@@ -2,15 +2,16 @@
 
 pub mod adopt;
 mod autostart;
+mod change;
 mod consoles;
-mod define;
+pub(crate) mod define;
 pub mod device;
 mod driver;
 mod ended;
 mod health;
 pub(crate) mod host_shutdown;
 pub mod losses;
-mod planned;
+pub(crate) mod planned;
 mod record;
 mod room;
 mod runtime;
@@ -19,9 +20,10 @@ mod user;
 
 pub(crate) use autostart::Starts;
 pub use autostart::{Active, BootOptions, HostBoot, Waiting};
+pub use change::{ChangeState, StateChange};
 pub(crate) use consoles::Consoles;
-pub use define::{NewVm, change, define, destroy, install, new_vm, validate};
-pub(crate) use define::{check_images, run_destroy};
+pub(crate) use define::check_images;
+pub use define::{DestroyVm, NewVm, change, define, destroy, install, new_vm, validate};
 pub use driver::{Asked, admit, request_state};
 pub(crate) use driver::{
     close_files, reattach, run as run_state_change, undo as undo_state_change,
@@ -29,9 +31,8 @@ pub(crate) use driver::{
 pub(crate) use driver::{end_unknown, save, start};
 pub use ended::Ended;
 pub use health::{DiskFailure, Health};
-pub use host_shutdown::shut_down_guests;
-pub use planned::{realize, validate_planned};
-pub(crate) use planned::{run_realize, run_validate};
+pub use host_shutdown::{ShutDownGuests, shut_down_guests};
+pub use planned::{Realize, ValidatePlanned, realize, validate_planned};
 pub use record::{Device, DeviceKind, Disk, Memory, Power, Processor, Settings, Vm};
 pub use room::RoomOptions;
 pub(crate) use room::Rooms;

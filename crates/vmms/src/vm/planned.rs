@@ -3,11 +3,78 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Asked, Power, Vm, check_images, spec, validate};
-use crate::job::{JobContext, Task};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::{Effect, Element, Fault, Result, Vmms, fault};
+
+/// Checks whether a planned machine could be made real.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidatePlanned {
+    /// The machine.
+    pub vm: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for ValidatePlanned {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            140,
+            "Validating a planned virtual machine",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Shared, Layers::Kept, &[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_validate(vmms, ctx, self.vm).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes a planned machine real.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Realize {
+    /// The machine.
+    pub vm: Uuid,
+}
+
+#[async_trait]
+impl Work<Machines> for Realize {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::Management,
+            141,
+            "Realizing a planned virtual machine",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims::of_machine(self.vm, Access::Alone, Layers::Kept, &[])
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run_realize(vmms, ctx, self.vm).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // One transaction: whole or not at all.
+        Ok(())
+    }
+}
 
 fn planned(vmms: &Vmms, id: Uuid, what: &str) -> Result<Arc<Vm>> {
     let record = vmms.db.get::<Vm>(id)?;
@@ -22,7 +89,7 @@ fn planned(vmms: &Vmms, id: Uuid, what: &str) -> Result<Arc<Vm>> {
 pub async fn validate_planned(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> {
     planned(vmms, id, "validating")?;
     let affected = vec![(Element::Vm(id), Effect::Other)];
-    vmms.submit(Task::ValidatePlanned { vm: id }, asked.submission(affected))
+    vmms.submit(ValidatePlanned { vm: id }, asked.submission(affected))
         .await
 }
 
@@ -30,7 +97,7 @@ pub async fn validate_planned(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Resu
 pub async fn realize(vmms: &Arc<Vmms>, id: Uuid, asked: &Asked) -> Result<Uuid> {
     planned(vmms, id, "realizing")?;
     let affected = vec![(Element::Vm(id), Effect::ExclusiveUse)];
-    vmms.submit(Task::Realize { vm: id }, asked.submission(affected))
+    vmms.submit(Realize { vm: id }, asked.submission(affected))
         .await
 }
 

@@ -352,7 +352,7 @@ async fn job_records_outlive_their_jobs_and_are_found_by_their_id() {
         .find_map(|r| r.get_str("InstanceID").map(str::to_owned))
         .unwrap_or_default();
     let job = uuid::Uuid::parse_str(&id).unwrap_or_default();
-    let retired = bench.vmms.db.retire(job).await;
+    let retired = bench.vmms.db.retire::<vmms::job::Machines>(job).await;
     assert!(retired.is_ok(), "{retired:?}");
     let gone = bench
         .found(
@@ -369,7 +369,7 @@ async fn job_records_outlive_their_jobs_and_are_found_by_their_id() {
         .await;
     assert_eq!(one(&found).get("IsVisible"), &cim::Value::Boolean(false));
     for job in bench.vmms.jobs() {
-        let retired = bench.vmms.db.retire(job.id).await;
+        let retired = bench.vmms.db.retire::<vmms::job::Machines>(job.id).await;
         assert!(retired.is_ok(), "{retired:?}");
     }
     let past = bench

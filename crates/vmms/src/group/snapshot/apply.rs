@@ -4,16 +4,59 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::create::summary;
 use super::super::{Group, GroupSnapshot, LastApply};
 use super::{affected, finished, not_recovery, tasks};
-use crate::job::{JobContext, MemberTask, Task};
+use crate::group::member::{self, MemberTask};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::point::{quiet, settle};
 use crate::snapshot::{Back, Snapshot, admit_apply};
 use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+
+/// Brings all machines of a snapshot of a collection back to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApplyGroupSnapshot {
+    /// The collection's snapshot.
+    pub snapshot: Uuid,
+    /// Its members.
+    pub members: Vec<MemberTask>,
+}
+
+#[async_trait]
+impl Work<Machines> for ApplyGroupSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionSnapshot,
+            71,
+            "Applying a snapshot of a collection",
+            Recovery::Undo,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        member::claims(
+            &self.members,
+            Access::Replaces,
+            Layers::Changed,
+            &[self.snapshot],
+        )
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.snapshot, &self.members).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        undo(vmms, &self.members).await
+    }
+}
 
 /// Starts a job that brings all machines of a snapshot of a collection back to it; returns the job.
 ///
@@ -26,7 +69,7 @@ pub async fn apply_snapshot(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -> 
     }
     let submission = asked.submission(affected(&record, Effect::Other, Effect::ExclusiveUse));
     let members = tasks(&record);
-    vmms.submit(Task::ApplyGroupSnapshot { snapshot, members }, submission)
+    vmms.submit(ApplyGroupSnapshot { snapshot, members }, submission)
         .await
 }
 

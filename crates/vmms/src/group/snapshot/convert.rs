@@ -4,15 +4,62 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::{GroupPoint, GroupSnapshot};
 use super::{affected, finished, tasks};
-use crate::job::{JobContext, MemberTask, Output, Task};
+use crate::group::member::{self, MemberTask};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::point::{self, Point, PointType};
 use crate::snapshot::{Snapshot, SnapshotKind, refuse_busy};
 use crate::vm::Asked;
 use crate::{Effect, Element, Result, Vmms, fault, guid};
+
+/// Makes a reference point of a collection of its recovery snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConvertGroupSnapshot {
+    /// The collection's snapshot.
+    pub snapshot: Uuid,
+    /// Its members.
+    pub members: Vec<MemberTask>,
+}
+
+#[async_trait]
+impl Work<Machines> for ConvertGroupSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionSnapshot,
+            200,
+            "Making a reference point of a snapshot of a collection",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            deletes: member::instants(&self.members),
+            ..member::claims(
+                &self.members,
+                Access::Shared,
+                Layers::Kept,
+                &[self.snapshot],
+            )
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.snapshot, &self.members).await
+    }
+
+    async fn undo(&self, _vmms: &Arc<Vmms>, _ctx: &JobContext) -> Result<()> {
+        // One transaction: whole or not at all.
+        Ok(())
+    }
+}
 
 /// Starts a job that turns a recovery snapshot of a collection into a reference point of the same GUID; returns the job.
 ///
@@ -31,7 +78,7 @@ pub async fn convert_snapshot(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -
         ..Output::default()
     };
     let members = tasks(&record);
-    vmms.submit(Task::ConvertGroupSnapshot { snapshot, members }, submission)
+    vmms.submit(ConvertGroupSnapshot { snapshot, members }, submission)
         .await
 }
 

@@ -8,14 +8,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
 use hypervisor::MachineStatus;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::create::{least, member_failed, micros, new_tasks, summary};
 use super::super::instant::{self, Doing, Failures, Lock, Member, Standing, side_by_side};
 use super::super::record::next_sequence;
 use super::super::{Group, GroupKind, GroupSnapshot, MemberPoint};
-use crate::job::{Job, JobContext, MemberTask, Output, Task};
+use crate::group::member::{self, MemberTask};
+use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::point::create::{self, Begun, Marked, New};
 use crate::point::{Consistency, Point, PointType, freeze, quiet, settle};
 use crate::snapshot::create::{forget_files, go_on, keep_memory, take_out};
@@ -23,18 +27,50 @@ use crate::snapshot::{Snapshot, SnapshotKind, current};
 use crate::vm::{Asked, Power, Vm};
 use crate::{Effect, Element, Kind, Result, Vmms, fault, names};
 
-/// A snapshot of a collection to take.
-pub(crate) struct NewGroupSnapshot<'a> {
+/// Takes a snapshot of a collection: one snapshot of each member, all of one instant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateGroupSnapshot {
     /// The collection.
-    pub(crate) group: Uuid,
-    /// The new snapshot.
-    pub(crate) snapshot: Uuid,
+    pub group: Uuid,
+    /// The new collection snapshot's id.
+    pub snapshot: Uuid,
+    /// The members when it was asked for, by the GUIDs of their machines; `point` is the id of the new snapshot.
+    pub members: Vec<MemberTask>,
     /// Its kind.
-    pub(crate) kind: SnapshotKind,
-    /// What was asked for.
-    pub(crate) consistency: Option<Consistency>,
-    /// Its name.
-    pub(crate) name: &'a str,
+    pub kind: SnapshotKind,
+    /// What was asked for; `None`: application where it can be had, else crash.
+    pub consistency: Option<Consistency>,
+    /// Name for people.
+    pub name: String,
+}
+
+#[async_trait]
+impl Work<Machines> for CreateGroupSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionSnapshot,
+            198,
+            "Creating a snapshot of a collection",
+            Recovery::Undo,
+        )
+    }
+
+    fn claims(&self) -> Claims {
+        member::claims(
+            &self.members,
+            Access::Shared,
+            Layers::Changed,
+            &[self.group, self.snapshot],
+        )
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        undo(vmms, ctx, self.snapshot, &self.members).await
+    }
 }
 
 /// Starts a job that takes a snapshot of a collection; returns the snapshot's and the job's identifiers. `consistency` as in
@@ -81,7 +117,7 @@ pub async fn create_snapshot(
         affected.push((Element::Vm(member.vm), Effect::Other));
         affected.push((Element::Snapshot(member.point), Effect::Create));
     }
-    let task = Task::CreateGroupSnapshot {
+    let task = CreateGroupSnapshot {
         group,
         snapshot,
         members,
@@ -94,12 +130,8 @@ pub async fn create_snapshot(
         created: Some(Element::GroupSnapshot(snapshot)),
         ..Output::default()
     };
-    let job = vmms.submit(task, submission).await?;
-    // A repeated request got the job of the first time, with its snapshot.
-    match vmms.db.get::<Job>(job).map(|j| j.task.clone()) {
-        Ok(Task::CreateGroupSnapshot { snapshot, .. }) => Ok((snapshot, job)),
-        _ => Ok((snapshot, job)),
-    }
+    let (task, job) = vmms.submit_once(task, submission).await?;
+    Ok((task.snapshot, job))
 }
 
 /// What the machines were before they were saved, so that they come back to it.
@@ -109,9 +141,9 @@ type Before = Vec<(Uuid, Power)>;
 pub(crate) async fn run(
     vmms: &Arc<Vmms>,
     ctx: &JobContext,
-    new: &NewGroupSnapshot<'_>,
-    tasks: &[MemberTask],
+    new: &CreateGroupSnapshot,
 ) -> Result<()> {
+    let tasks = &new.members;
     ctx.checkpoint().await?;
     let mut members: Vec<(Arc<Vm>, Lock)> = Vec::new();
     for task in tasks {
@@ -231,7 +263,7 @@ struct Plan {
 async fn take(
     vmms: &Arc<Vmms>,
     ctx: &JobContext,
-    new: &NewGroupSnapshot<'_>,
+    new: &CreateGroupSnapshot,
     tasks: &[MemberTask],
     locked: &[(Arc<Vm>, Lock)],
     standing: Option<&Standing>,
@@ -243,7 +275,7 @@ async fn take(
             point: task.point,
             kind: PointType::Rct,
             consistency: new.consistency,
-            name: new.name,
+            name: &new.name,
         };
         match create::begin(vmms, task.vm, &order).await {
             Ok(begun) => members.push(Member {
@@ -306,7 +338,7 @@ async fn plan(vmms: &Vmms, kind: SnapshotKind, begun: &Begun) -> Result<Plan> {
     })
 }
 
-fn part_of(new: &NewGroupSnapshot<'_>, point: &Point, plan: &Plan) -> Snapshot {
+fn part_of(new: &CreateGroupSnapshot, point: &Point, plan: &Plan) -> Snapshot {
     let (settings, memory) = (plan.settings.clone(), plan.memory.clone());
     let mut part = Snapshot::of(point, new.kind, plan.parent, settings, memory);
     part.group_snapshot = Some(new.snapshot);
@@ -316,7 +348,7 @@ fn part_of(new: &NewGroupSnapshot<'_>, point: &Point, plan: &Plan) -> Snapshot {
 /// Writes down what is about to happen, on all machines in one transaction.
 async fn announce(
     vmms: &Arc<Vmms>,
-    new: &NewGroupSnapshot<'_>,
+    new: &CreateGroupSnapshot,
     members: &[Member],
     plans: &[Plan],
     standing: Option<&Standing>,
@@ -344,7 +376,7 @@ async fn announce(
             let record = GroupSnapshot {
                 id: new.snapshot,
                 group: new.group,
-                name: new.name.to_owned(),
+                name: new.name.clone(),
                 kind: new.kind,
                 consistency: Consistency::Crash,
                 instant: SystemTime::now(),
@@ -367,7 +399,7 @@ async fn announce(
 /// Writes down what was reached: trees, members' snapshots and the collection's snapshot in one transaction.
 async fn write_down(
     vmms: &Arc<Vmms>,
-    new: &NewGroupSnapshot<'_>,
+    new: &CreateGroupSnapshot,
     tasks: &[MemberTask],
     mut record: GroupSnapshot,
     (members, plans): (Vec<Member>, Vec<Plan>),

@@ -2,15 +2,61 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Access, Claims, Layers, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::{GroupSnapshot, discard};
 use super::{affected, finished, not_recovery, tasks};
-use crate::job::{JobContext, MemberTask, Task};
+use crate::group::member::{self, MemberTask};
+use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::snapshot::create::{forget_files, take_out};
 use crate::snapshot::refuse_busy;
 use crate::vm::Asked;
 use crate::{Effect, Result, Vmms};
+
+/// Deletes a snapshot of a collection with its members' snapshots.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestroyGroupSnapshot {
+    /// The collection's snapshot.
+    pub snapshot: Uuid,
+    /// Its members.
+    pub members: Vec<MemberTask>,
+}
+
+#[async_trait]
+impl Work<Machines> for DestroyGroupSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionSnapshot,
+            72,
+            "Deleting a snapshot of a collection",
+            Recovery::Resume,
+        )
+        .to_the_end()
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            deletes: member::instants(&self.members),
+            ..member::claims(
+                &self.members,
+                Access::Shared,
+                Layers::Changed,
+                &[self.snapshot],
+            )
+        }
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        run(vmms, ctx, self.snapshot, &self.members).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        discard::undo(vmms, ctx, &self.members).await
+    }
+}
 
 /// Starts a job that deletes a snapshot of a collection; returns the job.
 ///
@@ -23,7 +69,7 @@ pub async fn destroy_snapshot(vmms: &Arc<Vmms>, snapshot: Uuid, asked: &Asked) -
         refuse_busy(vmms, member.point)?;
     }
     let submission = asked.submission(affected(&record, Effect::ExclusiveUse, Effect::Other));
-    vmms.submit(Task::DestroyGroupSnapshot { snapshot, members }, submission)
+    vmms.submit(DestroyGroupSnapshot { snapshot, members }, submission)
         .await
 }
 

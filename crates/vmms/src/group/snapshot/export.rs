@@ -1,17 +1,63 @@
 //! Exporting a collection's snapshot: like a collection's point, each member into `<directory>/<VMGUID>/`, with its memory where
 //! the snapshot has any.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use engine::{Claims, Recovery, Work};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::{GroupPoint, GroupSnapshot};
 use super::finished;
-use crate::job::{ExportedMachine, MemberExport, Output, Task};
+use crate::group::export::Whole;
+use crate::group::member::{self, MemberExport};
+use crate::job::{ExportedMachine, JobContext, Machines, Output, Service, Traits, concrete};
 use crate::snapshot::Snapshot;
 use crate::vm::Asked;
 use crate::{Effect, Element, Fault, Result, Vmms, fault, guid};
+
+/// Exports a snapshot of a collection, one member after the other, all or none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportGroupSnapshot {
+    /// The collection's snapshot.
+    pub snapshot: Uuid,
+    /// The point or snapshot of the collection whose export this one builds on.
+    pub base: Option<Uuid>,
+    /// Where to.
+    pub directory: PathBuf,
+    /// What of which machine, by the GUIDs of the machines; `point` is the member's snapshot.
+    pub members: Vec<MemberExport>,
+    /// Whether what would be differences to the base is written whole.
+    pub merge: bool,
+}
+
+#[async_trait]
+impl Work<Machines> for ExportGroupSnapshot {
+    fn traits(&self) -> Traits {
+        concrete(
+            Service::CollectionSnapshot,
+            62,
+            "Exporting a snapshot of a collection",
+            Recovery::Resume,
+        )
+        .suspendable()
+    }
+
+    fn claims(&self) -> Claims {
+        member::export_claims(self.snapshot, self.base, &self.directory, &self.members)
+    }
+
+    async fn run(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        let whole = Whole::Snapshot(self.snapshot, self.base.filter(|_| self.merge));
+        crate::group::export::run(vmms, ctx, whole, &self.directory, &self.members).await
+    }
+
+    async fn undo(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
+        crate::export::undo(vmms, ctx).await
+    }
+}
 
 /// Starts a job that exports a snapshot of a collection; returns the job. `base`: a point or snapshot of the collection. `storage`:
 /// whether the disks are exported. `merge`: what would be differences to the base is written whole.
@@ -80,7 +126,7 @@ pub async fn export_snapshot(
         machines: members.iter().map(machine).collect(),
         ..Output::default()
     };
-    let task = Task::ExportGroupSnapshot {
+    let task = ExportGroupSnapshot {
         snapshot,
         base,
         directory: directory.to_owned(),

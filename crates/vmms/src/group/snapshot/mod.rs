@@ -8,20 +8,16 @@ mod export;
 
 use std::sync::Arc;
 
-pub use apply::apply_snapshot;
-pub(crate) use apply::{run as run_apply, undo as undo_apply};
-pub use convert::convert_snapshot;
-pub(crate) use convert::run as run_convert;
-pub use create::create_snapshot;
-pub(crate) use create::{NewGroupSnapshot, run as run_create, undo as undo_create};
-pub use destroy::destroy_snapshot;
-pub(crate) use destroy::run as run_destroy;
-pub use export::export_snapshot;
+pub use apply::{ApplyGroupSnapshot, apply_snapshot};
+pub use convert::{ConvertGroupSnapshot, convert_snapshot};
+pub use create::{CreateGroupSnapshot, create_snapshot};
+pub use destroy::{DestroyGroupSnapshot, destroy_snapshot};
+pub use export::{ExportGroupSnapshot, export_snapshot};
 
 use uuid::Uuid;
 
 use super::GroupSnapshot;
-use crate::job::MemberTask;
+use crate::group::member::MemberTask;
 use crate::snapshot::SnapshotKind;
 use crate::{Effect, Element, Result, Vmms, fault, guid};
 

@@ -6,11 +6,11 @@ use disk::CancelFlag;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Job, JobState, Recovery, Stop};
+use crate::{Domain, Job, JobState, Recovery, Stop, Task as _};
 
 /// What a client wants of a running job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(crate) enum Wish {
     Run,
     Suspend,
     Stop(Stop),
@@ -20,14 +20,14 @@ pub(super) enum Wish {
 
 /// The part of a job that changes too often to be stored.
 #[derive(Debug)]
-pub(super) struct Live {
-    pub(super) id: Uuid,
-    pub(super) flag: CancelFlag,
+pub(crate) struct Live {
+    pub(crate) id: Uuid,
+    pub(crate) flag: CancelFlag,
     /// Whether a restart goes on with it.
     resumable: bool,
-    pub(super) wish: watch::Sender<Wish>,
+    pub(crate) wish: watch::Sender<Wish>,
     /// Ticks when the job has reached its final state.
-    pub(super) ended: watch::Sender<bool>,
+    pub(crate) ended: watch::Sender<bool>,
     done: AtomicU64,
     total: AtomicU64,
     /// For a job that goes on after a restart: the percent that were handed on to be stored. Only what is stored is shown, so that
@@ -36,25 +36,22 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(job: &Job) -> Self {
+    pub(crate) fn new<D: Domain>(job: &Job<D>) -> Self {
+        let traits = job.task.traits();
         Live {
             id: job.id,
             flag: CancelFlag::new(),
-            resumable: job.task.traits().recovery == Recovery::Resume,
+            resumable: traits.recovery == Recovery::Resume,
             wish: watch::Sender::new(Wish::Run),
             ended: watch::Sender::new(false),
             done: AtomicU64::new(job.done),
             total: AtomicU64::new(job.total),
-            noted: job
-                .task
-                .traits()
-                .suspendable
-                .then(|| AtomicU8::new(job.percent)),
+            noted: traits.suspendable.then(|| AtomicU8::new(job.percent)),
         }
     }
 
     /// Takes what is done; returns the percent that are to be stored, when they grew.
-    pub(super) fn progress(&self, done: u64, total: u64) -> Option<u8> {
+    pub(crate) fn progress(&self, done: u64, total: u64) -> Option<u8> {
         self.total.fetch_max(total, Ordering::Relaxed);
         let done = self.done.fetch_max(done, Ordering::Relaxed).max(done);
         let noted = self.noted.as_ref()?;
@@ -63,7 +60,7 @@ impl Live {
     }
 
     /// Puts the progress into a copy of the record. Below 100 until the job has ended.
-    pub(super) fn show(&self, job: &mut Job) {
+    pub(crate) fn show<D: Domain>(&self, job: &mut Job<D>) {
         job.total = self.total.load(Ordering::Relaxed).max(job.total);
         job.done = self
             .done
@@ -76,7 +73,7 @@ impl Live {
     }
 
     /// How it was asked to end.
-    pub(super) fn stop(&self) -> Option<Stop> {
+    pub(crate) fn stop(&self) -> Option<Stop> {
         match *self.wish.borrow() {
             Wish::Stop(stop) => Some(stop),
             Wish::Run | Wish::Suspend | Wish::Park => None,
@@ -84,7 +81,7 @@ impl Live {
     }
 
     /// Takes over what the record says clients want. The caller has just read it.
-    pub(super) fn follow(&self, job: &Job) {
+    pub(crate) fn follow<D: Domain>(&self, job: &Job<D>) {
         self.wish(match (job.stop, job.state) {
             (Some(stop), _) => Wish::Stop(stop),
             (None, JobState::Suspended) => Wish::Suspend,
@@ -93,13 +90,13 @@ impl Live {
     }
 
     /// The service ends. A job that goes on at the next start stops where it is; whatever else is under way may use the time there is.
-    pub(super) fn park(&self) {
+    pub(crate) fn park(&self) {
         if self.resumable {
             self.wish(Wish::Park);
         }
     }
 
-    pub(super) fn is_parked(&self) -> bool {
+    pub(crate) fn is_parked(&self) -> bool {
         *self.wish.borrow() == Wish::Park
     }
 

@@ -278,12 +278,9 @@ async fn serve_on(config: Config) -> Result<()> {
     let accounts =
         Accounts::open(users, config.limits.accounts()).context("cannot read the users")?;
     let query_time = Duration::from_secs(config.limits.query_seconds);
-    let service = Arc::new(Service::new(
-        Arc::clone(&vmms),
-        Box::new(rights::AllSeeing),
-        config.refusals()?,
-        query_time,
-    ));
+    let gate = Box::new(rights::AllSeeing);
+    let house = view::House::new(Arc::clone(&vmms), gate, provider::all());
+    let service = Arc::new(Service::new(house, config.refusals()?, query_time));
     let mut host_names = config.host_names.clone();
     host_names.extend([vmms.host.clone(), whole_host_name()]);
     let options = Options {

@@ -238,6 +238,23 @@ impl Object {
         }
     }
 
+    /// About how many bytes of memory it holds alone; records are there anyway.
+    pub(crate) fn bytes(&self) -> usize {
+        let keys: usize = self
+            .keys
+            .iter()
+            .map(|(_, v)| size_of_val(v) + v.len())
+            .sum();
+        let own = match &self.what {
+            What::Job(job) => {
+                size_of_val(&**job) + size_of_val(&*job.faults) + size_of_val(&*job.affected)
+            }
+            What::Fixed(fixed) => wbem::footprint(&fixed.instance),
+            _ => 0,
+        };
+        size_of_val(self) + keys + own
+    }
+
     /// Its path, with namespace and host.
     pub(crate) fn path(&self, host: &str, namespace: &str) -> Path {
         let mut path = Path::class(self.class)

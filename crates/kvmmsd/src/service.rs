@@ -8,16 +8,16 @@ use cim::wql::{Environment, Query, Select, Traverse};
 use cim::{Class, Instance, Method, Name, Path, Schema, Value};
 use msvm::Namespace;
 use vmms::vm::Asked;
-use vmms::{Fault, Vmms, fault};
+use vmms::{Fault, fault};
 use wbem::{
-    Caller, Error, Handler, Limit, Operation, OutParameter, Request, Response, Role, Status, Walk,
+    Caller, Error, Handler, Instances, Limit, Operation, OutParameter, Request, Response, Status,
+    Walk,
 };
 
 use crate::object::Object;
 use crate::query::Queries;
-use crate::rights::{self, Gate};
-use crate::view::{Call, CallError, House, Outcome, View};
-use crate::{association, errors, provider, refusal, served};
+use crate::view::{Call, CallError, House, Outcome, Provider, View};
+use crate::{association, errors, provider, refusal, rights, served};
 
 /// How a method tells that it refuses, where no job does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,15 +39,10 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// The service with all its providers; the gate decides who sees what.
-    pub(crate) fn new(
-        vmms: Arc<Vmms>,
-        gate: Box<dyn Gate>,
-        refusals: Refusals,
-        query_time: Duration,
-    ) -> Self {
+    /// The service of a house.
+    pub(crate) fn new(house: House, refusals: Refusals, query_time: Duration) -> Self {
         Service {
-            house: Arc::new(House::new(vmms, gate, provider::all())),
+            house: Arc::new(house),
             refusals,
             queries: Queries::new(query_time),
         }
@@ -74,6 +69,34 @@ impl Service {
                 Status::InvalidClass,
                 format!("{} has no class {class}", namespace.name()),
             )
+        })
+    }
+
+    /// Who asks for a change of an instance, where their role is enough for that.
+    fn may_change(&self, view: &View, request: &Request) -> Result<Asked, Error> {
+        let caller = &request.caller;
+        if caller.role < rights::TO_CHANGE_INSTANCES {
+            let fault = fault!(AccessDenied, caller.user, "change instances");
+            return Err(errors::operation_error(view, &fault));
+        }
+        Ok(Asked {
+            owner: caller.user.clone(),
+            request_key: request.request_key.clone(),
+        })
+    }
+
+    /// The provider whose instances of a class are created, changed and deleted.
+    fn keeper(
+        &self,
+        view: &View,
+        namespace: &'static Namespace,
+        class: &Class,
+        done: &str,
+    ) -> Result<Arc<dyn Provider>, Error> {
+        let provider = self.house.provider(namespace.name(), class.name.as_str());
+        provider.cloned().ok_or_else(|| {
+            let fault = fault!(NotDirectly, class.name, done);
+            errors::operation_error(view, &fault)
         })
     }
 
@@ -302,6 +325,20 @@ fn refusal_of(view: &View, fault: &Fault, about: &vmms::Element) -> OutParameter
     }
 }
 
+/// The properties given, spelled as the class declares them; one that it does not have is refused.
+fn declared(view: &View, class: &Class, given: &Instance) -> Result<Instance, Error> {
+    let mut out = given.clone();
+    out.class = class.name.clone();
+    for property in &mut out.properties {
+        let Some(own) = class.property(property.name.as_str()) else {
+            let fault = fault!(UnknownName, class.name, "property", property.name);
+            return Err(errors::operation_error(view, &fault));
+        };
+        property.name = own.name.clone();
+    }
+    Ok(out)
+}
+
 /// What the keys a query asks for name: text that is a key of every class the query is about.
 fn named(namespace: &'static Namespace, class: &Class, select: &Select) -> Option<Path> {
     let is_key = |name: &Name| {
@@ -338,6 +375,7 @@ fn unknown_parameter(class: &Class, method: &Method, given: &[(Name, Value)]) ->
 #[async_trait]
 impl Handler for Service {
     async fn handle(&self, request: Request) -> Result<Response, Error> {
+        let request = &request;
         let namespace = msvm::namespace(&request.namespace).ok_or_else(|| {
             Error::new(
                 Status::InvalidNamespace,
@@ -384,18 +422,17 @@ impl Handler for Service {
             }
             Operation::EnumerateInstances { class } => {
                 let class = self.class(namespace, class.as_str())?;
-                let found = if class.is_association() {
-                    association::instances(&view, table, namespace, class.name.as_str()).await?
-                } else {
-                    let objects = view.objects(namespace, class.name.as_str(), None).await;
-                    let objects =
-                        objects.map_err(|fault| errors::operation_error(&view, &fault))?;
-                    objects
-                        .iter()
-                        .map(|o| view.instance(namespace, o))
-                        .collect()
-                };
-                Ok(Response::Instances(found))
+                let name = class.name.as_str();
+                if class.is_association() {
+                    let found = association::instances(&view, table, namespace, name).await?;
+                    return Ok(Response::Instances(found));
+                }
+                let objects = view.objects(namespace, name, None).await;
+                let objects = objects.map_err(|fault| errors::operation_error(&view, &fault))?;
+                let bytes = objects.iter().map(Object::bytes).sum();
+                let objects = objects.into_iter();
+                let made = objects.map(move |o| view.instance(namespace, &o));
+                Ok(Response::Made(Instances::made(made, bytes)))
             }
             Operation::Query { query } => Ok(Response::Instances(match query {
                 Query::Select(select) => self.select(namespace, caller, select).await?,
@@ -423,18 +460,31 @@ impl Handler for Service {
                 )
                 .await
             }
-            Operation::CreateInstance { .. }
-            | Operation::ModifyInstance { .. }
-            | Operation::DeleteInstance { .. } => {
-                if caller.role < Role::Admin {
-                    let fault = vmms::fault!(AccessDenied, caller.user, "change instances");
-                    return Err(errors::operation_error(&view, &fault));
-                }
-                Err(Error::new(
-                    Status::NotSupported,
-                    "instances are changed through the methods of the services (for example \
-                     Msvm_VirtualSystemManagementService.ModifySystemSettings), not directly",
-                ))
+            Operation::CreateInstance { instance } => {
+                let asked = self.may_change(&view, request)?;
+                let class = self.class(namespace, instance.class.as_str())?;
+                let properties = declared(&view, class, instance)?;
+                let provider = self.keeper(&view, namespace, class, "created")?;
+                let made = provider.create(&view, &properties, &asked).await;
+                let made = made.map_err(|fault| errors::operation_error(&view, &fault))?;
+                Ok(Response::Created(made.path(&view.host, namespace.name())))
+            }
+            Operation::ModifyInstance { path, instance } => {
+                let asked = self.may_change(&view, request)?;
+                let class = self.class(namespace, path.class.as_str())?;
+                let properties = declared(&view, class, instance)?;
+                let provider = self.keeper(&view, namespace, class, "changed")?;
+                let changed = provider.modify(&view, path, &properties, &asked).await;
+                changed.map_err(|fault| errors::operation_error(&view, &fault))?;
+                Ok(Response::Done)
+            }
+            Operation::DeleteInstance { path } => {
+                let asked = self.may_change(&view, request)?;
+                let class = self.class(namespace, path.class.as_str())?;
+                let provider = self.keeper(&view, namespace, class, "deleted")?;
+                let deleted = provider.delete(&view, path, &asked).await;
+                deleted.map_err(|fault| errors::operation_error(&view, &fault))?;
+                Ok(Response::Done)
             }
         }
     }

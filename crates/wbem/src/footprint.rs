@@ -10,8 +10,8 @@ use cim::{
 /// What an allocation costs beside its bytes.
 const ALLOCATION: usize = 16;
 
-/// An instance with everything in it.
-pub(crate) fn instance(instance: &Instance) -> usize {
+/// About how many bytes of memory an instance takes with everything in it.
+pub fn instance(instance: &Instance) -> usize {
     let properties: usize = instance
         .properties
         .iter()

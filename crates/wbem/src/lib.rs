@@ -12,7 +12,7 @@
 //! **Model.** Every request of either protocol becomes one [`Operation`] with its namespace and [`Caller`]; the
 //! [`Handler`] answers with a [`Response`] or an [`Error`]. Values keep the type the protocol gave them: CIM-XML
 //! types its parameters, WS-Management sends strings. A query runs once; what it found is kept in a context and
-//! handed out piece by piece (bounds: [`ContextLimits`]).
+//! handed out piece by piece (bounds: [`ContextLimits`]). The instances of a class are made as they are pulled ([`Instances`]).
 //!
 //! **Errors.** [`Error`] has a CIM status, a sentence, and a chain of error instances. CIM-XML sends it as
 //! `ERROR`, WS-Management as a fault with `WSManFault` and `MSFT_WmiError`; both carry the whole chain. What
@@ -30,6 +30,7 @@ mod error;
 mod footprint;
 #[doc(hidden)]
 pub mod fuzz;
+mod instances;
 mod limit;
 mod operation;
 pub mod server;
@@ -39,5 +40,7 @@ mod wsman;
 
 pub use contexts::ContextLimits;
 pub use error::{Error, Status};
+pub use footprint::instance as footprint;
+pub use instances::Instances;
 pub use limit::{Limit, Origin};
 pub use operation::{Caller, Handler, Operation, OutParameter, Request, Response, Role, Walk};

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use cim::{Class, Instance, Name, Path, Value};
 
-use crate::{Error, Limit, Status};
+use crate::{Error, Instances, Limit, Status};
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,13 +125,15 @@ pub enum Operation {
 }
 
 /// What an operation answers; each operation has one shape.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Response {
     /// To `GetClass`: one class. To `EnumerateClasses`: any number.
     Classes(Vec<Class>),
     /// To `GetInstance` (one), `EnumerateInstances`, `Query`, `Associators`, `References`: instances with every
     /// property of their class in the declared type, and their path with host and namespace.
     Instances(Vec<Instance>),
+    /// The same to `EnumerateInstances`, made while they are pulled.
+    Made(Instances),
     /// To `Invoke`: the return value and every out parameter (null where there is none), in
     /// the declared order and type.
     Invoked {
@@ -144,6 +146,17 @@ pub enum Response {
     Created(Path),
     /// To `ModifyInstance` and `DeleteInstance`.
     Done,
+}
+
+impl Response {
+    /// The instances, where the answer is some.
+    pub(crate) fn instances(self) -> Option<Instances> {
+        match self {
+            Response::Instances(found) => Some(found.into()),
+            Response::Made(found) => Some(found),
+            _ => None,
+        }
+    }
 }
 
 /// An out parameter with its declaration, so that null ones keep their type.

@@ -10,6 +10,9 @@ use msvm::Namespace;
 use msvm::method::Any;
 use wbem::Role;
 
+/// The role that creating, changing and deleting instances takes.
+pub(crate) const TO_CHANGE_INSTANCES: Role = Role::Admin;
+
 /// The role a method of a class needs, whichever class below it the object called turns out to be of.
 pub(crate) fn needed(namespace: &Namespace, class: &Name, method: &Name) -> Role {
     namespace

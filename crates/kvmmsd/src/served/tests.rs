@@ -1,6 +1,7 @@
 //! Every class of the schema is served or listed, and everything that is served fits its class.
 
 mod bench;
+mod changes;
 mod hidden;
 mod queries;
 

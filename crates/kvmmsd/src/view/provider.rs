@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use cim::{Instance, Path};
-use vmms::Fault;
+use vmms::vm::Asked;
+use vmms::{Fault, fault};
 
 use super::{Call, CallResult, View, unserved};
 use crate::object::{NAMESPACE, Object};
@@ -33,6 +34,32 @@ pub(crate) trait Provider: Send + Sync {
     /// Calls a method.
     async fn invoke(&self, _view: &View, call: Call<'_>) -> CallResult {
         Err(unserved(call.target.class, call.method))
+    }
+
+    /// Makes an instance of one of the classes; the properties given are some that the class has.
+    async fn create(
+        &self,
+        _view: &View,
+        instance: &Instance,
+        _asked: &Asked,
+    ) -> Result<Object, Fault> {
+        Err(fault!(NotDirectly, instance.class, "created"))
+    }
+
+    /// Gives the instance a path names (it may name none) these properties, some that its class has.
+    async fn modify(
+        &self,
+        _view: &View,
+        path: &Path,
+        _properties: &Instance,
+        _asked: &Asked,
+    ) -> Result<(), Fault> {
+        Err(fault!(NotDirectly, path.class, "changed"))
+    }
+
+    /// Deletes the instance a path names (it may name none).
+    async fn delete(&self, _view: &View, path: &Path, _asked: &Asked) -> Result<(), Fault> {
+        Err(fault!(NotDirectly, path.class, "deleted"))
     }
 }
 

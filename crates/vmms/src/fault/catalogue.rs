@@ -475,6 +475,10 @@ catalogue! {
         "It has many or large conditions, or very many instances to test.",
         ["Ask by key, such as Name = '...', or for one class rather than its superclass.", "Raise query_seconds in [limits] of the configuration."];
     // 285..: merges of layers
+    // 300: the wire's seams
+    300 NotDirectly NotSupported Medium Unsupported "instances of {0} are not {1} directly",
+        "What stands behind this class is made, changed and deleted by the methods of a service.",
+        ["Call the method instead: for machines DefineSystem, ModifySystemSettings, AddResourceSettings, ModifyResourceSettings, RemoveResourceSettings and DestroySystem of Msvm_VirtualSystemManagementService.", "For points, snapshots, collections and images call the service of that name; a job is ended with its RequestStateChange."];
 }
 
 impl From<Message> for u16 {

@@ -8,7 +8,7 @@ use super::method::misfit;
 use super::parameters::Parameters;
 use super::pull::{self, Left};
 use super::service::Asked;
-use crate::{Error, Operation, Response, Status, Walk};
+use crate::{Error, Instances, Operation, Response, Status, Walk};
 
 /// Parameters of everything that gives instances.
 const DETAIL: [&str; 5] = [
@@ -55,7 +55,7 @@ pub(super) async fn perform(asked: &Asked<'_>, name: &str, at: &Element) -> Resu
             let class = p.required_class("ClassName")?;
             let detail = shallow(asked, &p, &class, detail(&p)?)?;
             let found = enumerate(asked, class).await?;
-            Ok(Answer::NamedInstances(found, detail))
+            Ok(Answer::NamedInstances(found.collect(), detail))
         }
         "enumerateinstancenames" => {
             let p = Parameters::read(at, &["ClassName"])?;
@@ -68,13 +68,16 @@ pub(super) async fn perform(asked: &Asked<'_>, name: &str, at: &Element) -> Resu
             if lower.ends_with("names") {
                 Ok(Answer::ObjectPaths(paths(found)))
             } else {
-                Ok(Answer::ObjectsWithPath(found, detail(&p)?))
+                Ok(Answer::ObjectsWithPath(found.collect(), detail(&p)?))
             }
         }
         "execquery" => {
             let p = Parameters::read(at, &["QueryLanguage", "Query"])?;
             let found = query(asked, &p, "QueryLanguage", "Query").await?;
-            Ok(Answer::ObjectsWithPath(found, InstanceDetail::default()))
+            Ok(Answer::ObjectsWithPath(
+                found.collect(),
+                InstanceDetail::default(),
+            ))
         }
         "createinstance" => {
             let p = Parameters::read(at, &["NewInstance"])?;
@@ -172,18 +175,18 @@ async fn open(asked: &Asked<'_>, lower: &str, at: &Element) -> Result<Answer, Er
                 ));
             }
             let found = query(asked, &p, "FilterQueryLanguage", "FilterQuery").await?;
-            let left = Left::Bare(found.into());
+            let left = Left::Bare(found);
             pull::open(asked, &p, left, InstanceDetail::default())
         }
         other => Err(unsupported(other)),
     }
 }
 
-fn left(found: Vec<Instance>, lower: &str) -> Left {
+fn left(found: Instances, lower: &str) -> Left {
     if lower.ends_with("paths") {
-        Left::Paths(paths(found).into())
+        Left::Paths(found)
     } else {
-        Left::WithPath(found.into())
+        Left::WithPath(found)
     }
 }
 
@@ -198,8 +201,8 @@ fn unfiltered(p: &Parameters<'_>) -> Result<(), Error> {
     }
 }
 
-fn paths(found: Vec<Instance>) -> Vec<Path> {
-    found.into_iter().filter_map(|i| i.path).collect()
+fn paths(found: Instances) -> Vec<Path> {
+    found.filter_map(|i| i.path).collect()
 }
 
 fn detail(p: &Parameters<'_>) -> Result<InstanceDetail, Error> {
@@ -236,19 +239,16 @@ fn shallow(
     Ok(detail)
 }
 
-fn instances(response: Response) -> Result<Vec<Instance>, Error> {
-    match response {
-        Response::Instances(found) => Ok(found),
-        _ => Err(misfit()),
-    }
+fn instances(response: Response) -> Result<Instances, Error> {
+    response.instances().ok_or_else(misfit)
 }
 
 async fn get(asked: &Asked<'_>, path: Path) -> Result<Instance, Error> {
     let found = asked.run(Operation::GetInstance { path }).await?;
-    instances(found)?.into_iter().next().ok_or_else(misfit)
+    instances(found)?.next().ok_or_else(misfit)
 }
 
-async fn enumerate(asked: &Asked<'_>, class: Name) -> Result<Vec<Instance>, Error> {
+async fn enumerate(asked: &Asked<'_>, class: Name) -> Result<Instances, Error> {
     instances(asked.run(Operation::EnumerateInstances { class }).await?)
 }
 
@@ -257,7 +257,7 @@ async fn walk(
     p: &Parameters<'_>,
     object: &str,
     associated: bool,
-) -> Result<Vec<Instance>, Error> {
+) -> Result<Instances, Error> {
     let path = p.instance_name(object)?;
     let role = |name: &str| -> Result<Option<Name>, Error> {
         Ok(p.text(name)?.filter(|r| !r.is_empty()).map(Name::from))
@@ -284,7 +284,7 @@ async fn query(
     p: &Parameters<'_>,
     language: &str,
     query: &str,
-) -> Result<Vec<Instance>, Error> {
+) -> Result<Instances, Error> {
     let spoken = p.required_text(language)?;
     if !spoken.trim().eq_ignore_ascii_case("WQL") {
         return Err(Error::new(

@@ -1,17 +1,14 @@
 //! Open, Pull and Close: enumerations in pieces.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use cim::xml::Element;
-use cim::{Instance, Path};
 
 use super::answer::{Answer, InstanceDetail, Piece};
 use super::parameters::Parameters;
 use super::service::Asked;
-use crate::contexts::{self, Held};
-use crate::footprint;
-use crate::{Error, Status};
+use crate::contexts::Held;
+use crate::{Error, Instances, Status};
 
 /// The most items of one piece.
 const MAX_PIECE: u32 = 10_000;
@@ -20,53 +17,42 @@ const MAX_PIECE: u32 = 10_000;
 pub(crate) struct Opened {
     left: Left,
     detail: InstanceDetail,
-    /// What is left holds that much.
-    bytes: usize,
 }
 
 impl Held for Opened {
     fn bytes(&self) -> usize {
-        self.bytes
+        self.left.all().bytes()
     }
 }
 
 /// Which pull an enumeration is for, with what is left.
 pub(super) enum Left {
-    WithPath(VecDeque<Instance>),
-    Paths(VecDeque<Path>),
-    Bare(VecDeque<Instance>),
+    WithPath(Instances),
+    Paths(Instances),
+    Bare(Instances),
+}
+
+impl Left {
+    fn all(&self) -> &Instances {
+        let (Left::WithPath(all) | Left::Paths(all) | Left::Bare(all)) = self;
+        all
+    }
 }
 
 impl Opened {
     fn len(&self) -> usize {
-        match &self.left {
-            Left::WithPath(left) | Left::Bare(left) => left.len(),
-            Left::Paths(left) => left.len(),
-        }
+        self.left.all().len()
     }
 
     fn piece(&mut self, count: u32) -> Piece {
         let count = usize::try_from(count.min(MAX_PIECE)).unwrap_or(usize::MAX);
-        let count = count.min(self.len());
-        let piece = match &mut self.left {
-            Left::WithPath(left) => {
-                Piece::WithPath(left.drain(..count).collect(), self.detail.clone())
-            }
-            Left::Paths(left) => Piece::Paths(left.drain(..count).collect()),
-            Left::Bare(left) => Piece::Bare(left.drain(..count).collect(), self.detail.clone()),
-        };
-        let gone: usize = match &piece {
-            Piece::WithPath(items, _) | Piece::Bare(items, _) => {
-                items.iter().map(footprint::instance).sum()
-            }
-            Piece::Paths(items) => items.iter().map(footprint::path).sum(),
-        };
-        self.bytes = self.bytes.saturating_sub(gone);
         match &mut self.left {
-            Left::WithPath(left) | Left::Bare(left) => contexts::give_back(left),
-            Left::Paths(left) => contexts::give_back(left),
+            Left::WithPath(left) => {
+                Piece::WithPath(left.take(count).collect(), self.detail.clone())
+            }
+            Left::Paths(left) => Piece::Paths(left.take(count).filter_map(|i| i.path).collect()),
+            Left::Bare(left) => Piece::Bare(left.take(count).collect(), self.detail.clone()),
         }
-        piece
     }
 
     fn is_for(&self, pull: &str) -> bool {
@@ -111,15 +97,7 @@ pub(super) fn open(
         .number("OperationTimeout")?
         .filter(|s| *s > 0)
         .map(|s| Duration::from_secs(u64::from(s)));
-    let bytes = match &left {
-        Left::WithPath(items) | Left::Bare(items) => items.iter().map(footprint::instance).sum(),
-        Left::Paths(items) => items.iter().map(footprint::path).sum(),
-    };
-    let mut opened = Opened {
-        left,
-        detail,
-        bytes,
-    };
+    let mut opened = Opened { left, detail };
     let piece = opened.piece(count);
     let context = if opened.len() == 0 {
         None

@@ -15,7 +15,7 @@ use super::uri::Resource;
 use super::{envelope, epr, instance, ns};
 use crate::contexts::{self, Held};
 use crate::footprint;
-use crate::{Error, Operation, Response, Status, Walk};
+use crate::{Error, Instances, Operation, Status, Walk};
 
 /// The most items of one answer.
 pub(super) const MAX_BATCH: usize = 32_000;
@@ -32,21 +32,24 @@ pub(crate) struct Enumeration {
     total: usize,
     mode: Mode,
     shape: instance::Shape,
-    /// What the items hold.
-    bytes: usize,
 }
 
 impl Held for Enumeration {
     fn bytes(&self) -> usize {
-        self.bytes
+        match &self.items {
+            Items::Instances(left) => left.bytes(),
+            Items::Classes { bytes, .. } => *bytes,
+        }
     }
 }
 
 enum Items {
-    Instances(VecDeque<Instance>),
+    Instances(Instances),
     Classes {
         left: VecDeque<(Class, Vec<Name>)>,
         detail: Detail,
+        /// What those left hold.
+        bytes: usize,
     },
 }
 
@@ -68,14 +71,15 @@ impl Enumeration {
     /// Writes up to `count` items, as far as they fit `room` bytes; one always fits.
     fn batch(&mut self, count: usize, room: usize) -> String {
         let mut out = String::new();
+        let (mode, shape) = (self.mode, &self.shape);
         for _ in 0..count {
             let mut w = Writer::with_capacity(2048);
-            match &self.items {
-                Items::Instances(left) => match left.front() {
-                    Some(item) => self.write_item(&mut w, item),
+            match &mut self.items {
+                Items::Instances(left) => match left.peek() {
+                    Some(item) => write_item(&mut w, item, mode, shape),
                     None => break,
                 },
-                Items::Classes { left, detail } => match left.front() {
+                Items::Classes { left, detail, .. } => match left.front() {
                     Some((class, ancestors)) => detail.write(&mut w, class, ancestors),
                     None => break,
                 },
@@ -85,36 +89,36 @@ impl Enumeration {
                 break;
             }
             out.push_str(&item);
-            let gone = match &mut self.items {
-                Items::Instances(left) => left.pop_front().as_ref().map(footprint::instance),
-                Items::Classes { left, .. } => {
-                    left.pop_front().map(|(c, a)| footprint::class(&c, &a))
+            match &mut self.items {
+                Items::Instances(left) => drop(left.next()),
+                Items::Classes { left, bytes, .. } => {
+                    let gone = left.pop_front();
+                    let gone = gone.map_or(0, |(c, a)| footprint::class(&c, &a));
+                    *bytes = bytes.saturating_sub(gone);
                 }
-            };
-            self.bytes = self.bytes.saturating_sub(gone.unwrap_or(0));
+            }
         }
-        match &mut self.items {
-            Items::Instances(left) => contexts::give_back(left),
-            Items::Classes { left, .. } => contexts::give_back(left),
+        if let Items::Classes { left, .. } = &mut self.items {
+            contexts::give_back(left);
         }
         out
     }
+}
 
-    fn write_item(&self, w: &mut Writer, item: &Instance) {
-        let path = |w: &mut Writer| {
-            if let Some(path) = &item.path {
-                epr::write(w, path, &self.shape.family);
-            }
-        };
-        match self.mode {
-            Mode::Object => instance::write(w, item, &self.shape),
-            Mode::Epr => path(w),
-            Mode::ObjectAndEpr => {
-                w.open("w:Item");
-                instance::write(w, item, &self.shape);
-                path(w);
-                w.close();
-            }
+fn write_item(w: &mut Writer, item: &Instance, mode: Mode, shape: &instance::Shape) {
+    let path = |w: &mut Writer| {
+        if let Some(path) = &item.path {
+            epr::write(w, path, &shape.family);
+        }
+    };
+    match mode {
+        Mode::Object => instance::write(w, item, shape),
+        Mode::Epr => path(w),
+        Mode::ObjectAndEpr => {
+            w.open("w:Item");
+            instance::write(w, item, shape);
+            path(w);
+            w.close();
         }
     }
 }
@@ -193,10 +197,10 @@ pub(super) async fn enumerate(mut call: Call<'_>) -> Result<String, Fault> {
                 items: Items::Classes {
                     left,
                     detail: Detail::of(&call),
+                    bytes,
                 },
                 mode: Mode::Object,
                 shape: call.shape(super::uri::Family::CimSchema { namespace }),
-                bytes,
             }
         }
         Resource::Instances { .. } => instances(&call, &body, mode).await?,
@@ -286,15 +290,18 @@ async fn instances(call: &Call<'_>, body: &Element, mode: Mode) -> Result<Enumer
             }
         }
     };
-    let Response::Instances(mut found) = call.run(&subject.namespace, operation).await? else {
-        return Err(misfit());
+    let found = call.run(&subject.namespace, operation).await?.instances();
+    let mut found = found.ok_or_else(misfit)?;
+    let only = |found: Instances, wanted: &dyn Fn(&Instance) -> bool| {
+        Instances::from(found.filter(wanted).collect::<Vec<_>>())
     };
     if let Some(selectors) = selector_filter {
-        found.retain(|i| {
+        let fits = |i: &Instance| {
             selectors
                 .iter()
                 .all(|(name, value)| selected(i, name, value))
-        });
+        };
+        found = only(found, &fits);
     }
     let mut shape = call.shape(subject.family.clone());
     if polymorphic && let Some(asked) = body.child(ns::BINDING, "PolymorphismMode") {
@@ -302,7 +309,7 @@ async fn instances(call: &Call<'_>, body: &Element, mode: Mode) -> Result<Enumer
             "IncludeSubClassProperties" => {}
             "None" => {
                 let class = class_of(&subject)?;
-                found.retain(|i| i.class == class);
+                found = only(found, &|i| i.class == class);
             }
             "ExcludeSubClassProperties" => {
                 let class = class_of(&subject)?;
@@ -317,7 +324,7 @@ async fn instances(call: &Call<'_>, body: &Element, mode: Mode) -> Result<Enumer
             }
         }
     }
-    if mode != Mode::Object && found.iter().any(|i| i.path.is_none()) {
+    if mode != Mode::Object && !found.have_paths() {
         return Err(Fault::sender(
             Subcode::UnsupportedFeature,
             "What this query gives has no endpoint references.",
@@ -326,8 +333,7 @@ async fn instances(call: &Call<'_>, body: &Element, mode: Mode) -> Result<Enumer
     }
     Ok(Enumeration {
         total: found.len(),
-        bytes: found.iter().map(footprint::instance).sum(),
-        items: Items::Instances(found.into()),
+        items: Items::Instances(found),
         mode,
         shape,
     })

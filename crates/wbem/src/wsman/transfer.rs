@@ -15,10 +15,8 @@ fn action(verb: &str) -> String {
 async fn fetch(call: &Call<'_>, subject: &Subject) -> Result<Instance, Fault> {
     let path = call.path(subject)?;
     let operation = Operation::GetInstance { path };
-    match call.run(&subject.namespace, operation).await? {
-        Response::Instances(found) => found.into_iter().next().ok_or_else(misfit),
-        _ => Err(misfit()),
-    }
+    let found = call.run(&subject.namespace, operation).await?.instances();
+    found.and_then(|mut f| f.next()).ok_or_else(misfit)
 }
 
 pub(super) async fn get(call: Call<'_>) -> Result<String, Fault> {

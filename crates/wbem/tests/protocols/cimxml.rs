@@ -19,7 +19,7 @@ async fn send(running: &Running, headers: &str, text: &str) -> Got {
 }
 
 /// An intrinsic call; gives IMETHODRESPONSE.
-async fn call(running: &Running, name: &str, parameters: &str) -> (String, Element) {
+pub(crate) async fn call(running: &Running, name: &str, parameters: &str) -> (String, Element) {
     let text = message(&format!(
         "<IMETHODCALL NAME=\"{name}\">{PLACE}{parameters}</IMETHODCALL>"
     ));
@@ -46,7 +46,7 @@ async fn call(running: &Running, name: &str, parameters: &str) -> (String, Eleme
     (text, response)
 }
 
-fn parameter(name: &str, inner: &str) -> String {
+pub(crate) fn parameter(name: &str, inner: &str) -> String {
     format!("<IPARAMVALUE NAME=\"{name}\">{inner}</IPARAMVALUE>")
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Scripted {
     pub(crate) ended: AtomicUsize,
     pub(crate) last_key: std::sync::Mutex<Option<String>>,
     pub(crate) last_caller: std::sync::Mutex<Option<Caller>>,
+    /// What was to be created, changed and deleted of `Msvm_SpecialSystem`; others are refused.
+    pub(crate) changes: std::sync::Mutex<Vec<Operation>>,
 }
 
 fn system(class: &str, name: &str, state: u16) -> Instance {
@@ -115,6 +117,7 @@ impl Scripted {
             ended: AtomicUsize::new(0),
             last_key: std::sync::Mutex::default(),
             last_caller: std::sync::Mutex::default(),
+            changes: std::sync::Mutex::default(),
         };
         let mut objects: Vec<_> = objects.into_iter().map(|o| scripted.complete(o)).collect();
         let first = objects[0].path.clone().expect("path");
@@ -414,10 +417,29 @@ impl Handler for Scripted {
                 method,
                 parameters,
             } => self.invoke(&path, &method, &parameters).await?,
-            Operation::CreateInstance { .. }
+            change @ (Operation::CreateInstance { .. }
             | Operation::ModifyInstance { .. }
-            | Operation::DeleteInstance { .. } => {
-                return Err(Error::new(Status::NotSupported, "Not served here."));
+            | Operation::DeleteInstance { .. }) => {
+                let (class, created) = match &change {
+                    Operation::CreateInstance { instance } => (&instance.class, true),
+                    Operation::ModifyInstance { path, .. } | Operation::DeleteInstance { path } => {
+                        (&path.class, false)
+                    }
+                    _ => unreachable!("others are matched above"),
+                };
+                if !class.is("Msvm_SpecialSystem") {
+                    return Err(Error::new(Status::NotSupported, "Not served here."));
+                }
+                self.changes.lock().expect("lock").push(change);
+                if created {
+                    let special = self
+                        .objects
+                        .iter()
+                        .find(|o| o.class.is("Msvm_SpecialSystem"));
+                    Response::Created(special.and_then(|o| o.path.clone()).expect("path"))
+                } else {
+                    Response::Done
+                }
             }
         })
     }

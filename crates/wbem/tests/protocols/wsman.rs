@@ -4,17 +4,17 @@ use crate::scripted::Scripted;
 use crate::wire::{Connection, Got, Running, basic, post, start, start_with};
 use cim::xml::{Element, Encoding, Limits};
 
-const SOAP: &str = "http://www.w3.org/2003/05/soap-envelope";
+pub(crate) const SOAP: &str = "http://www.w3.org/2003/05/soap-envelope";
 const ADDRESSING: &str = "http://schemas.xmlsoap.org/ws/2004/08/addressing";
 const WSMAN: &str = "http://schemas.dmtf.org/wbem/wsman/1/wsman.xsd";
 const ENUMERATION: &str = "http://schemas.xmlsoap.org/ws/2004/09/enumeration";
-const TRANSFER: &str = "http://schemas.xmlsoap.org/ws/2004/09/transfer";
-const WMI: &str = "http://schemas.microsoft.com/wbem/wsman/1/wmi/root/virtualization/v2";
+pub(crate) const TRANSFER: &str = "http://schemas.xmlsoap.org/ws/2004/09/transfer";
+pub(crate) const WMI: &str = "http://schemas.microsoft.com/wbem/wsman/1/wmi/root/virtualization/v2";
 const CIM: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2";
 const SERVICE: &str = "Msvm_VirtualSystemManagementService";
 
 /// An envelope with other prefixes than the server's own.
-fn envelope(action: &str, uri: &str, headers: &str, body: &str) -> String {
+pub(crate) fn envelope(action: &str, uri: &str, headers: &str, body: &str) -> String {
     format!(
         "<?xml version=\"1.0\" encoding=\"utf-8\"?><E:Envelope xmlns:E=\"{SOAP}\" xmlns:A=\"{ADDRESSING}\" \
          xmlns:W=\"{WSMAN}\" xmlns:N=\"{ENUMERATION}\" xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\"><E:Header>\
@@ -24,7 +24,7 @@ fn envelope(action: &str, uri: &str, headers: &str, body: &str) -> String {
     )
 }
 
-async fn ask(running: &Running, text: &str) -> (Got, Element) {
+pub(crate) async fn ask(running: &Running, text: &str) -> (Got, Element) {
     let got = post(
         running.addr,
         "/wsman",

@@ -18,6 +18,7 @@ use wbem::{Caller, Error, Handler as _, Operation, Request, Response, Role, Walk
 use crate::provider;
 use crate::rights::{AllSeeing, Gate};
 use crate::service::{Refusals, Service};
+use crate::view::{House, Provider};
 
 /// The service and its scratch directory.
 pub(super) struct Bench {
@@ -78,6 +79,15 @@ impl Bench {
         }
     }
 
+    /// The same host with no other providers than these.
+    pub(super) fn with(self, providers: Vec<Arc<dyn Provider>>) -> Self {
+        let house = House::new(Arc::clone(&self.vmms), Box::new(AllSeeing), providers);
+        Bench {
+            service: service_of(house),
+            ..self
+        }
+    }
+
     /// The same host, seen through that gate.
     pub(super) fn through(self, gate: Box<dyn Gate>) -> Self {
         let service = service(&self.vmms, gate);
@@ -98,9 +108,18 @@ impl Bench {
         namespace: &str,
         operation: Operation,
     ) -> Result<Response, Error> {
+        self.ask_as(Role::Admin, namespace, operation).await
+    }
+
+    pub(super) async fn ask_as(
+        &self,
+        role: Role,
+        namespace: &str,
+        operation: Operation,
+    ) -> Result<Response, Error> {
         let caller = Caller {
             user: "tester".to_owned(),
-            role: Role::Admin,
+            role,
         };
         let request = Request {
             namespace: namespace.to_owned(),
@@ -118,6 +137,7 @@ impl Bench {
     ) -> Result<Vec<Instance>, Error> {
         match self.ask(namespace, operation).await? {
             Response::Instances(found) => Ok(found),
+            Response::Made(found) => Ok(found.collect()),
             other => panic!("{other:?} instead of instances"),
         }
     }
@@ -194,9 +214,14 @@ impl Bench {
     }
 }
 
-fn service(vmms: &Arc<Vmms>, gate: Box<dyn Gate>) -> Service {
+fn service_of(house: House) -> Service {
     let within = std::time::Duration::from_secs(60);
-    Service::new(Arc::clone(vmms), gate, Refusals::default(), within)
+    Service::new(house, Refusals::default(), within)
+}
+
+fn service(vmms: &Arc<Vmms>, gate: Box<dyn Gate>) -> Service {
+    let house = House::new(Arc::clone(vmms), gate, provider::all());
+    service_of(house)
 }
 
 async fn define(vmms: &Arc<Vmms>, name: &str, generation: u8) -> Uuid {

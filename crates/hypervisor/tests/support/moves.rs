@@ -9,7 +9,7 @@ use hypervisor::migration::{
     Address, Channel, DiskOffer, Limits, Link, MirrorTarget, Moved, Terms, Tls, Transfer,
 };
 use hypervisor::qemu::QemuMachine;
-use hypervisor::{JobControl, Launch, Machine, Migrate, MovePhase, NewImage};
+use hypervisor::{JobControl, Launch, Machine, MachineStatus, Migrate, MovePhase, NewImage};
 use rustix::process::{Pid, Signal};
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
@@ -257,6 +257,12 @@ pub async fn hand_over(source: &QemuMachine, destination: &QemuMachine) -> Moved
 
 pub async fn phase(machine: &QemuMachine) -> MovePhase {
     machine.moving().await.unwrap().phase
+}
+
+/// The guest runs at the source, and nothing is left of a move.
+pub async fn still_runs(two: &Two) {
+    until(&two.source, MovePhase::None).await;
+    assert_eq!(two.source.status().await.unwrap(), MachineStatus::Running);
 }
 
 pub async fn until(machine: &QemuMachine, wanted: MovePhase) {

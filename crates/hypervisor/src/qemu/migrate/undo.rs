@@ -17,6 +17,9 @@ const LOOK: Duration = Duration::from_millis(5);
 /// A cancelled migration ends at once; a loaded host is given time.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(60);
 
+/// After this the channels of a migration that is being cancelled are cut.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 pub(super) async fn abandon(machine: &QemuMachine) -> Result<()> {
     // First: with a silent peer nothing else would be answered.
     match cut::disks(machine).await {
@@ -46,8 +49,14 @@ fn handed_over() -> Error {
 
 async fn cancel(machine: &QemuMachine) -> Result<()> {
     machine.execute("migrate_cancel", Value::Null).await?;
-    let deadline = Instant::now() + CANCEL_DEADLINE;
+    let begun = Instant::now();
+    let mut cut_off = false;
     loop {
+        // It may wait inside a read or write for a silent peer.
+        if !cut_off && begun.elapsed() >= PATIENCE {
+            cut_off = true;
+            cut::everything(machine).await?;
+        }
         let migration = Migration::read(machine).await?;
         if migration.status == "completed" {
             return Err(handed_over());
@@ -56,7 +65,7 @@ async fn cancel(machine: &QemuMachine) -> Result<()> {
         if migration.is_over() && machine.query_status().await? != MachineStatus::Saving {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if begun.elapsed() >= CANCEL_DEADLINE {
             return Err(Error::Timeout {
                 command: "migrate_cancel".into(),
                 after: CANCEL_DEADLINE,

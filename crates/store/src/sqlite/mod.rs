@@ -359,10 +359,14 @@ impl Store for SqliteStore {
     }
 
     async fn watch(&self, prefix: &str, from: Option<Revision>) -> Result<Watch, StoreError> {
-        let (newest, oldest) = {
+        let (mut newest, oldest) = {
             let live = self.shared.live();
             (live.newest, live.oldest)
         };
+        if from.is_some_and(|from| from > newest.next()) {
+            // A listing sees a transaction that is committed a moment before it is told.
+            newest = newest.max(self.list("", None, 1).await?.revision);
+        }
         let from = crate::watch::start(from, newest, oldest)?;
         let shared: Arc<dyn History> = self.shared.clone();
         Ok(Watch::new(

@@ -45,15 +45,14 @@ impl Ledger {
     pub(crate) fn claim(&self, wanted: &Wanted) -> Result<Held> {
         if let Some(notes) = self.noted().filter(|n| n.claim.is_some()) {
             settle(&notes)?;
-            match open_own(&notes) {
-                Ok(dir) => {
-                    // The claim is older than any lock that another service may have now.
-                    let _ = dir.take();
-                    return Ok(Held { dir });
-                }
-                Err(cause) if !notes.created.is_empty() => return Err(cause),
-                // Somebody else took the name before the directory had it.
-                Err(_) => self.edit(|notes| notes.claim = None)?,
+            if notes.created.is_empty() {
+                // The service may have ended before it looked at what lies there: another export, or somebody else's directory.
+                self.edit(|notes| notes.claim = None)?;
+            } else {
+                let dir = open_own(&notes)?;
+                // The claim is older than any lock that another service may have now.
+                let _ = dir.take();
+                return Ok(Held { dir });
             }
         }
         let (vm, point) = (wanted.point.vm, wanted.point.id);

@@ -547,3 +547,66 @@ fn a_killed_export_whose_service_dies_at_any_change_leaves_nothing() {
         }
     }
 }
+
+/// A second point goes into a directory that holds the export of another one; the service dies at one change of its store after the other.
+#[test]
+fn an_export_whose_service_dies_at_any_change_goes_on_beside_the_export_before_and_never_in_it() {
+    for left in 0.. {
+        let mut ended = true;
+        for after in [false, true] {
+            let life = support::runtime();
+            let (mut bench, vm, disks, job, before, done) = life.block_on(async {
+                let mut bench = Bench::new().await;
+                let (dead, mut died) = watch::channel(false);
+                let deadly = Arc::new(Deadly {
+                    inner: Arc::clone(&bench.store),
+                    left: AtomicI64::new(i64::MAX),
+                    after,
+                    dead,
+                });
+                bench.restart_on(Arc::clone(&deadly) as _).await;
+                let mut bed = bench.machine(&ONE).await;
+                bed.write(ONE[0].0, 1, 0, 65536);
+                let first = bed.point(PointType::Log).await;
+                bed.export(first, None, "out").await;
+                bed.write(ONE[0].0, 2, 65536, 65536);
+                let second = bed.point(PointType::Log).await;
+                let out = bench.path("out");
+                let bytes = |p: PathBuf| (std::fs::read(&p).unwrap_or_default(), p);
+                let before: Vec<_> = all(&out).into_iter().map(bytes).collect();
+                // The first change is the job itself: without it there is nothing to go on with.
+                deadly
+                    .left
+                    .store(left + 1, std::sync::atomic::Ordering::SeqCst);
+                let job = start(&bed, second, &out).await.unwrap();
+                let end = bench.vmms.wait(job);
+                let done = tokio::select! {
+                    job = end => { job.unwrap(); true }
+                    _ = died.wait_for(|d| *d) => false,
+                };
+                let (vm, disks) = (bed.vm, bed.disks.clone());
+                (bench, vm, disks, job, before, done)
+            });
+            life.shutdown_timeout(Duration::from_millis(50));
+            support::runtime().block_on(async {
+                bench.restart().await;
+                let job = bench.done(job).await;
+                let bed = Bed {
+                    bench: &bench,
+                    vm,
+                    disks: disks.clone(),
+                };
+                bed.assert_exported(&job, &disks).await;
+                for (bytes, path) in &before {
+                    let now = std::fs::read(path).unwrap_or_default();
+                    assert!(now == *bytes, "{left} {after}: {}", path.display());
+                }
+            });
+            ended &= done;
+        }
+        if ended {
+            assert!(left > 3, "it never died: {left}");
+            return;
+        }
+    }
+}

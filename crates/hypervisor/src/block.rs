@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
+use crate::cancel::Cancel;
 use crate::config::ImageFormat;
 
 /// A new layer to be put on top of a drive.
@@ -194,7 +194,7 @@ pub struct Progress {
 pub struct JobControl {
     done: AtomicU64,
     total: AtomicU64,
-    cancel: watch::Sender<bool>,
+    cancel: Cancel,
 }
 
 impl Default for JobControl {
@@ -210,26 +210,24 @@ impl JobControl {
         Self {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
-            cancel: watch::Sender::new(false),
+            cancel: Cancel::new(),
         }
     }
 
     /// Asks the job to stop; it then ends with [`crate::Error::Cancelled`], unless it was past its last step.
     pub fn cancel(&self) {
-        self.cancel.send_replace(true);
+        self.cancel.ask();
     }
 
     /// Whether it was asked to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        *self.cancel.borrow()
+        self.cancel.is_asked()
     }
 
     /// Waits until it is asked to stop.
     pub async fn cancelled(&self) {
-        let mut receiver = self.cancel.subscribe();
-        // The sender lives in `self`, so this cannot end with "closed".
-        let _ = receiver.wait_for(|asked| *asked).await;
+        self.cancel.asked().await;
     }
 
     /// Progress so far.

@@ -44,6 +44,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod thaw;
 
+mod cancel;
 mod layers;
 mod written;
 

@@ -22,9 +22,9 @@ use hypervisor::{ImageFormat, ImageTool, QemuHypervisor};
 use serde::{Deserialize, Serialize};
 use store::{SqliteOptions, SqliteStore};
 use support::journal::{Dice, Note, Shim, cut, read};
-use support::{Bed, Bench, MIB, assert_same};
+use support::{Bed, Bench, MIB, assert_same, try_contents};
 use uuid::Uuid;
-use vmms::job::JobState;
+use vmms::job::{Job, JobState};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, SnapshotKind};
 use vmms::vm::Asked;
@@ -196,11 +196,24 @@ fn contents(root: &Path, number: u32) -> Contents {
     TWO.iter().map(|(name, _, _)| read(name)).collect()
 }
 
+/// What the disk shows. A job that was taken up again may take a layer away while its files are read; then they are read again.
+async fn present(bed: &Bed<'_>, name: &str) -> Vec<u8> {
+    loop {
+        let still = bed.bench.vmms.jobs().iter().all(Job::is_over);
+        let chain = bed.disk(name).layers.active_chain();
+        let top = chain.last().unwrap();
+        let read = try_contents(&bed.bench.vmms.images, &top.path, top.format).await;
+        let same = bed.disk(name).layers.active_chain() == chain;
+        if same && (still || read.is_ok()) {
+            return read.unwrap();
+        }
+    }
+}
+
 /// Each byte is as it was promised last, or as the change that was going on would have it.
 async fn judge_present(bed: &Bed<'_>, before: &Contents, after: &Contents, what: &str) {
     for (name, _, _) in TWO {
-        let top = bed.disk(name).layers.active_chain().pop().unwrap();
-        let found = bed.bench.contents(&top.path, top.format).await;
+        let found = present(bed, name).await;
         if found == before[name] || found == after[name] {
             continue;
         }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::cancel::Cancel;
+
 /// Memory on its way, as QEMU's `query-migrate` tells.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MemoryProgress {
@@ -67,7 +69,7 @@ pub struct Moved {
 #[derive(Debug)]
 pub struct Transfer {
     progress: watch::Sender<MemoryProgress>,
-    cancel: watch::Sender<bool>,
+    cancel: Cancel,
 }
 
 impl Default for Transfer {
@@ -82,26 +84,24 @@ impl Transfer {
     pub fn new() -> Self {
         Self {
             progress: watch::Sender::new(MemoryProgress::default()),
-            cancel: watch::Sender::new(false),
+            cancel: Cancel::new(),
         }
     }
 
     /// Asks the sending to stop; it ends with [`crate::Error::Cancelled`], unless the guest stood still for the hand-over before.
     pub fn cancel(&self) {
-        self.cancel.send_replace(true);
+        self.cancel.ask();
     }
 
     /// Whether it was asked to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        *self.cancel.borrow()
+        self.cancel.is_asked()
     }
 
     /// Waits until it is asked to stop.
     pub async fn cancelled(&self) {
-        let mut receiver = self.cancel.subscribe();
-        // The sender lives in `self`, so this cannot end with "closed".
-        let _ = receiver.wait_for(|asked| *asked).await;
+        self.cancel.asked().await;
     }
 
     /// Progress so far.

@@ -253,6 +253,15 @@ async fn start(
 
 /// Contents of an image with all that lies beneath it, even while a machine has it open.
 pub async fn contents(images: &ImageTool, path: &Path, format: ImageFormat) -> Vec<u8> {
+    try_contents(images, path, format).await.unwrap()
+}
+
+/// As [`contents`], where the image may be gone.
+pub async fn try_contents(
+    images: &ImageTool,
+    path: &Path,
+    format: ImageFormat,
+) -> Result<Vec<u8>, hypervisor::Error> {
     let dir = tempfile::tempdir().unwrap();
     let raw = dir.path().join("raw");
     let options = ConvertOptions {
@@ -261,9 +270,8 @@ pub async fn contents(images: &ImageTool, path: &Path, format: ImageFormat) -> V
     };
     images
         .convert((path, format), (&raw, ImageFormat::Raw), &options)
-        .await
-        .unwrap();
-    std::fs::read(&raw).unwrap()
+        .await?;
+    Ok(std::fs::read(&raw).unwrap())
 }
 
 /// A machine and what its disks must hold now.

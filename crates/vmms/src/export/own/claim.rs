@@ -43,18 +43,6 @@ impl Ledger {
     /// Claims a directory for the manifest and makes it, with those above it that are missing. Nothing of others is in it
     /// that has the name of one of our files. A job that goes on gets what it had.
     pub(crate) fn claim(&self, wanted: &Wanted) -> Result<Held> {
-        if let Some(notes) = self.noted().filter(|n| n.claim.is_some()) {
-            settle(&notes)?;
-            if notes.created.is_empty() {
-                // The service may have ended before it looked at what lies there: another export, or somebody else's directory.
-                self.edit(|notes| notes.claim = None)?;
-            } else {
-                let dir = open_own(&notes)?;
-                // The claim is older than any lock that another service may have now.
-                let _ = dir.take();
-                return Ok(Held { dir });
-            }
-        }
         let (vm, point) = (wanted.point.vm, wanted.point.id);
         let free = || {
             let there = layout::exports_in(&wanted.directory, vm);
@@ -63,6 +51,24 @@ impl Ledger {
                 None => Ok(()),
             }
         };
+        if let Some(notes) = self.noted().filter(|n| n.claim.is_some()) {
+            settle(&notes)?;
+            let again = !notes.created.is_empty();
+            match open_own(&notes) {
+                Ok(dir) if again || notes.made(&dir)? => {
+                    // The claim is older than any lock that another service may have now.
+                    let _ = dir.take();
+                    if !again {
+                        free()?;
+                        self.no_foreign(&notes, &dir)?;
+                    }
+                    return Ok(Held { dir });
+                }
+                Err(cause) if again => return Err(cause),
+                // The service may have ended before it looked at what lies there: another export, or somebody else's directory.
+                _ => self.edit(|notes| notes.claim = None)?,
+            }
+        }
         free()?;
         let unusable = |cause: Fault| match cause.message {
             Message::Os | Message::ImageMissing | Message::FileDenied | Message::NoSpace => {
@@ -259,6 +265,14 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+}
+
+impl Notes {
+    /// Whether it made this directory.
+    fn made(&self, dir: &Dir) -> Result<bool> {
+        let found = dir.identity()?;
+        Ok(self.dirs.iter().any(|own| own.identity.is(&found)))
     }
 }
 

@@ -63,5 +63,5 @@ def own_host(request, own_service):
 
 @pytest.fixture(scope="session")
 def guests():
-    assert (GUESTS / "writer.img").exists(), "the test guests are not built: scripts/guest"
+    assert (GUESTS / "storm.img").exists(), "the test guests are not built: scripts/guest"
     return GUESTS

@@ -107,7 +107,7 @@ def test_a_differential_holds_only_what_changed(host, guests, scratch):
 
 
 def test_two_disks_are_exported_as_they_were_at_one_instant(host, guests, scratch):
-    machine, boot, data = running_writer(host, guests, scratch, "lockstep")
+    machine, boot, data = running_writer(host, guests, scratch, "lockstep", guest="storm.img")
     for n in range(5):
         point = machine.point(LOG)
         let_it_write(machine, data)
@@ -205,7 +205,7 @@ def test_qemu_killed_between_points_leaves_the_differential_exact_and_differenti
 
 def test_both_killed_at_once_lose_neither_machine_nor_point(own_host, own_service, guests):
     work = own_service.work
-    machine, boot, data = running_writer(own_host, guests, work, "blackout")
+    machine, boot, data = running_writer(own_host, guests, work, "blackout", guest="storm.img")
     point, copies = frozen_point(machine, [boot, data], work / "f")
     let_it_write(machine, data)
     pid = machine.qemu()

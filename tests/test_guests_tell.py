@@ -39,10 +39,10 @@ def writes_on(service, name):
 
 @pytest.fixture
 def small(own_service):
-    """A file system of 48 MiB."""
+    """A file system of 96 MiB, which holds all places the boot sector guest ever writes to (57 MiB) but not much more."""
     where = own_service.work / "small"
     where.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m,mode=700", "kvmms-test", where], capture_output=True, text=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m,mode=700", "kvmms-test", where], capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"no file system can be mounted here: {made.stderr}")
     yield where

@@ -11,9 +11,9 @@ from harness.model import ApiFault, Ref
 MIB = 1 << 20
 
 
-def running_writer(host, guests, directory, name, size=64 * MIB):
+def running_writer(host, guests, directory, name, size=64 * MIB, guest="writer.img"):
     """The boot sector guest on a raw boot disk and a qcow2 data disk, running."""
-    boot = copy_guest(guests / "writer.img", directory / "boot")
+    boot = copy_guest(guests / guest, directory / "boot")
     (directory / "data").mkdir()
     data = host.create_disk(directory / "data" / "data.qcow2", size)
     machine = host.machine_with_disks(name, [boot, data], memory=32)

@@ -3,7 +3,7 @@
  *
  *   kvmms-guest records RATE DISK...   write numbered records to pseudo-random places of all disks, in lock step
  *   kvmms-guest powerkey               run /sbin/shutdown when the power key is pressed
- *   kvmms-guest noise SEED BYTES       that many reproducible bytes on stdout
+ *   kvmms-guest files DIRECTORY        write numbered files there without end: f0 to f49 in turn, the last number in "last"
  *
  * What record number N holds and where it goes depends on N alone (see tests/harness/records.py, which replays it), so the whole
  * content of a disk is known from the highest number found on it. Every write is direct and synchronous and goes to the disks in
@@ -198,16 +198,52 @@ static int powerkey(void)
     return 1;
 }
 
-static int noise(uint64_t seed, uint64_t bytes)
+/* A whole file or none: it gets its name when it is written. */
+static int put_file(const char *name, uint64_t number, const char *head, uint64_t noise)
 {
+    char partial[32];
     unsigned char word[8];
-    for (uint64_t x = seed; bytes; bytes -= bytes < 8 ? bytes : 8) {
-        x = mix(x);
+    snprintf(partial, sizeof partial, "%s.tmp", name);
+    FILE *f = fopen(partial, "w");
+    if (!f)
+        return -1;
+    fprintf(f, "%s%llu\n", head, (unsigned long long)number);
+    for (uint64_t x = mix(number); noise; noise -= sizeof word, x = mix(x)) {
         put64(word, x);
-        if (fwrite(word, 1, bytes < 8 ? bytes : 8, stdout) == 0)
-            return 1;
+        fwrite(word, sizeof word, 1, f);
     }
-    return 0;
+    int failed = ferror(f);
+    return fclose(f) || failed ? -1 : rename(partial, name);
+}
+
+static int files(const char *directory)
+{
+    uint64_t number = 0;
+    char name[16];
+
+    if (chdir(directory)) {
+        printf("kvmms files cannot enter %s: %s\n", directory, strerror(errno));
+        return 1;
+    }
+    FILE *last = fopen("last", "r");
+    if (last) {
+        unsigned long long found;
+        if (fscanf(last, "%llu", &found) == 1)
+            number = found;
+        fclose(last);
+    }
+    for (;;) {
+        number++;
+        snprintf(name, sizeof name, "f%u", (unsigned)(number % 50));
+        int failed = put_file(name, number, "file ", 60000) || put_file("last", number, "", 0);
+        if (failed)
+            printf("kvmms files error at %llu: %s\n", (unsigned long long)number, strerror(errno));
+        sync();
+        if (!failed && number % 10 == 0)
+            printf("kvmms guest wrote file %llu\n", (unsigned long long)number);
+        fflush(stdout);
+        usleep(50000);
+    }
 }
 
 int main(int argc, char **argv)
@@ -216,8 +252,8 @@ int main(int argc, char **argv)
         return records((unsigned)atoi(argv[2]), argc - 3, argv + 3);
     if (argc == 2 && !strcmp(argv[1], "powerkey"))
         return powerkey();
-    if (argc == 4 && !strcmp(argv[1], "noise"))
-        return noise(strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10));
-    fprintf(stderr, "usage: kvmms-guest records RATE DISK... | powerkey | noise SEED BYTES\n");
+    if (argc == 3 && !strcmp(argv[1], "files"))
+        return files(argv[2]);
+    fprintf(stderr, "usage: kvmms-guest records RATE DISK... | powerkey | files DIRECTORY\n");
     return 2;
 }

@@ -1,10 +1,10 @@
 """Operations on a host as a client performs them, over either protocol: machines, disks, reference points, exports, jobs."""
-import shutil
 import time
 from pathlib import Path
 
 import pywbem
 
+from . import images
 from .model import Ref
 from .service import wait_until
 
@@ -258,8 +258,7 @@ def copy_guest(image, directory, name="boot.img"):
     """A guest's disk of its own in a directory of its own."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / name
-    shutil.copyfile(image, target)
-    return target
+    return images.copy(image, target)
 
 
 def let_it_write(machine, path, seconds=30):

@@ -6,6 +6,7 @@ import os
 
 MASK = (1 << 64) - 1
 BLOCK, SECTOR, SLOTS = 4096, 512, 2048
+PACED = 1024
 ZERO_EVERY, TAIL_EVERY = 37, 16
 
 
@@ -114,11 +115,15 @@ def writer_disk(path):
     """
     held, torn = {}, {}
     with open(path, "rb") as f:
+        blocks = []
         for slot in range(SLOTS):
             f.seek(writer_at(slot))
-            block = f.read(BLOCK)
+            blocks.append(f.read(BLOCK))
+        # Where no slot has anything further on, they are the shorter records of the guest that keeps a pace.
+        length = BLOCK if any(b[PACED:].strip(b"\0") for b in blocks) else PACED
+        for slot, block in enumerate(blocks):
             sectors = []
-            for at in range(0, BLOCK, SECTOR):
+            for at in range(0, length, SECTOR):
                 n = int.from_bytes(block[at:at + 4], "little")
                 assert block[at:at + SECTOR] == n.to_bytes(4, "little") * (SECTOR // 4), f"{path}: slot {slot} has a torn sector"
                 assert n == 0 or writer_slot(n) == slot, f"{path}: slot {slot} holds record {n:#x} of another slot"

@@ -1,5 +1,6 @@
 """Starts and ends the real `kvmmsd`, and the QEMU processes it leaves behind (they outlive it by design)."""
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,10 +21,31 @@ GUESTS = Path(os.environ.get("KVMMS_GUEST_DIR", ROOT / ".cache" / "guest"))
 USER, PASSWORD = "tester", "correct horse 9"
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+class Port:
+    """A TCP port that no other service of any test on this machine is given until it is closed, also while nobody listens on it.
+
+    It lies below the ports the kernel hands out by itself, to connections among others. Whoever has the name has the port; the kernel
+    takes the name back when its process is gone.
+    """
+
+    def __init__(self):
+        first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        numbers = range(min(10000, first_ephemeral - 5000), first_ephemeral)
+        for number in random.sample(numbers, len(numbers)):
+            self.name = socket.socket(socket.AF_UNIX)
+            try:
+                self.name.bind(f"\0kvmms-test-port-{number}")
+                with socket.socket() as s:
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    s.bind(("127.0.0.1", number))
+                self.number = number
+                return
+            except OSError:
+                self.name.close()
+        raise RuntimeError(f"no port between {numbers.start} and {numbers.stop} is free")
+
+    def close(self):
+        self.name.close()
 
 
 def processes_naming(text):
@@ -62,7 +84,8 @@ class Service:
         self.dir = Path(tempfile.mkdtemp(prefix="kvt.", dir=os.environ.get("KVMMS_TEST_DIR")))
         self.state, self.run, self.work = (self.dir / n for n in ("state", "run", "work"))
         self.work.mkdir()
-        self.wsman_port, self.cimxml_port = free_port(), free_port()
+        self.ports = [Port(), Port()]
+        self.wsman_port, self.cimxml_port = (p.number for p in self.ports)
         self.log = self.dir / "kvmmsd.log"
         self.config = config
         self.wrapper = list(wrapper)
@@ -134,6 +157,8 @@ class Service:
         try:
             self.stop()
         finally:
+            for port in self.ports:
+                port.close()
             for pid in processes_naming(str(self.dir)):
                 try:
                     os.kill(pid, signal.SIGKILL)

@@ -192,10 +192,10 @@ impl Config {
             shutdown_again: Duration::from_secs(self.shutdown_again_seconds.max(1)),
             host_shutdown_deadline: Duration::from_secs(self.host_shutdown_seconds),
             console_bytes: self.console_mib << 20,
-            room: vmms::vm::RoomOptions {
+            room: vmms::machine::RoomOptions {
                 warn_ahead: Duration::from_secs(self.room_warn_minutes.saturating_mul(60)),
                 warn_below: self.room_warn_mib << 20,
-                ..vmms::vm::RoomOptions::default()
+                ..vmms::machine::RoomOptions::default()
             },
             import_memory: self.import_memory,
             ..vmms::Options::default()

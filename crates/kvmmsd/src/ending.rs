@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmms::Vmms;
-use vmms::vm::Asked;
+use vmms::machine::Asked;
 
 /// How long systemd may take to say what it does.
 const QUESTION: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub(crate) async fn prepare(vmms: &Arc<Vmms>) {
         request_key: None,
     };
     let ended = async {
-        let job = vmms::vm::shut_down_guests(vmms, None, &asked).await?;
+        let job = vmms::machine::shut_down_guests(vmms, None, &asked).await?;
         vmms.wait(job).await
     };
     if let Err(error) = ended.await {

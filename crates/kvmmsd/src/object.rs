@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use cim::{Instance, Path, Value};
 use uuid::Uuid;
+use vmms::collection::{Collection, CollectionKind, CollectionPoint, CollectionSnapshot};
 use vmms::db::Db;
-use vmms::group::{Group, GroupKind, GroupPoint, GroupSnapshot};
 use vmms::job::{Job, JobClass};
+use vmms::machine::{DeviceKind, Vm};
 use vmms::point::Point;
 use vmms::snapshot::Snapshot;
-use vmms::vm::{DeviceKind, Vm};
 use vmms::{Element, guid};
 
 /// The namespace of Hyper-V's provider, version 2.
@@ -44,13 +44,13 @@ pub(crate) enum What {
     /// A reference point.
     Point(Arc<Point>),
     /// A collection.
-    Group(Arc<Group>),
+    Collection(Arc<Collection>),
     /// A reference point of a collection.
-    GroupPoint(Arc<GroupPoint>),
+    CollectionPoint(Arc<CollectionPoint>),
     /// A snapshot.
     Snapshot(Arc<Snapshot>),
     /// A snapshot of a collection.
-    GroupSnapshot(Arc<GroupSnapshot>),
+    CollectionSnapshot(Arc<CollectionSnapshot>),
     /// A job.
     Job(Box<Job>),
     /// An instance that is made whole when it is listed.
@@ -88,9 +88,9 @@ impl What {
             What::Snapshot(snapshot) => Some(snapshot.vm),
             What::Host
             | What::Service
-            | What::Group(_)
-            | What::GroupPoint(_)
-            | What::GroupSnapshot(_)
+            | What::Collection(_)
+            | What::CollectionPoint(_)
+            | What::CollectionSnapshot(_)
             | What::Job(_)
             | What::Fixed(_) => None,
         }
@@ -106,9 +106,9 @@ impl What {
             | What::Resource(..)
             | What::Point(_)
             | What::Snapshot(_) => self.vm(db).into_iter().collect(),
-            What::Group(group) => collected(db, group, 0),
-            What::GroupPoint(point) => point.members.iter().map(|m| m.vm).collect(),
-            What::GroupSnapshot(snapshot) => snapshot.members.iter().map(|m| m.vm).collect(),
+            What::Collection(collection) => collected(db, collection, 0),
+            What::CollectionPoint(point) => point.members.iter().map(|m| m.vm).collect(),
+            What::CollectionSnapshot(snapshot) => snapshot.members.iter().map(|m| m.vm).collect(),
             What::Job(job) => {
                 let affected = job.affected.iter().flat_map(|(e, _)| vms_of(db, e));
                 let output = &job.output;
@@ -128,13 +128,13 @@ impl What {
 const DEEPEST: usize = 32;
 
 /// The machines in a collection, and in the collections it collects.
-fn collected(db: &Db, group: &Group, depth: usize) -> Vec<Uuid> {
-    match group.kind {
-        GroupKind::Machines => group.members.clone(),
-        GroupKind::Management if depth > DEEPEST => Vec::new(),
-        GroupKind::Management => {
-            let below = group.members.iter();
-            let below = below.filter_map(|m| db.get::<Group>(*m).ok());
+fn collected(db: &Db, collection: &Collection, depth: usize) -> Vec<Uuid> {
+    match collection.kind {
+        CollectionKind::Machines => collection.members.clone(),
+        CollectionKind::Management if depth > DEEPEST => Vec::new(),
+        CollectionKind::Management => {
+            let below = collection.members.iter();
+            let below = below.filter_map(|m| db.get::<Collection>(*m).ok());
             below.flat_map(|g| collected(db, &g, depth + 1)).collect()
         }
     }
@@ -149,17 +149,17 @@ fn vms_of(db: &Db, element: &Element) -> Vec<Uuid> {
             .get::<Snapshot>(*id)
             .map(|s| vec![s.vm])
             .unwrap_or_default(),
-        Element::Group(id) => db
-            .get::<Group>(*id)
+        Element::Collection(id) => db
+            .get::<Collection>(*id)
             .map(|g| collected(db, &g, 0))
             .unwrap_or_default(),
-        Element::GroupPoint(id) => db
-            .get::<GroupPoint>(*id)
-            .map(|p| What::GroupPoint(p).vms(db))
+        Element::CollectionPoint(id) => db
+            .get::<CollectionPoint>(*id)
+            .map(|p| What::CollectionPoint(p).vms(db))
             .unwrap_or_default(),
-        Element::GroupSnapshot(id) => db
-            .get::<GroupSnapshot>(*id)
-            .map(|s| What::GroupSnapshot(s).vms(db))
+        Element::CollectionSnapshot(id) => db
+            .get::<CollectionSnapshot>(*id)
+            .map(|s| What::CollectionSnapshot(s).vms(db))
             .unwrap_or_default(),
         Element::Job(_) | Element::Host | Element::Image(_) => Vec::new(),
     }
@@ -308,10 +308,10 @@ impl Object {
                 id: part.id().to_owned(),
             },
             What::Point(point) => Element::Point(point.id),
-            What::Group(group) => Element::Group(group.id),
-            What::GroupPoint(point) => Element::GroupPoint(point.id),
+            What::Collection(collection) => Element::Collection(collection.id),
+            What::CollectionPoint(point) => Element::CollectionPoint(point.id),
             What::Snapshot(snapshot) => Element::Snapshot(snapshot.id),
-            What::GroupSnapshot(snapshot) => Element::GroupSnapshot(snapshot.id),
+            What::CollectionSnapshot(snapshot) => Element::CollectionSnapshot(snapshot.id),
             What::Job(job) => Element::Job(job.id),
             What::Fixed(_) => return None,
         })
@@ -370,7 +370,7 @@ pub(crate) fn job_class(class: JobClass) -> &'static str {
         JobClass::Storage => msvm::class::MSVM_STORAGE_JOB,
         JobClass::Migration => msvm::class::MSVM_MIGRATION_JOB,
         JobClass::PointExport => msvm::class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_EXPORT_JOB,
-        JobClass::GroupPointExport => msvm::class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_JOB,
+        JobClass::CollectionPointExport => msvm::class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_JOB,
         JobClass::CopyFileToGuest => msvm::class::MSVM_COPY_FILE_TO_GUEST_JOB,
     }
 }
@@ -480,20 +480,24 @@ impl Object {
     }
 
     /// A collection.
-    pub(crate) fn of_group(group: Arc<Group>) -> Self {
-        Object::collective(group_class(group.kind), group.id, What::Group(group))
+    pub(crate) fn of_collection(collection: Arc<Collection>) -> Self {
+        Object::collective(
+            collection_class(collection.kind),
+            collection.id,
+            What::Collection(collection),
+        )
     }
 
     /// A reference point of a collection.
-    pub(crate) fn of_group_point(point: Arc<GroupPoint>) -> Self {
+    pub(crate) fn of_collection_point(point: Arc<CollectionPoint>) -> Self {
         let class = msvm::class::MSVM_REFERENCE_POINT_COLLECTION;
-        Object::collective(class, point.id, What::GroupPoint(point))
+        Object::collective(class, point.id, What::CollectionPoint(point))
     }
 
     /// A snapshot of a collection.
-    pub(crate) fn of_group_snapshot(snapshot: Arc<GroupSnapshot>) -> Self {
+    pub(crate) fn of_collection_snapshot(snapshot: Arc<CollectionSnapshot>) -> Self {
         let class = msvm::class::MSVM_SNAPSHOT_COLLECTION;
-        Object::collective(class, snapshot.id, What::GroupSnapshot(snapshot))
+        Object::collective(class, snapshot.id, What::CollectionSnapshot(snapshot))
     }
 
     /// The host.
@@ -511,9 +515,9 @@ impl Object {
 }
 
 /// The class of a collection.
-pub(crate) fn group_class(kind: GroupKind) -> &'static str {
+pub(crate) fn collection_class(kind: CollectionKind) -> &'static str {
     match kind {
-        GroupKind::Machines => msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION,
-        GroupKind::Management => msvm::class::MSVM_MANAGEMENT_COLLECTION,
+        CollectionKind::Machines => msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION,
+        CollectionKind::Management => msvm::class::MSVM_MANAGEMENT_COLLECTION,
     }
 }

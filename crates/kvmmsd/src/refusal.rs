@@ -25,7 +25,7 @@ pub(crate) fn job(class: &str, method: &str, fault: &Fault) -> Task {
     let class = match service {
         Service::Image => JobClass::Storage,
         Service::ReferencePoint if exports => JobClass::PointExport,
-        Service::CollectionReferencePoint if exports => JobClass::GroupPointExport,
+        Service::CollectionReferencePoint if exports => JobClass::CollectionPointExport,
         _ => JobClass::Concrete,
     };
     Task::from(Refuse {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use cim::wql::{Environment, Query, Select, Traverse};
 use cim::{Class, Instance, Method, Name, Path, Schema, Value};
 use msvm::Namespace;
-use vmms::vm::Asked;
+use vmms::machine::Asked;
 use vmms::{Fault, fault};
 use wbem::{
     Caller, Error, Handler, Instances, Limit, Operation, OutParameter, Request, Response, Status,

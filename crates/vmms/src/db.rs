@@ -6,12 +6,12 @@ use engine::Kinds;
 use store::Store;
 use uuid::Uuid;
 
-use crate::group::{Group, GroupPoint, GroupSnapshot};
+use crate::collection::{Collection, CollectionPoint, CollectionSnapshot};
 use crate::job::Job;
+use crate::machine::{HostBoot, MachineUser, Vm};
 use crate::point::Point;
 use crate::snapshot::Snapshot;
 use crate::trusted::KnownImage;
-use crate::vm::{HostBoot, MachineUser, Vm};
 use crate::{Fault, Result, fault, guid};
 
 pub use engine::Row;
@@ -45,9 +45,9 @@ macro_rules! rows {
 rows! {
     Vm = "vm/", VmNotFound;
     Point = "point/", PointNotFound;
-    Group = "group/", GroupNotFound;
-    GroupPoint = "group-point/", PointNotFound;
-    GroupSnapshot = "group-snapshot/", SnapshotNotFound;
+    Collection = "group/", CollectionNotFound;
+    CollectionPoint = "group-point/", PointNotFound;
+    CollectionSnapshot = "group-snapshot/", SnapshotNotFound;
     Snapshot = "snapshot/", SnapshotNotFound;
     HostBoot = "host-boot/", BootUnknown;
     MachineUser = "machine-user/", VmNotFound;

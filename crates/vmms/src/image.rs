@@ -11,10 +11,11 @@ use hypervisor::{ImageFormat, NewImage};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::blocking;
 use crate::job::{JobContext, Machines, Traits, storage};
-use crate::point::tidy::blocking;
+use crate::machine::{Asked, Disk, Vm, spec};
+use crate::merge;
 use crate::trusted::{self, Seen};
-use crate::vm::{Asked, Disk, Vm, spec};
 use crate::{Effect, Element, Fault, Result, Use, Vmms, fault};
 
 /// A disk image to make.
@@ -402,13 +403,13 @@ pub(crate) async fn run_resize(
     };
     let _lock = vmms.lock(vm.id).await;
     // Nobody may merge the layer away meanwhile.
-    let _quiet = crate::point::quiet(vmms, vm.id).await;
-    crate::point::settle(vmms, vm.id).await?;
+    let _paused = merge::pause_merges(vmms, vm.id).await;
+    merge::reconcile(vmms, vm.id).await?;
     let vm = vmms.db.get::<Vm>(vm.id)?;
     let Some(disk) = vm.disks().find(|(_, d)| d.path == path).map(|(_, d)| d) else {
         return Err(failed(fault!(DiskNotFound, vm.name, path.display())));
     };
-    if vm.power == crate::vm::Power::Saved {
+    if vm.power == crate::machine::Power::Saved {
         return Err(fault!(
             WrongVmState,
             vm.name,

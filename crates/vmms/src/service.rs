@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::db::Db;
 use crate::job::Machines;
-use crate::vm::Runtime;
-use crate::{Places, Result, group, point, vm};
+use crate::machine::Runtime;
+use crate::{Places, Result, collection, machine, merge, point};
 
 /// Directories of the service.
 #[derive(Clone, Debug)]
@@ -89,15 +89,15 @@ pub struct Options {
     /// How long all machines together may take to end when the host goes down.
     pub host_shutdown_deadline: Duration,
     /// What tells boots of the host apart.
-    pub boot: vm::BootOptions,
+    pub boot: machine::BootOptions,
     /// When too little room for what guests write is warned of.
-    pub room: vm::RoomOptions,
+    pub room: machine::RoomOptions,
     /// How long the log of a console may be, in bytes; as much again is kept of what was cut away.
     pub console_bytes: u64,
     /// How long a guest that was asked to shut down may take before it is asked again.
     pub shutdown_again: Duration,
     /// How QEMU is shut in.
-    pub confinement: vm::Confinement,
+    pub confinement: machine::Confinement,
     /// Where exports, images and imports may lie.
     pub places: Places,
     /// Bytes of content that an export of a disk writes between two marks it can go on from after a restart.
@@ -123,11 +123,11 @@ impl Default for Options {
             tampering: TamperingPolicy::default(),
             quarantine: Duration::from_secs(14 * 24 * 3600),
             host_shutdown_deadline: Duration::from_secs(120),
-            boot: vm::BootOptions::default(),
-            room: vm::RoomOptions::default(),
+            boot: machine::BootOptions::default(),
+            room: machine::RoomOptions::default(),
             console_bytes: 16 << 20,
             shutdown_again: Duration::from_secs(15),
-            confinement: vm::Confinement::default(),
+            confinement: machine::Confinement::default(),
             places: Places::default(),
             export_mark: 256 << 20,
             import_memory: false,
@@ -154,10 +154,10 @@ pub struct Vmms {
     /// When the service started.
     pub started: SystemTime,
     pub(crate) engine: engine::Engine<Machines>,
-    pub(crate) points: point::Memory,
-    pub(crate) rooms: vm::Rooms,
-    pub(crate) consoles: vm::Consoles,
-    pub(crate) starts: vm::Starts,
+    pub(crate) points: merge::Memory,
+    pub(crate) rooms: machine::Rooms,
+    pub(crate) consoles: machine::Consoles,
+    pub(crate) starts: machine::Starts,
     runtimes: Mutex<HashMap<Uuid, Arc<Runtime>>>,
 }
 
@@ -173,14 +173,14 @@ impl Vmms {
         host: String,
     ) -> Result<Arc<Self>> {
         let vmms = Self::idle(store, hypervisor, images, dirs, options, host).await?;
-        vm::begin(&vmms).await?;
-        vm::reattach(&vmms).await;
-        vm::settle(&vmms).await?;
-        vm::close_files(&vmms);
-        group::release_all(&vmms).await;
-        point::freeze::thaw_left(&vmms);
-        point::recover(&vmms).await?;
-        group::recover(&vmms).await?;
+        machine::begin(&vmms).await?;
+        machine::reattach(&vmms).await;
+        machine::begin_starts(&vmms).await?;
+        machine::close_files(&vmms);
+        collection::release_all(&vmms).await;
+        crate::instant::freeze::thaw_left(&vmms);
+        merge::recover(&vmms).await?;
+        collection::recover(&vmms).await?;
         vmms.recover_jobs();
         Ok(vmms)
     }
@@ -201,29 +201,29 @@ impl Vmms {
             db: crate::db::open(store).await?,
             hypervisor,
             images,
-            identity: crate::owner::state_id(&dirs.state)?,
+            identity: crate::host::owner::state_id(&dirs.state)?,
             dirs,
             options,
             host,
             started: SystemTime::now(),
             engine: engine::Engine::default(),
-            points: point::Memory::default(),
-            rooms: vm::Rooms::default(),
-            consoles: vm::Consoles::default(),
-            starts: vm::Starts::default(),
+            points: merge::Memory::default(),
+            rooms: machine::Rooms::default(),
+            consoles: machine::Consoles::default(),
+            starts: machine::Starts::default(),
             runtimes: Mutex::default(),
         }))
     }
 
     /// Work that comes round: called every few seconds by the service's main loop.
     pub async fn tick(self: &Arc<Self>) {
-        vm::tick(self);
+        machine::tick(self);
         self.tend_jobs().await;
-        point::sweep(self).await;
+        merge::sweep(self).await;
         point::forget_memories(self).await;
         let vmms = Arc::clone(self);
-        let expired = point::tidy::blocking(move || {
-            crate::check::expire(&vmms, SystemTime::now());
+        let expired = crate::blocking(move || {
+            crate::host::check::expire(&vmms, SystemTime::now());
             Ok(())
         });
         if let Err(error) = expired.await {
@@ -250,7 +250,7 @@ impl Vmms {
     }
 
     /// The state of a machine as clients see it.
-    pub fn state_of(&self, vm: &vm::Vm) -> vm::VmState {
+    pub fn state_of(&self, vm: &machine::Vm) -> machine::VmState {
         self.runtime(vm.id).state(vm)
     }
 

@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use crate::group::{Group, GroupPoint, GroupSnapshot};
+use crate::collection::{Collection, CollectionPoint, CollectionSnapshot};
 use crate::job::Job;
+use crate::machine::Vm;
 use crate::point::Point;
 use crate::snapshot::Snapshot;
-use crate::vm::Vm;
 use crate::{Fault, Vmms, guid};
 
 /// This failure and its causes with names beside the identifiers in their arguments.
@@ -26,9 +26,9 @@ fn vm_name(vmms: &Vmms, vm: Uuid) -> String {
     record.map_or_else(|_| guid(vm), |vm| vm.name.clone())
 }
 
-fn group_name(vmms: &Vmms, group: Uuid) -> String {
-    let record = vmms.db.get::<Group>(group);
-    record.map_or_else(|_| guid(group), |group| group.name.clone())
+fn collection_name(vmms: &Vmms, collection: Uuid) -> String {
+    let record = vmms.db.get::<Collection>(collection);
+    record.map_or_else(|_| guid(collection), |collection| collection.name.clone())
 }
 
 fn name_of(vmms: &Vmms, text: &str) -> Option<String> {
@@ -57,15 +57,15 @@ fn name_of(vmms: &Vmms, text: &str) -> Option<String> {
         let of = vm_name(vmms, snapshot.vm);
         return Some(format!("{} of machine {of} ({shown})", snapshot.name));
     }
-    if let Ok(group) = db.get::<Group>(id) {
-        return Some(format!("{} ({shown})", group.name));
+    if let Ok(collection) = db.get::<Collection>(id) {
+        return Some(format!("{} ({shown})", collection.name));
     }
-    if let Ok(point) = db.get::<GroupPoint>(id) {
-        let of = group_name(vmms, point.group);
+    if let Ok(point) = db.get::<CollectionPoint>(id) {
+        let of = collection_name(vmms, point.collection);
         return Some(format!("{} of collection {of} ({shown})", point.name));
     }
-    if let Ok(snapshot) = db.get::<GroupSnapshot>(id) {
-        let of = group_name(vmms, snapshot.group);
+    if let Ok(snapshot) = db.get::<CollectionSnapshot>(id) {
+        let of = collection_name(vmms, snapshot.collection);
         return Some(format!("{} of collection {of} ({shown})", snapshot.name));
     }
     if let Ok(job) = db.get::<Job>(id) {

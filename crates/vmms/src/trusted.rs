@@ -15,7 +15,7 @@ use hypervisor::ImageFormat;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::vm::{Disk, Vm};
+use crate::machine::{Disk, Vm};
 use crate::{Fault, Result, Use, Vmms, fault};
 
 /// An image that was used once, and as what.

@@ -14,10 +14,11 @@ use disk::ChangeMap;
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, KIB, MIB};
 use uuid::Uuid;
+use vmms::audit::{Audit, Proof};
 use vmms::job::{Job, JobRequest, JobState};
-use vmms::point::{Audit, Point, PointType, Proof};
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
+use vmms::point::{Point, PointType};
 use vmms::{Message, Result};
 
 const TWO: [(&str, ImageFormat, u64); 2] = [
@@ -26,7 +27,7 @@ const TWO: [(&str, ImageFormat, u64); 2] = [
 ];
 
 async fn submit(bed: &Bed<'_>, point: Uuid, base: Option<Uuid>) -> Result<Uuid> {
-    vmms::point::audit_point(&bed.bench.vmms, point, base, &Asked::default()).await
+    vmms::audit::audit_point(&bed.bench.vmms, point, base, &Asked::default()).await
 }
 
 async fn audit(bed: &Bed<'_>, point: Uuid, base: Option<Uuid>) -> Job {

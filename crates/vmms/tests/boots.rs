@@ -19,8 +19,8 @@ use uuid::Uuid;
 use vmms::Message;
 use vmms::boot::{SignKind, Wanted, boot_exports};
 use vmms::job::{Job, JobRequest, JobState, Task};
+use vmms::machine::{Asked, spec};
 use vmms::point::PointType;
-use vmms::vm::{Asked, spec};
 
 const ONE: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 4 * MIB)];
 
@@ -37,11 +37,13 @@ async fn scene(agent: bool) -> Scene {
     let bench = Bench::on(options(), hypervisor).await;
     let mut bed = bench.machine(&ONE).await;
     bed.write("a.qcow2", 7, 0, 64 * 1024);
-    let edit = |vm: &mut vmms::vm::Vm| {
+    let edit = |vm: &mut vmms::machine::Vm| {
         vm.settings.guest_agent = agent;
         Ok(())
     };
-    vmms::vm::change(&bench.vmms, bed.vm, edit).await.unwrap();
+    vmms::machine::change(&bench.vmms, bed.vm, edit)
+        .await
+        .unwrap();
     let point = bed.point(PointType::Log).await;
     bed.export(point, None, "out").await;
     let directory = bench.path("out");
@@ -114,7 +116,7 @@ async fn the_answer_of_the_agent_is_life_and_ends_the_wait() {
     assert_eq!(files(&scene.directory), before);
     scene.assert_gone(vm);
     // The machine is no machine of the service.
-    assert!(scene.bench.vmms.db.get::<vmms::vm::Vm>(vm).is_err());
+    assert!(scene.bench.vmms.db.get::<vmms::machine::Vm>(vm).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

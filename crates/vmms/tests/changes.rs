@@ -12,8 +12,8 @@ use hypervisor::ImageFormat;
 use support::{Bed, Bench, KIB, MIB};
 use uuid::Uuid;
 use vmms::Message;
+use vmms::machine::StateChange;
 use vmms::point::{Changes, Point, PointType};
-use vmms::vm::StateChange;
 
 const SIZE: u64 = 4 * MIB + 512;
 const TWO: [(&str, ImageFormat, u64); 2] = [
@@ -193,7 +193,7 @@ async fn a_grown_disk_changed_beyond_its_old_end() {
     let first = bed.point(PointType::Log).await;
     let at_first = bed.disks.clone();
     let machine = bench.vmms.machine(bed.vm).unwrap();
-    let drive = vmms::vm::spec::drive_id(&bed.disk("a.qcow2"));
+    let drive = vmms::machine::spec::drive_id(&bed.disk("a.qcow2"));
     machine.resize(&drive, SIZE + 2 * MIB).await.unwrap();
     bed.disks
         .get_mut("a.qcow2")
@@ -209,7 +209,7 @@ async fn a_grown_disk_changed_beyond_its_old_end() {
     bed.assert_exported(&full, &at_first).await;
     let part = bed.export(second, Some(first), "out").await;
     bed.assert_exported(&part, &at_second).await;
-    let asked = vmms::vm::Asked::default();
+    let asked = vmms::machine::Asked::default();
     let dir = bench
         .path("out")
         .join(vmms::guid(bed.vm))

@@ -21,11 +21,11 @@ use support::{Bed, Bench, KIB, MIB};
 use uuid::Uuid;
 use vmms::check::{Finding, FindingKind, check_host, clean_host};
 use vmms::job::{Job, JobState};
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, spec};
 use vmms::owner::Owner;
 use vmms::point::{Hold, Point, PointType};
 use vmms::snapshot::SnapshotKind;
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, spec};
 
 const TWO: [(&str, ImageFormat, u64); 2] = [
     ("a.qcow2", ImageFormat::Qcow2, 2 * MIB),
@@ -149,7 +149,7 @@ async fn a_healthy_busy_host_has_no_findings() {
 
     // A machine that was deleted leaves nothing.
     bed.state(StateChange::Stop).await;
-    let job = vmms::vm::destroy(&bench.vmms, third.vm, &Asked::default()).await;
+    let job = vmms::machine::destroy(&bench.vmms, third.vm, &Asked::default()).await;
     bench.done(job.unwrap()).await;
     assert_eq!(found(&bench).await, [], "after one was deleted");
 }

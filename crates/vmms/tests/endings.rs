@@ -18,10 +18,10 @@ use support::{Bench, KIB, MIB, files, options};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
 use vmms::job::{Job, JobRequest, JobState, Submission, Task, UndoLeft};
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, Power, Vm};
 use vmms::point::{Point, PointType};
 use vmms::snapshot::Snapshot;
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, Power, Vm};
 use vmms::{Kind, Message, Options};
 
 const DISK: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 4 * MIB)];
@@ -62,7 +62,7 @@ impl Stage {
     }
 
     async fn ask(&self, to: StateChange) -> vmms::Result<Uuid> {
-        vmms::vm::request_state(&self.bench.vmms, self.vm, to, &Asked::default()).await
+        vmms::machine::request_state(&self.bench.vmms, self.vm, to, &Asked::default()).await
     }
 
     /// A shutdown whose request to the guest hangs.
@@ -294,7 +294,7 @@ async fn a_service_that_ends_parks_an_export_and_the_next_one_goes_on_with_it() 
         }
         assert!(parked.paused_since.is_some());
         assert_eq!(parked.stop, None);
-        let late = vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await;
+        let late = vmms::machine::request_state(&bench.vmms, vm, StateChange::Start, &asked).await;
         assert_eq!(late.unwrap_err().message, Message::ServiceEnding);
         bench.restart().await;
         if suspended {
@@ -331,7 +331,7 @@ async fn a_reboot_that_was_overtaken_by_a_power_off_does_not_start_the_machine_a
 async fn a_machine_that_was_started_before_its_deletion_begins_stays() {
     let s = stage(options()).await;
     // As when the start came between the look at its state and the job.
-    let destroy = Task::from(vmms::vm::DestroyVm { vm: s.vm });
+    let destroy = Task::from(vmms::machine::DestroyVm { vm: s.vm });
     let job = s.bench.vmms.submit(destroy, Submission::default()).await;
     let job = s.bench.vmms.wait(job.unwrap()).await.unwrap();
     assert_eq!(job.state, JobState::Exception);
@@ -395,7 +395,7 @@ async fn machines_are_reattached_side_by_side() {
     let mut s = stage(options()).await;
     let other = s.bench.machine(&[]).await.vm;
     let asked = Asked::default();
-    let start = vmms::vm::request_state(&s.bench.vmms, other, StateChange::Start, &asked);
+    let start = vmms::machine::request_state(&s.bench.vmms, other, StateChange::Start, &asked);
     s.bench.done(start.await.unwrap()).await;
     let script = s.fake.script().clone();
     let calls = script.count("reattach");

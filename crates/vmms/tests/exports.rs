@@ -14,9 +14,9 @@ use hypervisor::ImageFormat;
 use support::{Bed, Bench, KIB, MIB, files, options};
 use uuid::Uuid;
 use vmms::job::{JobRequest, JobState};
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
 use vmms::point::{Point, PointType};
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
 use vmms::{Fault, Message};
 
 const ONE: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 2 * MIB)];
@@ -456,7 +456,7 @@ async fn a_chain_without_its_middle_is_not_imported() {
         "{:#?}",
         job.faults
     );
-    assert!(bench.vmms.db.get::<vmms::vm::Vm>(vm).is_err());
+    assert!(bench.vmms.db.get::<vmms::machine::Vm>(vm).is_err());
     assert!(!to.exists());
     std::fs::rename(bench.path("deep/two"), bench.path("two")).unwrap();
     let (_, job) = vmms::import::import_export(&bench.vmms, &dir, None, &to, false, &asked)

@@ -20,8 +20,8 @@ use support::{Bed, Bench, MIB, files, options};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::job::{Job, JobRequest, JobState};
+use vmms::machine::Asked;
 use vmms::point::PointType;
-use vmms::vm::Asked;
 use vmms::{Message, Options, Places};
 
 const ONE: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 2 * MIB)];

@@ -16,8 +16,8 @@ use hypervisor::{Hypervisor, ImageFormat, ImageTool, Machine};
 use support::{Bench, MIB, files, options};
 use vmms::Message;
 use vmms::job::JobState;
+use vmms::machine::StateChange;
 use vmms::point::{Consistency, Point, PointType};
-use vmms::vm::StateChange;
 
 const TWO: [(&str, ImageFormat, u64); 2] = [
     ("a.qcow2", ImageFormat::Qcow2, 64 * MIB),

@@ -20,8 +20,8 @@ use hypervisor::{ImageFormat, MachineEvent};
 use support::{Bench, MIB, options};
 use uuid::Uuid;
 use vmms::job::{Job, JobState};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, Health, Power, RoomOptions, Vm, VmState, spec};
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, Health, Power, RoomOptions, Vm, VmState, spec};
 use vmms::{Message, Options};
 
 /// A machine with one disk on a file system whose room the test decides.
@@ -66,7 +66,7 @@ async fn guest_with(mut options: Options) -> Guest {
 impl Guest {
     async fn ended(&self, to: StateChange) -> Job {
         let asked = Asked::default();
-        let job = vmms::vm::request_state(&self.bench.vmms, self.vm, to, &asked)
+        let job = vmms::machine::request_state(&self.bench.vmms, self.vm, to, &asked)
             .await
             .unwrap();
         self.bench.vmms.wait(job).await.unwrap()
@@ -148,7 +148,7 @@ async fn a_guest_whose_disk_is_full_is_shown_as_standing_still_and_goes_on_when_
         "{said}"
     );
     // A guest that stands still cannot be asked, and the refusal tells why.
-    let refused = vmms::vm::request_state(
+    let refused = vmms::machine::request_state(
         &g.bench.vmms,
         g.vm,
         StateChange::Shutdown,
@@ -384,7 +384,7 @@ async fn a_shutdown_that_was_asked_for_too_early_is_asked_for_again() {
     machine.set_agent(false);
     machine.set_obeys_powerdown(false);
     let asked = Asked::default();
-    let job = vmms::vm::request_state(&g.bench.vmms, g.vm, StateChange::Shutdown, &asked)
+    let job = vmms::machine::request_state(&g.bench.vmms, g.vm, StateChange::Shutdown, &asked)
         .await
         .unwrap();
     // It boots and hears nothing.

@@ -15,12 +15,12 @@ use hypervisor::{ImageFormat, NewImage};
 use support::{Bed, Bench, MIB, options};
 use uuid::Uuid;
 use vmms::check::{Finding, FindingKind, check_host, clean_host};
+use vmms::machine::adopt::{Adopt, adopt_layers};
+use vmms::machine::device::{self, NewDevice};
+use vmms::machine::losses::{destroy_with_losses, losses};
+use vmms::machine::{Asked, DeviceKind, Vm};
 use vmms::owner::Owner;
 use vmms::point::{Point, PointType};
-use vmms::vm::adopt::{Adopt, adopt_layers};
-use vmms::vm::device::{self, NewDevice};
-use vmms::vm::losses::{destroy_with_losses, losses};
-use vmms::vm::{Asked, DeviceKind, Vm};
 use vmms::{Message, Options};
 
 const ONE: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, MIB)];
@@ -320,7 +320,7 @@ async fn a_machine_whose_layer_is_missing_goes_by_force_and_only_that_is_lost() 
         })
         .collect();
 
-    let refused = vmms::vm::destroy(&bench.vmms, bed.vm, &Asked::default()).await;
+    let refused = vmms::machine::destroy(&bench.vmms, bed.vm, &Asked::default()).await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.message, Message::LayerMissing);
     assert!(

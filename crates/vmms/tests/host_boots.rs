@@ -17,8 +17,8 @@ use hypervisor::fake::{FakeHypervisor, Fault as Scripted};
 use support::{Bench, options};
 use uuid::Uuid;
 use vmms::job::{Job, JobState};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, BootOptions, HostBoot, NewVm, Power, Settings, Vm, VmState};
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, BootOptions, HostBoot, NewVm, Power, Settings, Vm, VmState};
 use vmms::{Message, Options};
 
 struct Host {
@@ -64,14 +64,14 @@ impl Host {
             notes: Vec::new(),
             settings,
         };
-        vmms::vm::define(&self.bench.vmms, new, |_| Ok(()))
+        vmms::machine::define(&self.bench.vmms, new, |_| Ok(()))
             .await
             .unwrap()
     }
 
     async fn go(&self, vm: Uuid, to: StateChange) -> Job {
         let asked = Asked::default();
-        let job = vmms::vm::request_state(&self.bench.vmms, vm, to, &asked)
+        let job = vmms::machine::request_state(&self.bench.vmms, vm, to, &asked)
             .await
             .unwrap();
         self.bench.vmms.wait(job).await.unwrap()
@@ -199,7 +199,7 @@ async fn who_decides_otherwise_while_a_machine_waits_is_obeyed() {
     h.boots().await;
     h.go(used, StateChange::Start).await;
     h.go(used, StateChange::Stop).await;
-    vmms::vm::change(&h.bench.vmms, changed, |vm| {
+    vmms::machine::change(&h.bench.vmms, changed, |vm| {
         vm.settings.automatic_startup_action = 2;
         Ok(())
     })
@@ -275,7 +275,7 @@ async fn when_the_host_goes_down_machines_end_as_their_settings_say_and_start_wi
     for vm in [off, saved, shut] {
         h.go(vm, StateChange::Start).await;
     }
-    let job = vmms::vm::shut_down_guests(&h.bench.vmms, None, &Asked::default())
+    let job = vmms::machine::shut_down_guests(&h.bench.vmms, None, &Asked::default())
         .await
         .unwrap();
     let job = h.bench.done(job).await;
@@ -308,14 +308,14 @@ async fn a_host_that_is_said_to_go_down_twice_still_knows_what_ran() {
         .await;
     h.boots().await;
     h.go(vm, StateChange::Start).await;
-    vmms::vm::change(&h.bench.vmms, late, |vm| {
+    vmms::machine::change(&h.bench.vmms, late, |vm| {
         vm.settings.automatic_startup_action = 3;
         Ok(())
     })
     .await
     .unwrap();
     for _ in 0..2 {
-        let job = vmms::vm::shut_down_guests(&h.bench.vmms, None, &Asked::default())
+        let job = vmms::machine::shut_down_guests(&h.bench.vmms, None, &Asked::default())
             .await
             .unwrap();
         h.bench.done(job).await;
@@ -343,7 +343,7 @@ async fn what_a_user_does_after_the_host_did_not_go_down_counts() {
     let mut h = host().await;
     let vm = h.machine("one", 3, |_| {}).await;
     h.go(vm, StateChange::Start).await;
-    let job = vmms::vm::shut_down_guests(&h.bench.vmms, None, &Asked::default())
+    let job = vmms::machine::shut_down_guests(&h.bench.vmms, None, &Asked::default())
         .await
         .unwrap();
     h.bench.done(job).await;
@@ -379,7 +379,7 @@ async fn what_does_not_end_in_time_is_switched_off_and_the_report_says_so() {
     h.fake.script().on("save_state", nth, refused());
     h.fake.script().on("save_state", nth + 1, refused());
     let within = Some(Duration::from_secs(3));
-    let job = vmms::vm::shut_down_guests(&h.bench.vmms, within, &Asked::default())
+    let job = vmms::machine::shut_down_guests(&h.bench.vmms, within, &Asked::default())
         .await
         .unwrap();
     let job = h.bench.done(job).await;
@@ -412,7 +412,7 @@ async fn a_machine_that_cannot_be_ended_fails_the_job_with_its_cause() {
         .script()
         .on("quit", nth, Scripted::refuse("in the kernel"));
     let within = Some(Duration::from_secs(2));
-    let job = vmms::vm::shut_down_guests(&h.bench.vmms, within, &Asked::default())
+    let job = vmms::machine::shut_down_guests(&h.bench.vmms, within, &Asked::default())
         .await
         .unwrap();
     let job = h.bench.vmms.wait(job).await.unwrap();
@@ -431,7 +431,7 @@ async fn machines_that_come_later_in_the_start_end_first() {
     for vm in [database, front] {
         h.go(vm, StateChange::Start).await;
     }
-    let job = vmms::vm::shut_down_guests(&h.bench.vmms, None, &Asked::default())
+    let job = vmms::machine::shut_down_guests(&h.bench.vmms, None, &Asked::default())
         .await
         .unwrap();
     let job = h.bench.done(job).await;

@@ -13,10 +13,10 @@ use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, files};
 use uuid::Uuid;
 use vmms::job::{Job, JobState};
+use vmms::machine::StateChange;
+use vmms::machine::device::NewDevice;
+use vmms::machine::{Asked, Vm};
 use vmms::point::PointType;
-use vmms::vm::StateChange;
-use vmms::vm::device::NewDevice;
-use vmms::vm::{Asked, Vm};
 use vmms::{Fault, Message};
 
 fn qemu_img(args: &[&str]) {
@@ -62,14 +62,14 @@ fn header_with_data_file(dir: &Path, data: &Path) -> Vec<u8> {
 
 async fn drive(bed: &Bed<'_>) -> String {
     let controller = bed.record().devices.iter().find_map(|d| match d.kind {
-        vmms::vm::DeviceKind::ScsiController { .. } => Some(d.id.clone()),
+        vmms::machine::DeviceKind::ScsiController { .. } => Some(d.id.clone()),
         _ => None,
     });
     let new = NewDevice::DiskDrive {
         controller: controller.unwrap(),
         slot: None,
     };
-    vmms::vm::device::add(&bed.bench.vmms, bed.vm, new, None)
+    vmms::machine::device::add(&bed.bench.vmms, bed.vm, new, None)
         .await
         .unwrap()
 }
@@ -81,7 +81,7 @@ async fn attach(bed: &Bed<'_>, path: &Path) -> Result<String, Fault> {
         path: path.to_owned(),
         read_only: false,
     };
-    let adding = vmms::vm::device::add(&bed.bench.vmms, bed.vm, new, None);
+    let adding = vmms::machine::device::add(&bed.bench.vmms, bed.vm, new, None);
     tokio::time::timeout(Duration::from_secs(60), adding)
         .await
         .expect("opening something hangs")
@@ -250,7 +250,9 @@ async fn a_raw_disk_stays_raw_whatever_its_guest_writes_to_it() {
     assert_eq!((image.format.as_str(), image.size), ("raw", length));
     // Also when no machine has it any more, after a restart, and under another name.
     let asked = Asked::default();
-    let job = vmms::vm::destroy(&bench.vmms, vm, &asked).await.unwrap();
+    let job = vmms::machine::destroy(&bench.vmms, vm, &asked)
+        .await
+        .unwrap();
     bench.done(job).await;
     bench.restart().await;
     assert_eq!(shown(&bench.vmms).await.format, "raw");
@@ -301,7 +303,8 @@ async fn an_image_that_was_exchanged_for_a_hostile_one_is_not_started() {
     std::fs::write(&secret, vec![7; 1 << 20]).unwrap();
     let start = || async {
         let asked = Asked::default();
-        let job = vmms::vm::request_state(&bench.vmms, bed.vm, StateChange::Start, &asked).await;
+        let job =
+            vmms::machine::request_state(&bench.vmms, bed.vm, StateChange::Start, &asked).await;
         bench.vmms.wait(job.unwrap()).await.unwrap()
     };
     let header = header_with_data_file(&bench.path("images"), &secret);
@@ -583,7 +586,7 @@ async fn no_path_of_a_host_is_taken_over_from_a_configuration() {
     }
     assert_eq!(
         (record.power, &record.saved_state),
-        (vmms::vm::Power::Off, &None)
+        (vmms::machine::Power::Off, &None)
     );
     let jobs = bench.vmms.jobs();
     let report = jobs

@@ -13,9 +13,9 @@ use hypervisor::ImageFormat;
 use support::{Bench, MIB};
 use uuid::Uuid;
 use vmms::import::{Take, import_export, import_planned};
+use vmms::machine::device::NewDevice;
+use vmms::machine::{Asked, DeviceKind, Vm};
 use vmms::point::PointType;
-use vmms::vm::device::NewDevice;
-use vmms::vm::{Asked, DeviceKind, Vm};
 
 fn addresses(vm: &Vm) -> Vec<String> {
     let of = |kind: &DeviceKind| match kind {
@@ -31,11 +31,11 @@ async fn an_import_has_network_addresses_of_its_own_and_does_not_start_by_itself
     let bed = bench.machine(&[("a.qcow2", ImageFormat::Qcow2, MIB)]).await;
     for mac in [None, Some("00155DAABBCC".to_owned())] {
         let nic = NewDevice::Nic { mac, guid: None };
-        vmms::vm::device::add(&bench.vmms, bed.vm, nic, None)
+        vmms::machine::device::add(&bench.vmms, bed.vm, nic, None)
             .await
             .unwrap();
     }
-    vmms::vm::change(&bench.vmms, bed.vm, |vm| {
+    vmms::machine::change(&bench.vmms, bed.vm, |vm| {
         vm.settings.automatic_startup_action = 4;
         Ok(())
     })

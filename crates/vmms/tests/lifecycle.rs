@@ -17,8 +17,8 @@ use store::{MemoryStore, Store};
 use support::{Bench, options};
 use uuid::Uuid;
 use vmms::job::{Job, JobRequest, JobState};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, NewVm, Power, Settings, Vm, VmState, device::NewDevice};
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, NewVm, Power, Settings, Vm, VmState, device::NewDevice};
 use vmms::{Kind, Message, Options};
 
 struct Fake {
@@ -41,7 +41,7 @@ async fn fake_with(options: Options) -> Fake {
         notes: Vec::new(),
         settings: Settings::default(),
     };
-    let vm = vmms::vm::define(&bench.vmms, new, |_| Ok(()))
+    let vm = vmms::machine::define(&bench.vmms, new, |_| Ok(()))
         .await
         .unwrap();
     Fake { bench, fake, vm }
@@ -49,7 +49,7 @@ async fn fake_with(options: Options) -> Fake {
 
 impl Fake {
     async fn ask(&self, to: StateChange) -> vmms::Result<Uuid> {
-        vmms::vm::request_state(&self.bench.vmms, self.vm, to, &Asked::default()).await
+        vmms::machine::request_state(&self.bench.vmms, self.vm, to, &Asked::default()).await
     }
 
     async fn ended(&self, to: StateChange) -> Job {
@@ -120,7 +120,7 @@ async fn what_the_state_does_not_allow_is_refused_at_once_and_changes_nothing() 
         .await
         .expect_err("it runs already");
     assert_eq!(refused.message, Message::AlreadyInState);
-    let refused = vmms::vm::destroy(&f.bench.vmms, f.vm, &Asked::default()).await;
+    let refused = vmms::machine::destroy(&f.bench.vmms, f.vm, &Asked::default()).await;
     assert_eq!(refused.expect_err("it runs").kind(), Kind::InvalidState);
     assert_eq!(f.state(), VmState::Running);
 }
@@ -264,19 +264,22 @@ async fn the_same_request_key_of_the_same_user_is_the_same_job() {
         owner: owner.to_owned(),
         request_key: Some("k".to_owned()),
     };
-    let first = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice"))
-        .await
-        .unwrap();
+    let first =
+        vmms::machine::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice"))
+            .await
+            .unwrap();
     f.bench.vmms.wait(first).await.unwrap();
     f.go(StateChange::Stop).await;
-    let again = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice"))
-        .await
-        .unwrap();
+    let again =
+        vmms::machine::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("alice"))
+            .await
+            .unwrap();
     assert_eq!(again, first, "a retry starts nothing");
     assert_eq!(f.state(), VmState::Off);
-    let other = vmms::vm::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("bob"))
-        .await
-        .unwrap();
+    let other =
+        vmms::machine::request_state(&f.bench.vmms, f.vm, StateChange::Start, &asked("bob"))
+            .await
+            .unwrap();
     assert_ne!(other, first);
 }
 
@@ -376,7 +379,7 @@ async fn a_running_machine_is_found_again_by_the_next_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_machine_is_gone_with_its_jobs_still_to_be_read() {
     let f = fake().await;
-    let job = vmms::vm::destroy(&f.bench.vmms, f.vm, &Asked::default())
+    let job = vmms::machine::destroy(&f.bench.vmms, f.vm, &Asked::default())
         .await
         .unwrap();
     assert_eq!(
@@ -394,20 +397,20 @@ async fn a_deleted_machine_is_gone_with_its_jobs_still_to_be_read() {
 async fn hardware_cannot_change_under_a_running_guest_but_names_can() {
     let f = fake().await;
     f.go(StateChange::Start).await;
-    let refused = vmms::vm::change(&f.bench.vmms, f.vm, |vm| {
+    let refused = vmms::machine::change(&f.bench.vmms, f.vm, |vm| {
         vm.memory.quantity = 64;
         Ok(())
     })
     .await;
     assert_eq!(refused.expect_err("it runs").kind(), Kind::InvalidState);
-    vmms::vm::change(&f.bench.vmms, f.vm, |vm| {
+    vmms::machine::change(&f.bench.vmms, f.vm, |vm| {
         vm.name = "two".to_owned();
         Ok(())
     })
     .await
     .unwrap();
     assert_eq!(f.bench.vmms.db.get::<Vm>(f.vm).unwrap().name, "two");
-    let nic = vmms::vm::device::add(
+    let nic = vmms::machine::device::add(
         &f.bench.vmms,
         f.vm,
         NewDevice::Nic {
@@ -435,7 +438,7 @@ async fn impossible_settings_are_refused_and_nothing_is_stored() {
         |vm| vm.memory.weight = 10_001,
     ] {
         let before = f.bench.vmms.db.get::<Vm>(f.vm).unwrap();
-        let refused = vmms::vm::change(&f.bench.vmms, f.vm, |vm| {
+        let refused = vmms::machine::change(&f.bench.vmms, f.vm, |vm| {
             edit(vm);
             Ok(())
         })
@@ -451,7 +454,7 @@ async fn impossible_settings_are_refused_and_nothing_is_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_need_a_parent_that_exists_and_a_slot_that_is_free() {
     let f = fake().await;
-    let add = |new| vmms::vm::device::add(&f.bench.vmms, f.vm, new, None);
+    let add = |new| vmms::machine::device::add(&f.bench.vmms, f.vm, new, None);
     let missing = add(NewDevice::DiskDrive {
         controller: "nope".to_owned(),
         slot: None,
@@ -484,7 +487,7 @@ async fn devices_need_a_parent_that_exists_and_a_slot_that_is_free() {
     assert_eq!(wrong.expect_err("no such file").kind(), Kind::FileNotFound);
     let vm = f.bench.vmms.db.get::<Vm>(f.vm).unwrap();
     let id = vm.devices.last().map(|d| d.id.clone()).unwrap();
-    vmms::vm::device::remove(&f.bench.vmms, f.vm, &id)
+    vmms::machine::device::remove(&f.bench.vmms, f.vm, &id)
         .await
         .unwrap();
     assert!(
@@ -511,16 +514,16 @@ async fn a_change_that_cannot_be_made_durable_is_not_made() {
         notes: Vec::new(),
         settings: Settings::default(),
     };
-    let vm = vmms::vm::define(&bench.vmms, new(), |_| Ok(()))
+    let vm = vmms::machine::define(&bench.vmms, new(), |_| Ok(()))
         .await
         .unwrap();
     flaky.arm(store::Calls::Txns, 1, store::Fault::Stop);
-    let refused = vmms::vm::define(&bench.vmms, new(), |_| Ok(()))
+    let refused = vmms::machine::define(&bench.vmms, new(), |_| Ok(()))
         .await
         .expect_err("not durable");
     assert_eq!(refused.message, Message::Store);
     let refused =
-        vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &Asked::default()).await;
+        vmms::machine::request_state(&bench.vmms, vm, StateChange::Start, &Asked::default()).await;
     assert_eq!(
         refused.expect_err("no record, no job").message,
         Message::Store

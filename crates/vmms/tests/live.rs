@@ -19,9 +19,9 @@ use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, assert_same};
 use uuid::Uuid;
 use vmms::job::Job;
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, spec};
 use vmms::point::{Point, PointType};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, spec};
 
 const DISKS: [(&str, ImageFormat, u64); 2] = [
     ("a.img", ImageFormat::Raw, 64 * MIB),

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, files};
 use uuid::Uuid;
+use vmms::disk_tree::Pending;
 use vmms::job::{JobRequest, JobState, Task};
-use vmms::layer::Pending;
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, SnapshotKind};
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
 
 const SIZE: u64 = 192 * MIB;
 const BIG: [(&str, ImageFormat, u64); 1] = [("a.img", ImageFormat::Raw, SIZE)];
@@ -141,7 +141,8 @@ async fn a_terminated_merge_is_done_later() {
     bed.set_hold(first, None).await;
     for request in [JobRequest::Terminate, JobRequest::Kill] {
         bench.vmms.tick().await;
-        let tidy = |j: &vmms::job::Job| matches!(j.task, Task::Tidy(_)) && !j.state.is_final();
+        let tidy =
+            |j: &vmms::job::Job| matches!(j.task, Task::MergeLayers(_)) && !j.state.is_final();
         let Some(job) = bench.vmms.jobs().into_iter().find(tidy) else {
             break;
         };

@@ -18,8 +18,8 @@ use proptest::prelude::*;
 use support::{Bed, Bench, KIB, assert_same, contents, files};
 use uuid::Uuid;
 use vmms::job::{Job, JobState};
+use vmms::machine::Asked;
 use vmms::point::{Point, PointType};
-use vmms::vm::Asked;
 
 const SIZE: u64 = 300 * KIB + 512;
 const DISKS: [(&str, ImageFormat, u64); 2] = [

@@ -11,9 +11,9 @@ use support::{Bed, Bench, MIB, files, options};
 use uuid::Uuid;
 use vmms::boot::{Wanted, boot_exports};
 use vmms::image::ImageSpec;
+use vmms::machine::device::{self, NewDevice};
+use vmms::machine::{Asked, DeviceKind, Vm};
 use vmms::point::PointType;
-use vmms::vm::device::{self, NewDevice};
-use vmms::vm::{Asked, DeviceKind, Vm};
 use vmms::{Message, Options, Places, Result};
 
 /// A service with roots for images and imports, and a second one without that makes what lies outside.
@@ -184,16 +184,16 @@ async fn exports_are_read_below_their_roots_only() {
         };
         outside(import(None).await, "importing");
         outside(import(Some("2026")).await, "importing a point");
-        let group = vmms::import_group::import_group;
-        let group = group(vmms, from, None, None, &to, false, &asked).await;
-        outside(group, "importing a collection");
+        let collection = vmms::import_collection::import_collection;
+        let collection = collection(vmms, from, None, None, &to, false, &asked).await;
+        outside(collection, "importing a collection");
         let planned = vmms::import::import_planned(vmms, from, false, Some(&to), &asked).await;
         outside(planned, "importing a planned machine");
         let proven = vmms::verify::verify_export(vmms, from, &asked).await;
         outside(proven, "proving");
         let booted = boot_exports(vmms, from, None, Wanted::default(), &asked).await;
         outside(booted, "booting");
-        let adopted = vmms::point::adopt_point(vmms, Uuid::new_v4(), from, &asked).await;
+        let adopted = vmms::adopt::adopt_point(vmms, Uuid::new_v4(), from, &asked).await;
         outside(adopted, "taking a point over");
     }
     assert!(vmms.db.all::<Vm>().is_empty());

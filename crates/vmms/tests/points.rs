@@ -10,9 +10,9 @@ mod support;
 
 use hypervisor::ImageFormat;
 use support::{Bench, KIB, MIB, files};
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
 use vmms::point::PointType;
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
 
 const ODD: u64 = 4 * MIB + 512;
 const TWO: [(&str, ImageFormat, u64); 2] = [
@@ -231,7 +231,7 @@ async fn an_import_makes_a_machine_with_the_disks_of_the_point() {
         vmms::import::import_export(&bench.vmms, &dir, Some("copy".into()), &new, false, &asked);
     let (vm, job) = import.await.unwrap();
     bench.done(job).await;
-    let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    let record = bench.vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
     assert_eq!(record.name, "copy");
     assert_eq!(record.disks().count(), 2);
     for (_, disk) in record.disks() {

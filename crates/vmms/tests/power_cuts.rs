@@ -25,10 +25,10 @@ use support::journal::{Dice, Note, Shim, cut, read};
 use support::{Bed, Bench, MIB, assert_same, try_contents};
 use uuid::Uuid;
 use vmms::job::{Job, JobState};
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, SnapshotKind};
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
 
 const SIZE: u64 = 8 * MIB;
 const TWO: [(&str, ImageFormat, u64); 2] = [

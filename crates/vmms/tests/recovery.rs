@@ -19,9 +19,9 @@ use support::{Bed, Bench, KIB, MIB, files};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::job::JobState;
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
 use vmms::point::{Point, PointType};
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
 
 const DISKS: [(&str, ImageFormat, u64); 2] = [
     ("a.qcow2", ImageFormat::Qcow2, MIB + 512),

@@ -20,10 +20,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
 use vmms::job::JobState;
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, Power};
 use vmms::point::Consistency;
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, Power};
 use vmms::{Message, Vmms};
 
 const SIZE: u64 = 2 * MIB + 512;
@@ -112,7 +112,7 @@ async fn planned(bench: &Bench, from: Uuid, keep: bool) -> Uuid {
 }
 
 async fn present(vmms: &Vmms, bench: &Bench, vm: Uuid) -> Disks {
-    let record = vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    let record = vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
     let mut found = Disks::new();
     for (_, disk) in record.disks() {
         let stem = disk.path.file_stem().unwrap().to_string_lossy();
@@ -164,12 +164,12 @@ async fn imported_snapshots_form_the_same_tree_and_are_applied() {
     assert_eq!(all[2].parent, Some(all[0].id));
     let kinds: Vec<bool> = all.iter().map(|s| s.memory.is_some()).collect();
     assert_eq!(kinds, [false, true, false]);
-    let record = vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    let record = vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
     let current = snapshot::current(vmms, &record).unwrap();
     assert_eq!(current.id, all[2].id, "it descends from the branch");
     assert_disks(&present(vmms, &bench, vm).await, &told.held[3], "planned");
 
-    let job = vmms::vm::realize(vmms, vm, &asked).await.unwrap();
+    let job = vmms::machine::realize(vmms, vm, &asked).await.unwrap();
     bench.done(job).await;
     let bed = Bed {
         bench: &bench,
@@ -185,7 +185,7 @@ async fn imported_snapshots_form_the_same_tree_and_are_applied() {
         bench.done(job).await;
         let what = format!("applied {}", told.names[at]);
         assert_disks(&present(vmms, &bench, vm).await, &told.held[at], &what);
-        let record = vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+        let record = vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
         assert!(!record.planned);
         assert_eq!(record.power == Power::Saved, at == 1);
         assert_eq!(snapshot::current(vmms, &record).unwrap().id, all[at].id);
@@ -241,7 +241,9 @@ fn killed(nth: i64, after: bool) -> bool {
         let (old, told) = exported(&bench).await;
         let asked = Asked::default();
         let root = bench.path("out").join(vmms::guid(old));
-        let job = vmms::vm::destroy(&bench.vmms, old, &asked).await.unwrap();
+        let job = vmms::machine::destroy(&bench.vmms, old, &asked)
+            .await
+            .unwrap();
         bench.done(job).await;
         let vm = planned(&bench, old, true).await;
         let store = Arc::new(Deadly {
@@ -284,7 +286,7 @@ fn killed(nth: i64, after: bool) -> bool {
             bench.done(job).await;
             assert_eq!(made.len(), 3);
         }
-        let job = vmms::vm::realize(vmms, vm, &asked).await.unwrap();
+        let job = vmms::machine::realize(vmms, vm, &asked).await.unwrap();
         bench.done(job).await;
         for (at, found) in snapshot::of_vm(vmms, vm).iter().enumerate() {
             let job = snapshot::apply(vmms, found.id, &asked).await.unwrap();

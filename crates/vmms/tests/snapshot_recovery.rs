@@ -20,10 +20,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
 use vmms::job::JobState;
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, Power};
 use vmms::point::{Consistency, Point};
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, Power};
 
 const DISKS: [(&str, ImageFormat, u64); 2] = [
     ("a.qcow2", ImageFormat::Qcow2, MIB + 512),

@@ -17,10 +17,10 @@ use support::{Bed, Bench, KIB, MIB, files};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
 use vmms::job::{Job, JobState};
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, Power};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, Power};
 use vmms::{Message, Result};
 
 const SIZE: u64 = 2 * MIB;
@@ -523,10 +523,10 @@ async fn a_deleted_machine_takes_its_snapshots_along() {
     take(&bed, SnapshotKind::Recovery).await;
     apply(&bed, first).await;
     bed.write("a.qcow2", 2, 0, 4096);
-    let vm: Arc<vmms::vm::Vm> = bed.record();
+    let vm: Arc<vmms::machine::Vm> = bed.record();
     job_of(
         &bed,
-        vmms::vm::destroy(&bench.vmms, vm.id, &Asked::default()).await,
+        vmms::machine::destroy(&bench.vmms, vm.id, &Asked::default()).await,
     )
     .await;
     assert!(bench.vmms.db.all::<Snapshot>().is_empty());
@@ -555,7 +555,11 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
     // The machine is lost with its disks.
     let taken = vmms::import::import_planned(&bench.vmms, &last, true, None, &asked).await;
     assert_eq!(taken.unwrap_err().message, Message::NameTaken);
-    job_of(&bed, vmms::vm::destroy(&bench.vmms, bed.vm, &asked).await).await;
+    job_of(
+        &bed,
+        vmms::machine::destroy(&bench.vmms, bed.vm, &asked).await,
+    )
+    .await;
     std::fs::remove_dir_all(bench.path("images")).unwrap();
 
     let into = bench.path("images");
@@ -564,14 +568,14 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
     bench.done(job).await;
     assert_eq!(vm, bed.vm);
     assert!(bed.record().planned);
-    let refused = vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await;
+    let refused = vmms::machine::request_state(&bench.vmms, vm, StateChange::Start, &asked).await;
     assert_eq!(refused.unwrap_err().message, Message::WrongVmState);
     job_of(
         &bed,
-        vmms::vm::validate_planned(&bench.vmms, vm, &asked).await,
+        vmms::machine::validate_planned(&bench.vmms, vm, &asked).await,
     )
     .await;
-    job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
+    job_of(&bed, vmms::machine::realize(&bench.vmms, vm, &asked).await).await;
     assert!(!bed.record().planned);
     // Restored, both disks are qcow2 images.
     let name = |n: String| n.replace(".img", ".qcow2");
@@ -581,12 +585,12 @@ async fn a_restored_machine_goes_on_with_its_incremental_chain() {
         .collect();
     bed.assert_present().await;
 
-    let (point, job) = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked)
+    let (point, job) = vmms::adopt::adopt_point(&bench.vmms, vm, &config, &asked)
         .await
         .unwrap();
     bench.done(job).await;
     assert_eq!(point, second, "the point is itself again");
-    let again = vmms::point::adopt_point(&bench.vmms, vm, &config, &asked).await;
+    let again = vmms::adopt::adopt_point(&bench.vmms, vm, &config, &asked).await;
     assert_eq!(again.unwrap_err().message, Message::NameTaken);
     bed.write("a.qcow2", 3, 64 * KIB, 4096);
     let third = bed.point(PointType::Rct).await;
@@ -618,17 +622,25 @@ async fn a_point_is_not_taken_over_by_disks_that_are_something_else() {
     bed.export(point, None, "out").await;
     let asked = Asked::default();
     let root = bench.path("out").join(vmms::guid(bed.vm));
-    job_of(&bed, vmms::vm::destroy(&bench.vmms, bed.vm, &asked).await).await;
+    job_of(
+        &bed,
+        vmms::machine::destroy(&bench.vmms, bed.vm, &asked).await,
+    )
+    .await;
     std::fs::remove_dir_all(bench.path("images")).unwrap();
     let into = bench.path("images");
     let made = vmms::import::import_planned(&bench.vmms, &root, true, Some(&into), &asked).await;
     bench.done(made.unwrap().1).await;
-    job_of(&bed, vmms::vm::realize(&bench.vmms, bed.vm, &asked).await).await;
+    job_of(
+        &bed,
+        vmms::machine::realize(&bench.vmms, bed.vm, &asked).await,
+    )
+    .await;
     // One byte in the second disk, which is all zero.
     let zeros = bed.disks.remove("b.img").unwrap();
     bed.disks.insert("b.qcow2".to_owned(), zeros);
     bed.write("b.qcow2", 9, SIZE - 512, 512);
-    let (_, job) = vmms::point::adopt_point(&bench.vmms, bed.vm, &root, &asked)
+    let (_, job) = vmms::adopt::adopt_point(&bench.vmms, bed.vm, &root, &asked)
         .await
         .unwrap();
     let job = bench.vmms.wait(job).await.unwrap();
@@ -664,7 +676,7 @@ async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
     let made = vmms::import::import_export(&bench.vmms, &from, None, &plain, false, &asked).await;
     let (vm, job) = made.unwrap();
     let job = bench.done(job).await;
-    let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    let record = bench.vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
     assert_eq!(
         (record.power, record.saved_state.clone()),
         (Power::Off, None)
@@ -681,8 +693,8 @@ async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
             .await;
     let (vm, job) = made.unwrap();
     bench.done(job).await;
-    job_of(&bed, vmms::vm::realize(&bench.vmms, vm, &asked).await).await;
-    let record = bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap();
+    job_of(&bed, vmms::machine::realize(&bench.vmms, vm, &asked).await).await;
+    let record = bench.vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
     assert_eq!(record.power, Power::Saved);
     for (_, disk) in record.disks() {
         let stem = disk
@@ -700,11 +712,11 @@ async fn a_machine_exported_with_its_memory_goes_on_where_it_was() {
     }
     job_of(
         &bed,
-        vmms::vm::request_state(&bench.vmms, vm, StateChange::Start, &asked).await,
+        vmms::machine::request_state(&bench.vmms, vm, StateChange::Start, &asked).await,
     )
     .await;
     assert_eq!(
-        bench.vmms.db.get::<vmms::vm::Vm>(vm).unwrap().power,
+        bench.vmms.db.get::<vmms::machine::Vm>(vm).unwrap().power,
         Power::Running
     );
 }

@@ -20,9 +20,9 @@ use support::{Bed, Bench, KIB, MIB, options};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::job::{Job, JobRequest, JobState};
+use vmms::machine::Asked;
+use vmms::machine::StateChange;
 use vmms::point::{Point, PointType, problems};
-use vmms::vm::Asked;
-use vmms::vm::StateChange;
 use vmms::{Message, Options, TamperingPolicy};
 
 const SIZE: u64 = 8 * MIB + 512;

@@ -15,9 +15,9 @@ use hypervisor::fake::{FakeHypervisor, FakeMachine, Fault};
 use hypervisor::{Hypervisor, ImageFormat, ImageTool, Machine, thaw};
 use support::{Bench, MIB, options};
 use uuid::Uuid;
+use vmms::machine::StateChange;
+use vmms::machine::{Asked, spec};
 use vmms::point::{Consistency, PointType};
-use vmms::vm::StateChange;
-use vmms::vm::{Asked, spec};
 
 const ONE: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 4 * MIB)];
 

@@ -151,7 +151,7 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Point(PointVerb),
     /// Collections: points of several machines at one instant
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "collection")]
     Group(GroupVerb),
     /// Snapshots: states a machine can be brought back to
     #[command(subcommand)]

@@ -5,22 +5,22 @@ use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::group::{Group, GroupKind, manage};
-use vmms::vm::Vm;
+use vmms::collection::{Collection, CollectionKind, manage};
+use vmms::machine::Vm;
 use vmms::{fault, guid};
 
 use super::collection_point::level;
 use super::internal;
-use crate::object::{self, Object, What, group_class};
+use crate::object::{self, Object, What, collection_class};
 use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct Collections;
 
 impl Collections {
     fn list(&self, view: &View, class: &str) -> Vec<Object> {
-        let mut groups = view.all::<Group>();
-        groups.retain(|g| group_class(g.kind).eq_ignore_ascii_case(class));
-        groups.into_iter().map(Object::of_group).collect()
+        let mut collections = view.all::<Collection>();
+        collections.retain(|g| collection_class(g.kind).eq_ignore_ascii_case(class));
+        collections.into_iter().map(Object::of_collection).collect()
     }
 
     fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
@@ -28,9 +28,10 @@ impl Collections {
         let Some(id) = id.and_then(object::guid_in) else {
             return Vec::new();
         };
-        let group = view.get::<Group>(id).ok();
-        let group = group.filter(|g| group_class(g.kind).eq_ignore_ascii_case(class));
-        group.map(Object::of_group).into_iter().collect()
+        let collection = view.get::<Collection>(id).ok();
+        let collection =
+            collection.filter(|g| collection_class(g.kind).eq_ignore_ascii_case(class));
+        collection.map(Object::of_collection).into_iter().collect()
     }
 }
 
@@ -57,24 +58,24 @@ impl Provider for Collections {
 
     fn instance(&self, _view: &View, object: &Object) -> Instance {
         let mut i = Instance::new(object.class);
-        let What::Group(group) = &object.what else {
+        let What::Collection(collection) = &object.what else {
             return i;
         };
-        let caption = match group.kind {
-            GroupKind::Machines => "Virtual System Collection",
-            GroupKind::Management => "Management Collection",
+        let caption = match collection.kind {
+            CollectionKind::Machines => "Virtual System Collection",
+            CollectionKind::Management => "Management Collection",
         };
         i.set("Caption", caption)
             .set("Description", caption)
-            .set("ElementName", group.name.as_str())
-            .set("InstanceID", guid(group.id))
-            .set("CollectionID", guid(group.id));
-        if group.kind == GroupKind::Machines {
+            .set("ElementName", collection.name.as_str())
+            .set("InstanceID", guid(collection.id))
+            .set("CollectionID", guid(collection.id));
+        if collection.kind == CollectionKind::Machines {
             // Replication is not set up for any collection.
             i.set("FailedOverReplicationType", 0u16)
                 .set("ReplicationMode", 0u16)
                 .set("ReplicationState", 0u16);
-            if let Some(last) = &group.last_apply {
+            if let Some(last) = &collection.last_apply {
                 i.set("LastApplyTime", Datetime::from(last.at))
                     .set("LastApplyConsistencyLevel", level(last.consistency))
                     .set(
@@ -88,7 +89,7 @@ impl Provider for Collections {
 }
 
 /// The collection a REF parameter names.
-pub(crate) async fn group_reference(
+pub(crate) async fn collection_reference(
     view: &View,
     parameter: &'static str,
     path: Option<&Path>,
@@ -98,7 +99,7 @@ pub(crate) async fn group_reference(
         .reference(parameter, path, "CIM_CollectionOfMSEs")
         .await?;
     match object.what {
-        What::Group(group) => Ok(group.id),
+        What::Collection(collection) => Ok(collection.id),
         _ => Err(internal(format!(
             "{} is not a collection of machines",
             path.class
@@ -114,7 +115,7 @@ async fn member_reference(view: &View, path: Option<&Path>) -> Result<Uuid, Call
         path.class.as_str(),
         "CIM_CollectionOfMSEs",
     ) {
-        group_reference(view, "Member", Some(path)).await
+        collection_reference(view, "Member", Some(path)).await
     } else {
         view.vm_reference("Member", Some(path)).await
     }
@@ -132,8 +133,8 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
         Method::DefineCollection => {
             let given = p::DefineCollectionIn::read(call.parameters)?;
             let kind = match msvm::required("Type", given.type_)? {
-                0 => GroupKind::Machines,
-                1 => GroupKind::Management,
+                0 => CollectionKind::Machines,
+                1 => CollectionKind::Management,
                 other => {
                     let known = "0 (of virtual machines) and 1 (of collections) exist";
                     return Err(fault!(InvalidValue, "Type", other, known).into());
@@ -145,45 +146,49 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
             };
             let name = msvm::required("Name", given.name)?;
             let id = manage::define(vmms, &name, id, kind).await?;
-            let path = view.element_path(&vmms::Element::Group(id));
+            let path = view.element_path(&vmms::Element::Collection(id));
             Ok(Outcome::done().with("DefinedCollection", path))
         }
         Method::DestroyCollection => {
             let given = p::DestroyCollectionIn::read(call.parameters)?;
-            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
-            manage::destroy(vmms, group).await?;
+            let collection =
+                collection_reference(view, "Collection", given.collection.as_ref()).await?;
+            manage::destroy(vmms, collection).await?;
             Ok(Outcome::done())
         }
         Method::RenameCollection => {
             let given = p::RenameCollectionIn::read(call.parameters)?;
-            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
+            let collection =
+                collection_reference(view, "Collection", given.collection.as_ref()).await?;
             let name = msvm::required("NewName", given.new_name)?;
-            manage::rename(vmms, group, &name).await?;
+            manage::rename(vmms, collection, &name).await?;
             Ok(Outcome::done())
         }
         Method::AddMember => {
             let given = p::AddMemberIn::read(call.parameters)?;
-            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
+            let collection =
+                collection_reference(view, "Collection", given.collection.as_ref()).await?;
             let member = member_reference(view, given.member.as_ref()).await?;
-            check_member(view, group, given.member.as_ref())?;
-            manage::add(vmms, group, member).await?;
+            check_member(view, collection, given.member.as_ref())?;
+            manage::add(vmms, collection, member).await?;
             Ok(Outcome::done())
         }
         Method::RemoveMember => {
             let given = p::RemoveMemberIn::read(call.parameters)?;
-            let group = group_reference(view, "Collection", given.collection.as_ref()).await?;
+            let collection =
+                collection_reference(view, "Collection", given.collection.as_ref()).await?;
             let member = member_reference(view, given.member.as_ref()).await?;
-            manage::remove(vmms, group, member, true).await?;
+            manage::remove(vmms, collection, member, true).await?;
             Ok(Outcome::done())
         }
         Method::RemoveMemberById => {
             let given = p::RemoveMemberByIdIn::read(call.parameters)?;
             let member = member_reference(view, given.member.as_ref()).await?;
             let text = msvm::required("CollectionId", given.collection_id)?;
-            let group = wanted_id("CollectionId", &text)?;
+            let collection = wanted_id("CollectionId", &text)?;
             // Fine where the collection or the membership has gone already.
-            if view.get::<Group>(group).is_ok() {
-                manage::remove(vmms, group, member, false).await?;
+            if view.get::<Collection>(collection).is_ok() {
+                manage::remove(vmms, collection, member, false).await?;
             }
             Ok(Outcome::done())
         }
@@ -194,8 +199,8 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
 }
 
 /// That the member is of the kind the collection collects.
-fn check_member(view: &View, group: Uuid, member: Option<&Path>) -> Result<(), CallError> {
-    let group = view.get::<Group>(group)?;
+fn check_member(view: &View, collection: Uuid, member: Option<&Path>) -> Result<(), CallError> {
+    let collection = view.get::<Collection>(collection)?;
     let is_collection = member.is_some_and(|m| {
         cim::Schema::is_a(
             msvm::virtualization(),
@@ -203,14 +208,14 @@ fn check_member(view: &View, group: Uuid, member: Option<&Path>) -> Result<(), C
             "CIM_CollectionOfMSEs",
         )
     });
-    match (group.kind, is_collection) {
-        (GroupKind::Machines, true) => Err(fault!(
+    match (collection.kind, is_collection) {
+        (CollectionKind::Machines, true) => Err(fault!(
             WrongType,
             "Member",
             "a collection of machines collects no collections"
         )
         .into()),
-        (GroupKind::Management, false) => Err(fault!(
+        (CollectionKind::Management, false) => Err(fault!(
             WrongType,
             "Member",
             "a management collection collects collections only"
@@ -234,49 +239,52 @@ fn wanted_id(parameter: &str, text: &str) -> Result<Uuid, CallError> {
 
 /// The machines of a collection.
 pub(crate) fn machines_of(view: &View, object: &Object) -> Vec<Object> {
-    let What::Group(group) = &object.what else {
+    let What::Collection(collection) = &object.what else {
         return Vec::new();
     };
-    if group.kind != GroupKind::Machines {
+    if collection.kind != CollectionKind::Machines {
         return Vec::new();
     }
-    let found = group.members.iter().filter_map(|m| view.get::<Vm>(*m).ok());
+    let found = collection
+        .members
+        .iter()
+        .filter_map(|m| view.get::<Vm>(*m).ok());
     found.map(Object::of_vm).collect()
 }
 
 /// The collections a machine is in.
 pub(crate) fn collections_of_vm(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::Vm(vm) => holding(view, vm.id, GroupKind::Machines),
+        What::Vm(vm) => holding(view, vm.id, CollectionKind::Machines),
         _ => Vec::new(),
     }
 }
 
 /// The collections of a management collection.
 pub(crate) fn collections_of(view: &View, from: &Object) -> Vec<Object> {
-    let What::Group(group) = &from.what else {
+    let What::Collection(collection) = &from.what else {
         return Vec::new();
     };
-    if group.kind != GroupKind::Management {
+    if collection.kind != CollectionKind::Management {
         return Vec::new();
     }
-    let found = group
+    let found = collection
         .members
         .iter()
-        .filter_map(|m| view.get::<Group>(*m).ok());
-    found.map(Object::of_group).collect()
+        .filter_map(|m| view.get::<Collection>(*m).ok());
+    found.map(Object::of_collection).collect()
 }
 
 /// The management collections a collection is in.
 pub(crate) fn collections_above(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::Group(group) => holding(view, group.id, GroupKind::Management),
+        What::Collection(collection) => holding(view, collection.id, CollectionKind::Management),
         _ => Vec::new(),
     }
 }
 
-fn holding(view: &View, member: Uuid, kind: GroupKind) -> Vec<Object> {
-    let mut groups = view.all::<Group>();
-    groups.retain(|g| g.kind == kind && g.members.contains(&member));
-    groups.into_iter().map(Object::of_group).collect()
+fn holding(view: &View, member: Uuid, kind: CollectionKind) -> Vec<Object> {
+    let mut collections = view.all::<Collection>();
+    collections.retain(|g| g.kind == kind && g.members.contains(&member));
+    collections.into_iter().map(Object::of_collection).collect()
 }

@@ -7,38 +7,38 @@ use cim::{Datetime, Instance, Path, Value};
 use msvm::{class, params};
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::group::{self, Group, GroupPoint, MachineDisks};
+use vmms::collection::{self, Collection, CollectionPoint, MachineDisks};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::{fault, guid};
 
-use super::collection::group_reference;
+use super::collection::collection_reference;
 use super::{expect_class, given, given_text, in_settings, internal};
 use crate::object::{self, Object, What};
 use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
 
 pub(crate) struct CollectionPoints;
 
-fn detail(point: Arc<GroupPoint>) -> Object {
+fn detail(point: Arc<CollectionPoint>) -> Object {
     Object {
         class: class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL,
         keys: vec![("InstanceID", format!("Microsoft:{}", guid(point.id)))],
-        what: What::GroupPoint(point),
+        what: What::CollectionPoint(point),
     }
 }
 
-fn of_class(class: &str, point: Arc<GroupPoint>) -> Object {
+fn of_class(class: &str, point: Arc<CollectionPoint>) -> Object {
     if class.eq_ignore_ascii_case(class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL) {
         detail(point)
     } else {
-        Object::of_group_point(point)
+        Object::of_collection_point(point)
     }
 }
 
 impl CollectionPoints {
     fn list(&self, view: &View, class: &str) -> Vec<Object> {
-        let mut points = view.all::<GroupPoint>();
+        let mut points = view.all::<CollectionPoint>();
         points.retain(|p| p.complete);
-        points.sort_by_key(|p| (p.group, p.sequence));
+        points.sort_by_key(|p| (p.collection, p.sequence));
         points.into_iter().map(|p| of_class(class, p)).collect()
     }
 
@@ -48,7 +48,7 @@ impl CollectionPoints {
             .find_map(|key| path.get_str(key));
         let point = id
             .and_then(object::guid_in)
-            .and_then(|id| view.get::<GroupPoint>(id).ok());
+            .and_then(|id| view.get::<CollectionPoint>(id).ok());
         point
             .filter(|p| p.complete)
             .map(|p| of_class(class, p))
@@ -80,17 +80,20 @@ impl Provider for CollectionPoints {
 
     fn instance(&self, view: &View, object: &Object) -> Instance {
         match &object.what {
-            What::GroupPoint(point) if object.class == class::MSVM_REFERENCE_POINT_COLLECTION => {
+            What::CollectionPoint(point)
+                if object.class == class::MSVM_REFERENCE_POINT_COLLECTION =>
+            {
                 instance(view, point)
             }
-            What::GroupPoint(point) => detail_instance(point),
+            What::CollectionPoint(point) => detail_instance(point),
             _ => Instance::new(object.class),
         }
     }
 }
 
-fn instance(view: &View, point: &GroupPoint) -> Instance {
-    let has_data = |m: &group::MemberPoint| view.get::<Point>(m.point).is_ok_and(|p| p.has_data);
+fn instance(view: &View, point: &CollectionPoint) -> Instance {
+    let has_data =
+        |m: &collection::MemberPoint| view.get::<Point>(m.point).is_ok_and(|p| p.has_data);
     let mut i = Instance::new(class::MSVM_REFERENCE_POINT_COLLECTION);
     i.set("Caption", "Reference Point Collection")
         .set(
@@ -101,7 +104,7 @@ fn instance(view: &View, point: &GroupPoint) -> Instance {
         .set("InstanceID", guid(point.id))
         .set("ReferencePointType", kind_number(point.kind))
         .set("ConsistencyLevel", level(point.consistency))
-        .set("VirtualSystemCollectionId", guid(point.group))
+        .set("VirtualSystemCollectionId", guid(point.collection))
         .set(
             "HasAssociatedLog",
             point.kind == PointType::Log && point.members.iter().all(has_data),
@@ -109,7 +112,7 @@ fn instance(view: &View, point: &GroupPoint) -> Instance {
     i
 }
 
-fn detail_instance(point: &GroupPoint) -> Instance {
+fn detail_instance(point: &CollectionPoint) -> Instance {
     let members = || point.members.iter();
     let mut i = Instance::new(class::KVMMS_REFERENCE_POINT_COLLECTION_DETAIL);
     i.set("Caption", "Reference Point Collection Detail")
@@ -119,7 +122,7 @@ fn detail_instance(point: &GroupPoint) -> Instance {
         )
         .set("ElementName", point.name.as_str())
         .set("CollectionID", guid(point.id))
-        .set("VirtualSystemCollectionId", guid(point.group))
+        .set("VirtualSystemCollectionId", guid(point.collection))
         .set("Instant", Datetime::from(point.instant))
         .set("Sequence", point.sequence)
         .set("SkewMicroseconds", point.skew_us)
@@ -170,7 +173,7 @@ pub(crate) async fn point_reference(
         .reference(parameter, path, class::MSVM_REFERENCE_POINT_COLLECTION)
         .await?;
     match object.what {
-        What::GroupPoint(point) => Ok(point.id),
+        What::CollectionPoint(point) => Ok(point.id),
         _ => Err(internal(format!(
             "{} is not a reference point collection",
             path.class
@@ -192,14 +195,14 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
             let given = p::DestroyReferencePointIn::read(call.parameters)?;
             let path = given.affected_reference_point_collection.as_ref();
             let point = point_reference(view, "AffectedReferencePointCollection", path).await?;
-            let job = group::destroy_point(vmms, point, call.asked).await?;
+            let job = collection::destroy_point(vmms, point, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::RemoveAssociatedData => {
             let given = p::RemoveAssociatedDataIn::read(call.parameters)?;
             let path = given.affected_reference_point_collection.as_ref();
             let point = point_reference(view, "AffectedReferencePointCollection", path).await?;
-            let job = group::remove_data(vmms, point, call.asked).await?;
+            let job = collection::remove_data(vmms, point, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::ExportReferencePoint => export(view, call).await,
@@ -212,7 +215,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
 async fn create(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_reference_point_service as p;
     let read = p::CreateReferencePointIn::read(call.parameters)?;
-    let group = group_reference(view, "Collection", read.collection.as_ref()).await?;
+    let collection = collection_reference(view, "Collection", read.collection.as_ref()).await?;
     let kind = match read.reference_point_type {
         Some(1) => PointType::Log,
         Some(2) | None => PointType::Rct,
@@ -247,7 +250,8 @@ async fn create(view: &View, call: &Call<'_>) -> CallResult {
             .to_owned();
     }
     let (_, job) =
-        group::create_point(&view.vmms, group, kind, consistency, &name, call.asked).await?;
+        collection::create_point(&view.vmms, collection, kind, consistency, &name, call.asked)
+            .await?;
     Ok(Outcome::started(view, job))
 }
 
@@ -261,7 +265,7 @@ async fn export(view: &View, call: &Call<'_>) -> CallResult {
     )
     .await?;
     let directory = msvm::required("ExportDirectory", read.export_directory)?;
-    let directory = vmms::vm::device::host_path(&directory)?;
+    let directory = vmms::machine::device::host_path(&directory)?;
     let (mut base, mut only) = (None, Vec::new());
     if let Some(settings) = &read.export_setting_data {
         expect_class(
@@ -283,7 +287,8 @@ async fn export(view: &View, call: &Call<'_>) -> CallResult {
             }
         }
     }
-    let job = group::export_point(&view.vmms, point, base, &directory, &only, call.asked).await?;
+    let job =
+        collection::export_point(&view.vmms, point, base, &directory, &only, call.asked).await?;
     Ok(Outcome::started(view, job))
 }
 
@@ -334,21 +339,24 @@ async fn machine_disks(view: &View, value: &Value) -> Result<Option<MachineDisks
 
 /// A collection's points, oldest first.
 pub(crate) fn points_of(view: &View, from: &Object) -> Vec<Object> {
-    let What::Group(group) = &from.what else {
+    let What::Collection(collection) = &from.what else {
         return Vec::new();
     };
-    let mut points = view.all::<GroupPoint>();
-    points.retain(|p| p.group == group.id && p.complete);
+    let mut points = view.all::<CollectionPoint>();
+    points.retain(|p| p.collection == collection.id && p.complete);
     points.sort_by_key(|p| p.sequence);
-    points.into_iter().map(Object::of_group_point).collect()
+    points
+        .into_iter()
+        .map(Object::of_collection_point)
+        .collect()
 }
 
 /// The collection of a collection's point.
 pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::GroupPoint(point) => {
-            let group = view.get::<Group>(point.group).ok();
-            group.map(Object::of_group).into_iter().collect()
+        What::CollectionPoint(point) => {
+            let collection = view.get::<Collection>(point.collection).ok();
+            collection.map(Object::of_collection).into_iter().collect()
         }
         _ => Vec::new(),
     }
@@ -357,7 +365,7 @@ pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
 /// The members' points of a collection's point.
 pub(crate) fn members_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::GroupPoint(point) => {
+        What::CollectionPoint(point) => {
             let found = point
                 .members
                 .iter()
@@ -374,11 +382,11 @@ pub(crate) fn collected_in(view: &View, from: &Object) -> Vec<Object> {
         return Vec::new();
     };
     let found = point
-        .group_point
-        .and_then(|id| view.get::<GroupPoint>(id).ok());
+        .collection_point
+        .and_then(|id| view.get::<CollectionPoint>(id).ok());
     found
         .filter(|p| p.complete)
-        .map(Object::of_group_point)
+        .map(Object::of_collection_point)
         .into_iter()
         .collect()
 }

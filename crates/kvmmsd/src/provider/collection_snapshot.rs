@@ -7,11 +7,11 @@ use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::group::{self, Group, GroupPoint, GroupSnapshot};
+use vmms::collection::{self, Collection, CollectionPoint, CollectionSnapshot};
 use vmms::snapshot::{Snapshot, SnapshotKind};
 use vmms::{fault, guid};
 
-use super::collection::group_reference;
+use super::collection::collection_reference;
 use super::collection_point::{level, point_reference};
 use super::{expect_class, given, given_bool, given_text, in_settings, internal, snapshot};
 use crate::object::{self, Object, What};
@@ -22,21 +22,21 @@ pub(crate) struct CollectionSnapshots;
 /// SnapshotType of a snapshot of the disks only, from the range that is left to vendors.
 const DISK_ONLY: u16 = 32771;
 
-fn of_class(class: &str, snapshot: Arc<GroupSnapshot>) -> Object {
+fn of_class(class: &str, snapshot: Arc<CollectionSnapshot>) -> Object {
     if class.eq_ignore_ascii_case(class::KVMMS_SNAPSHOT_COLLECTION_DETAIL) {
         let id = format!("Microsoft:{}", guid(snapshot.id));
         let class = class::KVMMS_SNAPSHOT_COLLECTION_DETAIL;
-        Object::with_id(class, id, What::GroupSnapshot(snapshot))
+        Object::with_id(class, id, What::CollectionSnapshot(snapshot))
     } else {
-        Object::of_group_snapshot(snapshot)
+        Object::of_collection_snapshot(snapshot)
     }
 }
 
 impl CollectionSnapshots {
     fn list(&self, view: &View, class: &str) -> Vec<Object> {
-        let mut all = view.all::<GroupSnapshot>();
+        let mut all = view.all::<CollectionSnapshot>();
         all.retain(|s| s.complete);
-        all.sort_by_key(|s| (s.group, s.sequence));
+        all.sort_by_key(|s| (s.collection, s.sequence));
         all.into_iter().map(|s| of_class(class, s)).collect()
     }
 
@@ -45,7 +45,7 @@ impl CollectionSnapshots {
         let id = keys.iter().find_map(|key| path.get_str(key));
         let found = id
             .and_then(object::guid_in)
-            .and_then(|id| view.group_snapshot(id));
+            .and_then(|id| view.collection_snapshot(id));
         found.map(|s| of_class(class, s)).into_iter().collect()
     }
 }
@@ -72,7 +72,7 @@ impl Provider for CollectionSnapshots {
     }
 
     fn instance(&self, _view: &View, object: &Object) -> Instance {
-        let What::GroupSnapshot(snapshot) = &object.what else {
+        let What::CollectionSnapshot(snapshot) = &object.what else {
             return Instance::new(object.class);
         };
         if object.class == class::KVMMS_SNAPSHOT_COLLECTION_DETAIL {
@@ -90,7 +90,7 @@ impl Provider for CollectionSnapshots {
     }
 }
 
-fn detail(snapshot: &GroupSnapshot) -> Instance {
+fn detail(snapshot: &CollectionSnapshot) -> Instance {
     let members = || snapshot.members.iter();
     let id = |id: Uuid| format!("Microsoft:{}", guid(id));
     let mut i = Instance::new(class::KVMMS_SNAPSHOT_COLLECTION_DETAIL);
@@ -98,7 +98,7 @@ fn detail(snapshot: &GroupSnapshot) -> Instance {
         .set("Description", "What is known of a collection's snapshot")
         .set("ElementName", snapshot.name.as_str())
         .set("CollectionID", guid(snapshot.id))
-        .set("VirtualSystemCollectionId", guid(snapshot.group))
+        .set("VirtualSystemCollectionId", guid(snapshot.collection))
         .set("SnapshotType", kind_number(snapshot.kind))
         .set("ConsistencyLevel", level(snapshot.consistency))
         .set("Instant", Datetime::from(snapshot.instant))
@@ -143,7 +143,7 @@ async fn reference(
         .reference(parameter, path, class::MSVM_SNAPSHOT_COLLECTION)
         .await?;
     match object.what {
-        What::GroupSnapshot(snapshot) => Ok(snapshot.id),
+        What::CollectionSnapshot(snapshot) => Ok(snapshot.id),
         _ => Err(internal(format!(
             "{} is not a snapshot collection",
             path.class
@@ -165,21 +165,21 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
             let given = p::ApplySnapshotIn::read(call.parameters)?;
             let path = given.snapshot_collection.as_ref();
             let id = reference(view, "SnapshotCollection", path).await?;
-            let job = group::apply_snapshot(vmms, id, call.asked).await?;
+            let job = collection::apply_snapshot(vmms, id, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::DestroySnapshot => {
             let given = p::DestroySnapshotIn::read(call.parameters)?;
             let path = given.affected_snapshot_collection.as_ref();
             let id = reference(view, "AffectedSnapshotCollection", path).await?;
-            let job = group::destroy_snapshot(vmms, id, call.asked).await?;
+            let job = collection::destroy_snapshot(vmms, id, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::ConvertToReferencePoint => {
             let given = p::ConvertToReferencePointIn::read(call.parameters)?;
             let path = given.affected_snapshot_collection.as_ref();
             let id = reference(view, "AffectedSnapshotCollection", path).await?;
-            let job = group::convert_snapshot(vmms, id, call.asked).await?;
+            let job = collection::convert_snapshot(vmms, id, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::ExportSnapshot => export(view, call).await,
@@ -192,7 +192,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
 async fn create(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_snapshot_service as p;
     let read = p::CreateSnapshotIn::read(call.parameters)?;
-    let group = group_reference(view, "Collection", read.collection.as_ref()).await?;
+    let collection = collection_reference(view, "Collection", read.collection.as_ref()).await?;
     let kind = match read.snapshot_type {
         Some(1) | None => SnapshotKind::Full,
         Some(2) => SnapshotKind::Recovery,
@@ -216,7 +216,7 @@ async fn create(view: &View, call: &Call<'_>) -> CallResult {
     }
     let vmms = &view.vmms;
     let (_, job) =
-        group::create_snapshot(vmms, group, kind, consistency, &name, call.asked).await?;
+        collection::create_snapshot(vmms, collection, kind, consistency, &name, call.asked).await?;
     Ok(Outcome::started(view, job))
 }
 
@@ -226,7 +226,7 @@ async fn export(view: &View, call: &Call<'_>) -> CallResult {
     let path = read.snapshot_collection.as_ref();
     let id = reference(view, "SnapshotCollection", path).await?;
     let directory = msvm::required("ExportDirectory", read.export_directory)?;
-    let directory = vmms::vm::device::host_path(&directory)?;
+    let directory = vmms::machine::device::host_path(&directory)?;
     let (mut base, mut storage, mut merge) = (None, true, false);
     if let Some(settings) = &read.export_setting_data {
         expect_class(
@@ -250,7 +250,7 @@ async fn export(view: &View, call: &Call<'_>) -> CallResult {
     }
     let vmms = &view.vmms;
     let job =
-        group::export_snapshot(vmms, id, base, &directory, storage, merge, call.asked).await?;
+        collection::export_snapshot(vmms, id, base, &directory, storage, merge, call.asked).await?;
     Ok(Outcome::started(view, job))
 }
 
@@ -259,7 +259,7 @@ async fn base_reference(view: &View, text: &str) -> Result<Uuid, CallError> {
     const PARAMETER: &str = "DifferentialBackupBase";
     let path = Path::parse(text).unwrap_or_else(|_| {
         let id = object::guid_in(text);
-        let of_point = id.is_some_and(|id| view.get::<GroupPoint>(id).is_ok());
+        let of_point = id.is_some_and(|id| view.get::<CollectionPoint>(id).is_ok());
         let class = match of_point {
             true => class::MSVM_REFERENCE_POINT_COLLECTION,
             false => class::MSVM_SNAPSHOT_COLLECTION,
@@ -275,21 +275,23 @@ async fn base_reference(view: &View, text: &str) -> Result<Uuid, CallError> {
 
 /// A collection's snapshots, oldest first.
 pub(crate) fn snapshots_of(view: &View, from: &Object) -> Vec<Object> {
-    let What::Group(group) = &from.what else {
+    let What::Collection(collection) = &from.what else {
         return Vec::new();
     };
-    let mut all = view.all::<GroupSnapshot>();
-    all.retain(|s| s.group == group.id && s.complete);
+    let mut all = view.all::<CollectionSnapshot>();
+    all.retain(|s| s.collection == collection.id && s.complete);
     all.sort_by_key(|s| s.sequence);
-    all.into_iter().map(Object::of_group_snapshot).collect()
+    all.into_iter()
+        .map(Object::of_collection_snapshot)
+        .collect()
 }
 
 /// The collection of a collection's snapshot.
 pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::GroupSnapshot(snapshot) => {
-            let group = view.get::<Group>(snapshot.group).ok();
-            group.map(Object::of_group).into_iter().collect()
+        What::CollectionSnapshot(snapshot) => {
+            let collection = view.get::<Collection>(snapshot.collection).ok();
+            collection.map(Object::of_collection).into_iter().collect()
         }
         _ => Vec::new(),
     }
@@ -298,7 +300,7 @@ pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
 /// The members' snapshots of a collection's snapshot.
 pub(crate) fn members_of(view: &View, from: &Object) -> Vec<Object> {
     match &from.what {
-        What::GroupSnapshot(whole) => {
+        What::CollectionSnapshot(whole) => {
             let found = whole
                 .members
                 .iter()
@@ -314,6 +316,11 @@ pub(crate) fn collected_in(view: &View, from: &Object) -> Vec<Object> {
     let What::Snapshot(part) = &from.what else {
         return Vec::new();
     };
-    let found = part.group_snapshot.and_then(|id| view.group_snapshot(id));
-    found.map(Object::of_group_snapshot).into_iter().collect()
+    let found = part
+        .collection_snapshot
+        .and_then(|id| view.collection_snapshot(id));
+    found
+        .map(Object::of_collection_snapshot)
+        .into_iter()
+        .collect()
 }

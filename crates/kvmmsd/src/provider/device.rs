@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::class;
 use vmms::Fault;
-use vmms::vm::{DeviceKind, Vm};
+use vmms::machine::{DeviceKind, Vm};
 use vmms::{fault, guid};
 
 use crate::object::{self, Object, Part, What, resource_id};
@@ -178,8 +178,8 @@ impl Provider for Devices {
             (class::MSVM_SHUTDOWN_COMPONENT, "InitiateShutdown") => {
                 let given = p::InitiateShutdownIn::read(call.parameters)?;
                 tracing::info!(vm = %guid(vm.id), reason = given.reason, force = given.force, "shutdown asked for");
-                let to = vmms::vm::StateChange::Shutdown;
-                match vmms::vm::request_state(&view.vmms, vm.id, to, call.asked).await {
+                let to = vmms::machine::StateChange::Shutdown;
+                match vmms::machine::request_state(&view.vmms, vm.id, to, call.asked).await {
                     // The method has no job parameter: it answers that the guest was asked.
                     Ok(_) => Ok(Outcome::done()),
                     Err(f) if f.message == vmms::Message::VmBusy => Ok(Outcome {

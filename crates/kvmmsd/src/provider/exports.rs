@@ -17,7 +17,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
         .vm_reference("ComputerSystem", given.computer_system.as_ref())
         .await?;
     let directory = msvm::required("ExportDirectory", given.export_directory)?;
-    let directory = vmms::vm::device::host_path(&directory)?;
+    let directory = vmms::machine::device::host_path(&directory)?;
     let default = Instance::new(class::MSVM_VIRTUAL_SYSTEM_EXPORT_SETTING_DATA);
     let settings = given.export_setting_data.unwrap_or(default);
     expect_class(

@@ -5,7 +5,7 @@ use hypervisor_format::{format_of, number_of};
 use msvm::{class, code, params};
 use vmms::image::Image;
 use vmms::image::ImageSpec;
-use vmms::vm::device::host_path;
+use vmms::machine::device::host_path;
 use vmms::{fault, guid};
 
 use super::{expect_class, given, given_text};

@@ -25,7 +25,7 @@ const CLASSES: [(&str, JobClass); 6] = [
     ),
     (
         class::MSVM_COLLECTION_REFERENCE_POINT_EXPORT_JOB,
-        JobClass::GroupPointExport,
+        JobClass::CollectionPointExport,
     ),
     (
         class::MSVM_COPY_FILE_TO_GUEST_JOB,
@@ -227,7 +227,7 @@ fn instance(job: &Job) -> Instance {
         .set("Cancellable", job.cancellable);
     match job.class {
         JobClass::PointExport => point_export(&mut i, job),
-        JobClass::GroupPointExport => group_export(&mut i, job),
+        JobClass::CollectionPointExport => collection_export(&mut i, job),
         JobClass::CopyFileToGuest => {}
         JobClass::Storage => {
             let hresult: u32 = if failed { 0x8000_4005 } else { 0 };
@@ -285,7 +285,7 @@ fn point_export(i: &mut Instance, job: &Job) {
 }
 
 /// Arrays in parallel: a machine with its three files, empty where it has none; a disk with its file.
-fn group_export(i: &mut Instance, job: &Job) {
+fn collection_export(i: &mut Instance, job: &Job) {
     let output = &job.output;
     let machines = || output.machines.iter();
     let file = |f: Option<&std::path::PathBuf>| f.map(|p| path_text(p)).unwrap_or_default();

@@ -3,7 +3,7 @@
 use cim::{Instance, Path, Value};
 use msvm::{class, code, params};
 use uuid::Uuid;
-use vmms::vm::{NewVm, Settings, Vm};
+use vmms::machine::{NewVm, Settings, Vm};
 use vmms::{Fault, Message, fault};
 
 use super::{expect_class, exports, resource, settings, summary};
@@ -26,7 +26,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
             let vm = view
                 .vm_reference("AffectedSystem", given.affected_system.as_ref())
                 .await?;
-            let job = vmms::vm::destroy(&view.vmms, vm, call.asked).await?;
+            let job = vmms::machine::destroy(&view.vmms, vm, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::AddResourceSettings => add_resources(view, call).await,
@@ -38,7 +38,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
         Method::GetSizeOfSystemFiles => {
             let given = p::GetSizeOfSystemFilesIn::read(call.parameters)?;
             let vm = view.vm_reference("Vssd", given.vssd.as_ref()).await?;
-            let dir = vmms::vm::spec::state_dir(&view.vmms.dirs, vm);
+            let dir = vmms::machine::spec::state_dir(&view.vmms.dirs, vm);
             Ok(Outcome::done().with("Size", size_of(&dir)))
         }
         // What is declared and not served is refused one by one, so that a new method is a decision.
@@ -80,7 +80,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
             let vm = view
                 .vm_reference("PlannedSystem", given.planned_system.as_ref())
                 .await?;
-            let job = vmms::vm::validate_planned(&view.vmms, vm, call.asked).await?;
+            let job = vmms::machine::validate_planned(&view.vmms, vm, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::RealizePlannedSystem => {
@@ -88,7 +88,7 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
             let vm = view
                 .vm_reference("PlannedSystem", given.planned_system.as_ref())
                 .await?;
-            let job = vmms::vm::realize(&view.vmms, vm, call.asked).await?;
+            let job = vmms::machine::realize(&view.vmms, vm, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
     }
@@ -137,7 +137,7 @@ async fn define(view: &View, call: &Call<'_>) -> CallResult {
         }
     }
     let mut refused = None;
-    let defined = vmms::vm::define(&view.vmms, new, |vm| {
+    let defined = vmms::machine::define(&view.vmms, new, |vm| {
         for instance in &hardware {
             let applied = if instance.class.is(class::MSVM_MEMORY_SETTING_DATA) {
                 resource::apply_memory(instance, &mut vm.memory)
@@ -153,7 +153,7 @@ async fn define(view: &View, call: &Call<'_>) -> CallResult {
     for instance in &later {
         if let Err(error) = add_one(view, vm, instance).await {
             // All or nothing: a machine that lacks what was asked for is not left behind.
-            let job = vmms::vm::destroy(&view.vmms, vm, call.asked).await?;
+            let job = vmms::machine::destroy(&view.vmms, vm, call.asked).await?;
             view.vmms.wait(job).await?;
             return Err(error);
         }
@@ -198,7 +198,7 @@ async fn modify_system(view: &View, call: &Call<'_>) -> CallResult {
     }
     let vm = view.vm_reference("SystemSettings", Some(&path)).await?;
     let mut refused = None;
-    let changed = vmms::vm::change(&view.vmms, vm, |vm| {
+    let changed = vmms::machine::change(&view.vmms, vm, |vm| {
         settings::apply(&instance, &mut vm.name, &mut vm.notes, &mut vm.settings)
             .map_err(|e| keep(&mut refused, e))
     })
@@ -210,7 +210,7 @@ async fn modify_system(view: &View, call: &Call<'_>) -> CallResult {
 async fn add_one(view: &View, vm: Uuid, instance: &Instance) -> Result<String, CallError> {
     let new = resource::new_device(instance, vm)?;
     let name = super::given_text(instance, "ElementName").map(str::to_owned);
-    Ok(vmms::vm::device::add(&view.vmms, vm, new, name).await?)
+    Ok(vmms::machine::device::add(&view.vmms, vm, new, name).await?)
 }
 
 async fn add_resources(view: &View, call: &Call<'_>) -> CallResult {
@@ -228,7 +228,7 @@ async fn add_resources(view: &View, call: &Call<'_>) -> CallResult {
             Ok(id) => added.push(id),
             Err(error) => {
                 for id in added.iter().rev() {
-                    vmms::vm::device::remove(&view.vmms, vm, id).await?;
+                    vmms::machine::device::remove(&view.vmms, vm, id).await?;
                 }
                 return Err(error);
             }
@@ -255,21 +255,21 @@ async fn modify_resources(view: &View, call: &Call<'_>) -> CallResult {
         let mut refused = None;
         let changed = match &part {
             Part::Memory => {
-                vmms::vm::change(&view.vmms, vm, |vm| {
+                vmms::machine::change(&view.vmms, vm, |vm| {
                     resource::apply_memory(instance, &mut vm.memory)
                         .map_err(|e| keep(&mut refused, e))
                 })
                 .await
             }
             Part::Processor => {
-                vmms::vm::change(&view.vmms, vm, |vm| {
+                vmms::machine::change(&view.vmms, vm, |vm| {
                     resource::apply_processor(instance, &mut vm.processor)
                         .map_err(|e| keep(&mut refused, e))
                 })
                 .await
             }
             Part::Device(id) => {
-                vmms::vm::device::modify(&view.vmms, vm, id, |device| {
+                vmms::machine::device::modify(&view.vmms, vm, id, |device| {
                     resource::apply_device(instance, device).map_err(|e| keep(&mut refused, e))
                 })
                 .await
@@ -306,7 +306,7 @@ async fn remove_resources(view: &View, call: &Call<'_>) -> CallResult {
     for (vm, id) in targets {
         // What lay in it may have gone with its parent.
         if view.get::<Vm>(vm).is_ok_and(|vm| vm.device(&id).is_some()) {
-            vmms::vm::device::remove(&view.vmms, vm, &id).await?;
+            vmms::machine::device::remove(&view.vmms, vm, &id).await?;
         }
     }
     Ok(Outcome::done())
@@ -347,7 +347,7 @@ fn format_error(call: &Call<'_>) -> CallResult {
 async fn import(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::ImportSystemDefinitionIn::read(call.parameters)?;
     let file = msvm::required("SystemDefinitionFile", given.system_definition_file)?;
-    let file = vmms::vm::device::host_path(&file)?;
+    let file = vmms::machine::device::host_path(&file)?;
     // The definition lies in `Virtual Machines` under the directory of the export; disks go under the state directory unless
     // the caller named a folder.
     let export = file.ancestors().nth(2).unwrap_or(&file).to_owned();
@@ -356,7 +356,7 @@ async fn import(view: &View, call: &Call<'_>) -> CallResult {
         .as_deref()
         .filter(|f| !f.trim().is_empty())
     {
-        Some(folder) => Some(vmms::vm::device::host_path(folder)?),
+        Some(folder) => Some(vmms::machine::device::host_path(folder)?),
         None => None,
     };
     let keep_id = !given.generate_new_system_identifier.unwrap_or(false);
@@ -380,7 +380,7 @@ async fn import_snapshots(view: &View, call: &Call<'_>) -> CallResult {
         .vm_reference("PlannedSystem", given.planned_system.as_ref())
         .await?;
     let folder = msvm::required("SnapshotFolder", given.snapshot_folder)?;
-    let folder = vmms::vm::device::host_path(&folder)?;
+    let folder = vmms::machine::device::host_path(&folder)?;
     let (made, job) = vmms::snapshot::import(&view.vmms, vm, &folder, call.asked).await?;
     let paths: Vec<Value> = made
         .into_iter()

@@ -20,7 +20,6 @@ pub(crate) mod host;
 mod image;
 mod job;
 mod kvmms;
-mod links;
 mod management;
 mod point;
 mod resource;

@@ -195,8 +195,8 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
                 .vm_reference("AffectedSystem", given.affected_system.as_ref())
                 .await?;
             let config = msvm::required("ConfigFilePath", given.config_file_path)?;
-            let config = vmms::vm::device::host_path(&config)?;
-            let (_, job) = vmms::point::adopt_point(vmms, vm, &config, call.asked).await?;
+            let config = vmms::machine::device::host_path(&config)?;
+            let (_, job) = vmms::adopt::adopt_point(vmms, vm, &config, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::RequestStateChange | Method::StartService | Method::StopService => {
@@ -210,7 +210,7 @@ async fn export(view: &View, call: &Call<'_>) -> CallResult {
     let given = p::ExportReferencePointIn::read(call.parameters)?;
     let point = point_reference(view, "ReferencePoint", given.reference_point.as_ref()).await?;
     let directory = msvm::required("ExportDirectory", given.export_directory)?;
-    let directory = vmms::vm::device::host_path(&directory)?;
+    let directory = vmms::machine::device::host_path(&directory)?;
     let (mut base, mut disks) = (None, Vec::new());
     if let Some(settings) = &given.export_setting_data {
         expect_class(

@@ -7,8 +7,8 @@ use cim::{Instance, Path, Value};
 use msvm::class;
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::vm::device::{NewDevice, host_path};
-use vmms::vm::{Device, DeviceKind, Memory, Processor, Vm};
+use vmms::machine::device::{NewDevice, host_path};
+use vmms::machine::{Device, DeviceKind, Memory, Processor, Vm};
 use vmms::{fault, guid};
 
 use super::{given, given_bool, given_text};

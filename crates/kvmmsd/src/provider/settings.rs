@@ -5,7 +5,7 @@ use cim::{Datetime, Instance, Path, Value};
 use msvm::class;
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::vm::{Power, Settings as VmSettings, Vm};
+use vmms::machine::{Power, Settings as VmSettings, Vm};
 use vmms::{fault, guid};
 
 use super::{given, given_bool, given_text, snapshot};
@@ -265,7 +265,9 @@ pub(crate) fn apply(
         ("SwapFileDataRoot", &mut s.swap_file_data_root),
     ] {
         if let Some(text) = given_text(instance, property) {
-            *field = vmms::vm::device::host_path(text)?.display().to_string();
+            *field = vmms::machine::device::host_path(text)?
+                .display()
+                .to_string();
         }
     }
     if let Some(text) = given_text(instance, "BIOSGUID") {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use cim::{Datetime, Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
+use vmms::machine::Vm;
 use vmms::point::Consistency;
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
-use vmms::vm::Vm;
 use vmms::{fault, guid};
 
 use super::{expect_class, given, given_text, internal, resource, settings};

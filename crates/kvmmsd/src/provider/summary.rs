@@ -3,7 +3,7 @@
 use cim::{Datetime, Instance};
 use msvm::{class, code, params};
 use vmms::job::Job;
-use vmms::vm::Vm;
+use vmms::machine::Vm;
 use vmms::{Element, guid};
 
 use super::vm;

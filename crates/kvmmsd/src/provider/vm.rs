@@ -9,8 +9,8 @@ use msvm::{class, params};
 use uuid::Uuid;
 use vmms::Fault;
 use vmms::job::Activity;
-use vmms::vm::StateChange;
-use vmms::vm::{Power, Vm, VmState};
+use vmms::machine::StateChange;
+use vmms::machine::{Power, Vm, VmState};
 use vmms::{fault, guid};
 
 use crate::object::{Object, What};
@@ -175,7 +175,7 @@ impl Provider for Systems {
                 .into());
             }
         };
-        let job = vmms::vm::request_state(&view.vmms, vm.id, to, call.asked).await?;
+        let job = vmms::machine::request_state(&view.vmms, vm.id, to, call.asked).await?;
         Ok(Outcome::started(view, job))
     }
 }

@@ -1,4 +1,4 @@
-//! Classes of root/virtualization/v2 without instances here, grouped by the reason. Reading them finds nothing; calling
+//! Classes of root/virtualization/v2 without instances here, collectioned by the reason. Reading them finds nothing; calling
 //! their methods is refused with the reason. Who serves a class takes it off the list: a test insists.
 
 /// Reasons, each with its classes.

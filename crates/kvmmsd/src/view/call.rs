@@ -3,7 +3,7 @@
 use cim::{Name, Value};
 use msvm::ParameterError;
 use uuid::Uuid;
-use vmms::vm::Asked;
+use vmms::machine::Asked;
 use vmms::{Fault, fault};
 
 use super::House;

@@ -102,13 +102,15 @@ impl House {
             }
             Element::Point(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT)
                 .key("InstanceID", format!("Microsoft:{}", guid(*id))),
-            Element::Group(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION)
+            Element::Collection(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_COLLECTION)
                 .key("CollectionID", guid(*id)),
-            Element::GroupPoint(id) => Path::class(msvm::class::MSVM_REFERENCE_POINT_COLLECTION)
-                .key("CollectionID", guid(*id)),
+            Element::CollectionPoint(id) => {
+                Path::class(msvm::class::MSVM_REFERENCE_POINT_COLLECTION)
+                    .key("CollectionID", guid(*id))
+            }
             Element::Snapshot(id) => Path::class(msvm::class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA)
                 .key("InstanceID", format!("Microsoft:{}", guid(*id))),
-            Element::GroupSnapshot(id) => {
+            Element::CollectionSnapshot(id) => {
                 Path::class(msvm::class::MSVM_SNAPSHOT_COLLECTION).key("CollectionID", guid(*id))
             }
             Element::Job(id) => {
@@ -135,7 +137,7 @@ impl House {
             Element::Vm(id) => db.get(*id).ok().map(Object::of_vm),
             Element::Resource { vm, id } => {
                 let vm = db.get(*vm).ok()?;
-                let id = vmms::vm::Vm::device(&vm, id)?.id.clone();
+                let id = vmms::machine::Vm::device(&vm, id)?.id.clone();
                 Object::of_resource(&vm, Part::Device(id))
             }
             Element::Point(id) => {
@@ -148,16 +150,16 @@ impl House {
             }
             Element::Job(id) => self.vmms.job(*id).ok().map(Object::of_job),
             Element::Host => Some(self.host_object()),
-            Element::Group(id) => db.get(*id).ok().map(Object::of_group),
-            Element::GroupPoint(id) => {
-                let point = db.get::<vmms::group::GroupPoint>(*id).ok()?;
-                point.complete.then(|| Object::of_group_point(point))
+            Element::Collection(id) => db.get(*id).ok().map(Object::of_collection),
+            Element::CollectionPoint(id) => {
+                let point = db.get::<vmms::collection::CollectionPoint>(*id).ok()?;
+                point.complete.then(|| Object::of_collection_point(point))
             }
-            Element::GroupSnapshot(id) => {
-                let snapshot = db.get::<vmms::group::GroupSnapshot>(*id).ok()?;
+            Element::CollectionSnapshot(id) => {
+                let snapshot = db.get::<vmms::collection::CollectionSnapshot>(*id).ok()?;
                 snapshot
                     .complete
-                    .then(|| Object::of_group_snapshot(snapshot))
+                    .then(|| Object::of_collection_snapshot(snapshot))
             }
             Element::Image(_) => None,
         }

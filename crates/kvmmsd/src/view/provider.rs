@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use cim::{Instance, Path};
-use vmms::vm::Asked;
+use vmms::machine::Asked;
 use vmms::{Fault, fault};
 
 use super::{Call, CallResult, View, unserved};

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use uuid::Uuid;
+use vmms::collection::{Collection, CollectionPoint, CollectionSnapshot};
 use vmms::db::Row;
-use vmms::group::{Group, GroupPoint, GroupSnapshot};
 use vmms::job::Job;
+use vmms::machine::Vm;
 use vmms::point::Point;
 use vmms::snapshot::Snapshot;
-use vmms::vm::Vm;
 use vmms::{Element, Fault, Kind};
 
 use super::View;
@@ -34,9 +34,9 @@ shown! {
     Vm as Vm;
     Point as Point;
     Snapshot as Snapshot;
-    Group as Group;
-    GroupPoint as GroupPoint;
-    GroupSnapshot as GroupSnapshot;
+    Collection as Collection;
+    CollectionPoint as CollectionPoint;
+    CollectionSnapshot as CollectionSnapshot;
 }
 
 impl View {
@@ -67,8 +67,10 @@ impl View {
     }
 
     /// The finished snapshot of a collection of that id.
-    pub(crate) fn group_snapshot(&self, id: Uuid) -> Option<Arc<GroupSnapshot>> {
-        self.get::<GroupSnapshot>(id).ok().filter(|s| s.complete)
+    pub(crate) fn collection_snapshot(&self, id: Uuid) -> Option<Arc<CollectionSnapshot>> {
+        self.get::<CollectionSnapshot>(id)
+            .ok()
+            .filter(|s| s.complete)
     }
 
     /// The visible jobs, the newest first.
@@ -125,9 +127,9 @@ impl View {
     /// Whether the caller sees what an identifier was made a name of; machines' disks, points and snapshots are named with them.
     fn may_name(&self, argument: &str, name: &str) -> bool {
         let kinds = [
-            Element::Group,
-            Element::GroupPoint,
-            Element::GroupSnapshot,
+            Element::Collection,
+            Element::CollectionPoint,
+            Element::CollectionSnapshot,
             Element::Job,
         ];
         let id = Uuid::parse_str(argument).ok();

@@ -15,9 +15,9 @@ use serde::Serialize;
 use super::layout;
 use super::own::{self, Finished, Ledger};
 use super::repair::{self, Decided, Extent};
-use crate::group::{Group, GroupPoint, GroupSnapshot};
+use crate::collection::{Collection, CollectionPoint, CollectionSnapshot};
+use crate::machine::Vm;
 use crate::point::{self, Consistency, Point, PointDisk, PointType, disk_id_text};
-use crate::vm::Vm;
 use crate::{Fault, Result, Vmms, fault, guid};
 
 /// Role of the configuration file in a manifest.
@@ -231,28 +231,30 @@ fn head(order: &Order, vm: &Vm) -> Manifest {
         reason: d.reason.clone(),
     };
     manifest.decisions = point.decisions.iter().map(told).collect();
-    manifest.collection = point.group_point.and_then(|id| collection(&order.vmms, id));
+    manifest.collection = point
+        .collection_point
+        .and_then(|id| collection(&order.vmms, id));
     manifest
 }
 
 /// The collection's point, or snapshot, that an instant is a part of; `None` once that was deleted.
 fn collection(vmms: &Vmms, id: uuid::Uuid) -> Option<manifest::CollectionIdentity> {
-    let (name, group, members, skew_us) = match vmms.db.get::<GroupPoint>(id) {
-        Ok(p) => (p.name.clone(), p.group, p.members.clone(), p.skew_us),
+    let (name, collection, members, skew_us) = match vmms.db.get::<CollectionPoint>(id) {
+        Ok(p) => (p.name.clone(), p.collection, p.members.clone(), p.skew_us),
         Err(_) => {
-            let s = vmms.db.get::<GroupSnapshot>(id).ok()?;
-            (s.name.clone(), s.group, s.members.clone(), s.skew_us)
+            let s = vmms.db.get::<CollectionSnapshot>(id).ok()?;
+            (s.name.clone(), s.collection, s.members.clone(), s.skew_us)
         }
     };
     let named = |id: uuid::Uuid| vmms.db.get::<Vm>(id).map(|vm| vm.name.clone());
     Some(manifest::CollectionIdentity {
         point: guid(id),
         point_name: name,
-        id: guid(group),
+        id: guid(collection),
         name: vmms
             .db
-            .get::<Group>(group)
-            .map_or_else(|_| guid(group), |g| g.name.clone()),
+            .get::<Collection>(collection)
+            .map_or_else(|_| guid(collection), |g| g.name.clone()),
         machines: members
             .iter()
             .map(|m| MachineIdentity {
@@ -291,7 +293,7 @@ fn find_base(order: &Order, base: &Point) -> Result<Option<Base>> {
     let Some(dir) = found else {
         return Ok(None);
     };
-    let chain = crate::verify::chain_of(&dir);
+    let chain = crate::restore::verify::chain_of(&dir);
     if let Err(error) = &chain {
         tracing::warn!(dir = %dir.display(), %error, "the export of the base is not complete");
     }

@@ -49,9 +49,10 @@ use crate::job::{
     Activity, ExportedDisk, ExportedMachine, JobClass, JobContext, Machines, Output, Service,
     Traits, concrete,
 };
+use crate::machine::{Asked, Vm};
+use crate::merge;
 use crate::point::{self, Point, PointDisk, disk_id_text};
 use crate::snapshot::Snapshot;
-use crate::vm::{Asked, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
 use own::{Held, Ledger, Wanted};
 
@@ -209,8 +210,8 @@ fn admit_disks(vmms: &Vmms, point: &Point, base: Option<&Point>) -> Result<()> {
 /// Ends a merge that is under way beneath what is to be read. From here on the running job keeps new ones away.
 async fn stand_still(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
     let _lock = vmms.lock(vm).await;
-    let _quiet = point::quiet(vmms, vm).await;
-    point::settle(vmms, vm).await?;
+    let _paused = merge::pause_merges(vmms, vm).await;
+    merge::reconcile(vmms, vm).await?;
     point::distrust(vmms, vm).await.map(drop)
 }
 
@@ -321,7 +322,7 @@ impl Part {
         let ledger = Ledger::new(vmms, ctx, wanted.point.id);
         let (point, directory) = (Arc::clone(&wanted.point), wanted.directory.clone());
         let (own, working) = (ledger.clone(), ctx.cancel_flag().work());
-        let Held { dir } = point::tidy::blocking(move || {
+        let Held { dir } = crate::blocking(move || {
             let _working = working;
             own.claim(&wanted)
         })
@@ -370,7 +371,7 @@ impl Part {
     pub(crate) async fn needs(&self, vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<Needs> {
         stand_still(vmms, self.point.vm).await?;
         let (order, working) = (self.order(vmms, ctx), ctx.cancel_flag().work());
-        point::tidy::blocking(move || {
+        crate::blocking(move || {
             let _working = working;
             disks::needs(&order)
         })
@@ -386,7 +387,7 @@ impl Part {
     ) -> Result<Manifest> {
         stand_still(vmms, self.point.vm).await?;
         let (order, working) = (self.order(vmms, ctx), ctx.cancel_flag().work());
-        point::tidy::blocking(move || {
+        crate::blocking(move || {
             let _working = working;
             disks::write(&order, &progress)
         })
@@ -405,7 +406,7 @@ impl Part {
             self.dir.clone(),
             ctx.cancel_flag().work(),
         );
-        point::tidy::blocking(move || {
+        crate::blocking(move || {
             let _working = working;
             write(&ledger.slot(&dir, Path::new(&name))?)
         })
@@ -491,7 +492,7 @@ impl Part {
             .await?;
         let is_point = vmms.db.get::<Point>(self.point.id).is_ok();
         if is_point && self.disks.len() == self.point.disks.len() {
-            point::end_hold(vmms, self.point.id, Some(ctx.job())).await?;
+            merge::end_hold(vmms, self.point.id, Some(ctx.job())).await?;
         }
         Ok(())
     }

@@ -15,9 +15,9 @@ use uuid::Uuid;
 
 use super::disks::Order;
 use super::layout;
+use crate::machine::{Disk, Vm};
 use crate::point::{self, Point, PointDisk, disk_id_text};
 use crate::service::TamperingPolicy;
-use crate::vm::{Disk, Vm};
 use crate::{Fault, Message, Result, Vmms, fault, guid};
 
 /// The decision of a repair, as it stands in manifests.
@@ -159,7 +159,7 @@ fn base_lists(
         if !is_base {
             continue;
         }
-        match crate::verify::chain_of(&dir).and_then(|chain| proven_lists(&chain, &id)) {
+        match crate::restore::verify::chain_of(&dir).and_then(|chain| proven_lists(&chain, &id)) {
             Ok(lists) => return Ok(lists),
             Err(why) => whys.push(why),
         }

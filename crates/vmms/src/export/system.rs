@@ -22,9 +22,9 @@ use uuid::Uuid;
 use super::own::Wanted;
 use super::{Made, Part, layout, own, repair};
 use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
+use crate::machine::{Asked, Power, Vm};
 use crate::point::{self, Consistency, Point};
 use crate::snapshot::{self, Definition, Snapshot, SnapshotKind};
-use crate::vm::{Asked, Power, Vm};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, guid};
 
 /// Exports a machine or one of its snapshots.

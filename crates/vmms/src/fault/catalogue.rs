@@ -140,7 +140,7 @@ catalogue! {
         "An object with this identifier or path was there before.", ["Choose another, or delete the other one."];
     11 AccessDenied AccessDenied Medium Security "{0} may not {1}",
         "The role of the user does not include this operation.", ["Use an account with the role named, or ask an administrator."];
-    12 GroupNotFound NotFound Medium Software "there is no collection {0}",
+    12 CollectionNotFound NotFound Medium Software "there is no collection {0}",
         "The collection was deleted, or its identifier is misspelt.", ["List the collections with `kvmms group list`."];
     13 SnapshotNotFound NotFound Medium Software "there is no snapshot {0}",
         "The snapshot was deleted or converted, or its identifier is misspelt.", ["List the snapshots with `kvmms snapshot list`."];
@@ -253,13 +253,13 @@ catalogue! {
     99 SnapshotOfOtherVm InvalidState Medium Software "snapshot {0} belongs to machine {1}, not to {2}",
         "Snapshot and machine must belong together.", ["Choose a snapshot of the same machine."];
     // 100..: collections
-    100 GroupHasPoints InvalidState Medium Software "collection {0} has reference points or snapshots",
+    100 CollectionHasPoints InvalidState Medium Software "collection {0} has reference points or snapshots",
         "They belong to the collection and go with it only when they are deleted themselves.", ["Delete them first with `kvmms point delete --group` and `kvmms snapshot delete --group`."];
     101 NotAMember InvalidParameter Medium Software "{0} is not a member of collection {1}",
         "It was taken out before, or the identifier is misspelt.", ["Show the members with `kvmms group show`."];
-    102 GroupEmpty InvalidState Medium Software "collection {0} has no machines",
+    102 CollectionEmpty InvalidState Medium Software "collection {0} has no machines",
         "A point of a collection needs at least one member.", ["Add machines with `kvmms group add`."];
-    103 GroupPointFailed Failed High Software "{0} of {1} machines of collection {2} failed; nothing was changed",
+    103 CollectionPointFailed Failed High Software "{0} of {1} machines of collection {2} failed; nothing was changed",
         "Each failed machine is listed below with its own cause; all others went on unharmed.", ["Remove the causes below and call again."];
     104 MemberFailed Failed High Software "machine {0} could not take part",
         "Read the causes below; the machine runs on as before.", ["Remove the cause and call again."];
@@ -267,9 +267,9 @@ catalogue! {
         "Its process is overloaded or waits for storage.", ["Check the load and the storage of the host, then call again."];
     106 BaseWithoutMachine InvalidState Medium Software "base point {0} does not know machine {1}",
         "The machine joined the collection after the base point was taken.", ["Leave the base out for a full export."];
-    107 NotOfGroup InvalidState Medium Software "collection point {0} belongs to collection {1}, not to {2}",
+    107 NotOfCollection InvalidState Medium Software "collection point {0} belongs to collection {1}, not to {2}",
         "Base and point must be of one collection.", ["Choose a base of the same collection."];
-    108 PointOfGroup InvalidState Medium Software "reference point {0} belongs to collection point {1}",
+    108 PointOfCollection InvalidState Medium Software "reference point {0} belongs to collection point {1}",
         "The points of a collection's machines stay together: one without the others would be no instant of the collection.", ["Delete the collection point instead."];
     // 110..: exports and imports
     110 ExportFailed Failed High Software "reference point {0} could not be exported to {1}",
@@ -313,13 +313,13 @@ catalogue! {
         "The map was damaged, or something wrote to the disk without being tracked: a differential export across these points lacks the change.", ["Export the newer point in full, and discard differential exports that stand on the older one.", "Report it with the job's errors and the map files."];
     131 CleanFailed Failed Medium Resource "{0} findings could not be cleaned",
         "Files could not be deleted, or a process could not be ended; everything else was cleaned.", ["Read the causes below, and check again with `kvmms host check`."];
-    132 GroupNotResumed Failed High Software "{0} of {1} machines of collection {2} could not go on after they were saved for a snapshot",
+    132 CollectionNotResumed Failed High Software "{0} of {1} machines of collection {2} could not go on after they were saved for a snapshot",
         "The snapshot is there; a machine named below may still be saved, and nothing of it is lost.", ["Read the causes below, then start the machines that are saved."];
-    133 SnapshotOfGroup InvalidState Medium Software "snapshot {0} belongs to snapshot {1} of a collection",
+    133 SnapshotOfCollection InvalidState Medium Software "snapshot {0} belongs to snapshot {1} of a collection",
         "The snapshots of a collection's machines stay together: one without the others would be no instant of the collection.", ["Call the same method of the collection's snapshot instead."];
     134 SnapshotImportFailed Failed High Software "the snapshots in {0} could not be imported into planned machine {1}",
         "Read the causes below; the planned machine is as it was.", ["Remove the cause and call again, or realize the machine without snapshots."];
-    135 GroupSnapshotExportFailed Failed High Software "snapshot {0} of a collection could not be exported to {1}",
+    135 CollectionSnapshotExportFailed Failed High Software "snapshot {0} of a collection could not be exported to {1}",
         "Read the causes below; nothing was left in the directory.", ["Remove the cause and export again."];
     136 PointNotExported InvalidParameter Medium Software "{0} holds no export of point {1}; it holds {2}",
         "The point was never exported to this place, or it is named otherwise there.",
@@ -399,7 +399,7 @@ catalogue! {
     196 UnprintableName InvalidParameter Medium Software "{0} cannot be {1}: it holds {2} at character {3}",
         "Characters that steer terminals, or turn the direction of text, make one name look like another.",
         ["Leave the character out."];
-    197 GroupExportFailed Failed High Software "{0} of {1} machines failed: {2} of a collection could not be exported to {3}",
+    197 CollectionExportFailed Failed High Software "{0} of {1} machines failed: {2} of a collection could not be exported to {3}",
         "Each machine that failed is listed below with its own cause; nothing was left in the directory.", ["Remove the causes below and export again."];
     // 200..: what guests and their hosts do
     200 GuestLacksRoom OutOfResources High Resource "machine {0} cannot run: there is no room for what its guest writes to {1}",
@@ -479,6 +479,9 @@ catalogue! {
     300 NotDirectly NotSupported Medium Unsupported "instances of {0} are not {1} directly",
         "What stands behind this class is made, changed and deleted by the methods of a service.",
         ["Call the method instead: for machines DefineSystem, ModifySystemSettings, AddResourceSettings, ModifyResourceSettings, RemoveResourceSettings and DestroySystem of Msvm_VirtualSystemManagementService.", "For points, snapshots, collections and images call the service of that name; a job is ended with its RequestStateChange."];
+    // 380: instants and collections
+    380 CollectionFull InvalidParameter Medium Software "collection {0} would have {1} machines, and at most {2} fit into one",
+        "Whatever is done to an instant of a collection is written down for all its members in one transaction, which holds so many records.", ["Make a second collection, or take machines out that need no common instant with the others: `kvmms group remove`."];
 }
 
 impl From<Message> for u16 {

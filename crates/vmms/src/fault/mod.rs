@@ -3,14 +3,14 @@
 
 mod catalogue;
 mod convert;
+mod element;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use catalogue::{Area, Entry, Kind, Message, Severity};
-
-use crate::Element;
+pub use element::{Effect, Element};
 
 /// A failure with its causes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

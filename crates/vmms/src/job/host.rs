@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{Job, JobRequest, Kind, Machines, Submission, Task};
 use crate::db::Db;
+use crate::machine::Vm;
 use crate::point::Point;
-use crate::vm::Vm;
 use crate::{Element, Fault, Kind as FaultKind, Result, Vmms, fault, guid};
 
 type Jobs = Engine<Machines>;

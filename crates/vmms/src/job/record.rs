@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::Element;
-use crate::boot::BootEvidence;
+use crate::restore::boot::BootEvidence;
 
 /// The CIM class a job is shown as; the six differ only in data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -20,7 +20,8 @@ pub enum JobClass {
     /// Msvm_VirtualSystemReferencePointExportJob
     PointExport,
     /// Msvm_CollectionReferencePointExportJob
-    GroupPointExport,
+    #[serde(rename = "GroupPointExport")]
+    CollectionPointExport,
     /// Msvm_CopyFileToGuestJob
     CopyFileToGuest,
 }

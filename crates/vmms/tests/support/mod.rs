@@ -23,10 +23,10 @@ use hypervisor::{Acceleration, Hypervisor, ImageFormat, ImageTool, NewImage, Qem
 use store::{MemoryStore, Store};
 use uuid::Uuid;
 use vmms::job::{Job, JobState};
+use vmms::machine::StateChange;
+use vmms::machine::device::NewDevice;
+use vmms::machine::{Asked, DeviceKind, NewVm, Settings, Vm, spec};
 use vmms::point::{Consistency, PointType};
-use vmms::vm::StateChange;
-use vmms::vm::device::NewDevice;
-use vmms::vm::{Asked, DeviceKind, NewVm, Settings, Vm, spec};
 use vmms::{Dirs, Options, Vmms};
 
 pub const MIB: u64 = 1 << 20;
@@ -173,13 +173,13 @@ impl Bench {
             notes: Vec::new(),
             settings: Settings::default(),
         };
-        let vm = vmms::vm::define(&self.vmms, new, |vm| {
+        let vm = vmms::machine::define(&self.vmms, new, |vm| {
             vm.memory.quantity = 32;
             Ok(())
         })
         .await
         .unwrap();
-        let add = |new| vmms::vm::device::add(&self.vmms, vm, new, None);
+        let add = |new| vmms::machine::device::add(&self.vmms, vm, new, None);
         let controller = add(NewDevice::ScsiController).await.unwrap();
         let mut bed = Bed {
             bench: self,
@@ -286,7 +286,7 @@ impl Bed<'_> {
         self.bench.vmms.db.get::<Vm>(self.vm).unwrap()
     }
 
-    pub fn disk(&self, name: &str) -> vmms::vm::Disk {
+    pub fn disk(&self, name: &str) -> vmms::machine::Disk {
         let path = self.bench.path(&format!("images/{name}"));
         let record = self.record();
         let found = record.disks().find(|(_, d)| d.path == path).unwrap();
@@ -302,7 +302,7 @@ impl Bed<'_> {
 
     pub async fn state(&self, to: StateChange) {
         let asked = Asked::default();
-        let job = vmms::vm::request_state(&self.bench.vmms, self.vm, to, &asked)
+        let job = vmms::machine::request_state(&self.bench.vmms, self.vm, to, &asked)
             .await
             .unwrap();
         self.bench.done(job).await;
@@ -414,7 +414,7 @@ impl Bed<'_> {
     /// Waits until the service has noticed the end of the process.
     pub async fn wait_off(&self) {
         let mut changes = self.bench.vmms.db.changes();
-        while self.record().power != vmms::vm::Power::Off {
+        while self.record().power != vmms::machine::Power::Off {
             changes.changed().await.unwrap();
         }
     }

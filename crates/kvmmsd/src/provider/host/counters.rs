@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use cim::{Instance, Path};
 use vmms::Fault;
-use vmms::vm::Vm;
+use vmms::machine::Vm;
 
 use super::system::text;
 use crate::object::{Object, What};

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use uuid::Uuid;
 use vmms::Fault;
-use vmms::vm::{DeviceKind, Vm};
+use vmms::machine::{DeviceKind, Vm};
 
 use super::cimv2::LEVEL;
 use crate::object::{Object, What};

@@ -1,7 +1,7 @@
 //! The kinds of resources machines are made of: what pools, capabilities and templates there are.
 
 use msvm::class;
-use vmms::vm::Vm;
+use vmms::machine::Vm;
 
 use crate::object::{MEMORY_ID, Part};
 use crate::provider::resource;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::class;
 use vmms::Fault;
-use vmms::vm::{Memory, Processor, Vm};
+use vmms::machine::{Memory, Processor, Vm};
 
 use super::kinds::{self, KINDS, Kind};
 use super::system::Host;

@@ -5,8 +5,8 @@ use cim::{Instance, Path, Value};
 use msvm::{class, params};
 use vmms::Fault;
 use vmms::check::{Finding, FindingKind};
-use vmms::vm::adopt::Adopt;
-use vmms::vm::device::host_path;
+use vmms::machine::adopt::Adopt;
+use vmms::machine::device::host_path;
 
 use super::super::services;
 use crate::object::{Object, What, resource_id};
@@ -87,7 +87,7 @@ impl Provider for HostChecks {
                     top: given.top.as_deref().map(host_path).transpose()?,
                     of_others: given.of_others.unwrap_or(false),
                 };
-                let adopted = vmms::vm::adopt::adopt_layers(&view.vmms, vm, wanted).await?;
+                let adopted = vmms::machine::adopt::adopt_layers(&view.vmms, vm, wanted).await?;
                 let layers: Vec<String> = adopted
                     .layers
                     .iter()
@@ -104,11 +104,11 @@ impl Provider for HostChecks {
                     .vm_reference("AffectedSystem", given.affected_system.as_ref())
                     .await?;
                 if given.dry_run.unwrap_or(false) {
-                    let losses = vmms::vm::losses::losses(&view.vmms, vm)?;
+                    let losses = vmms::machine::losses::losses(&view.vmms, vm)?;
                     return Ok(Outcome::done().with("Losses", texts(losses)));
                 }
                 let (losses, job) =
-                    vmms::vm::losses::destroy_with_losses(&view.vmms, vm, call.asked).await?;
+                    vmms::machine::losses::destroy_with_losses(&view.vmms, vm, call.asked).await?;
                 Ok(Outcome::started(view, job).with("Losses", texts(losses)))
             }
             Method::ShutDownGuests => {
@@ -116,7 +116,7 @@ impl Provider for HostChecks {
                 let within = given
                     .seconds
                     .map(|s| std::time::Duration::from_secs(s.into()));
-                let job = vmms::vm::shut_down_guests(&view.vmms, within, call.asked).await?;
+                let job = vmms::machine::shut_down_guests(&view.vmms, within, call.asked).await?;
                 Ok(Outcome::started(view, job))
             }
             Method::RequestStateChange | Method::StartService | Method::StopService => {

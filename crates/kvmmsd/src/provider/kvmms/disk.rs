@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use cim::{Instance, Path};
 use msvm::class;
 use vmms::Fault;
+use vmms::disk_tree::LayerTree;
 use vmms::guid;
-use vmms::layer::LayerTree;
-use vmms::vm::{Disk, Vm};
+use vmms::machine::{Disk, Vm};
 
 use crate::object::{self, Object, What, resource_id};
 use crate::view::{Provider, View};
@@ -151,7 +151,7 @@ fn warning(tree: &LayerTree, layers: usize) -> Option<String> {
 mod tests {
     use super::*;
     use vmms::ImageFormat;
-    use vmms::layer::{Frozen, LayerRef};
+    use vmms::disk_tree::{Frozen, LayerRef};
 
     #[test]
     fn a_disk_with_a_layer_warns_that_the_base_file_is_not_the_whole_disk() {

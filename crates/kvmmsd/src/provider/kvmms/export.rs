@@ -6,7 +6,7 @@ use msvm::{class, params};
 use vmms::Element;
 use vmms::Fault;
 use vmms::boot::Wanted;
-use vmms::vm::device::host_path;
+use vmms::machine::device::host_path;
 
 use super::super::point::point_reference;
 use super::super::services;
@@ -113,7 +113,7 @@ impl Provider for Exports {
                     }
                     None => None,
                 };
-                let job = vmms::point::audit_point(&view.vmms, point, base, call.asked).await?;
+                let job = vmms::audit::audit_point(&view.vmms, point, base, call.asked).await?;
                 Ok(Outcome::started(view, job))
             }
             Method::ImportCollectionExport => {
@@ -123,7 +123,7 @@ impl Provider for Exports {
                 let disks = host_path(&msvm::required("DiskDirectory", given.disk_directory)?)?;
                 let filled = |text: Option<String>| text.filter(|t| !t.trim().is_empty());
                 let (at, name) = (filled(given.point), filled(given.new_name));
-                let (group, job) = vmms::import_group::import_group(
+                let (collection, job) = vmms::import_collection::import_collection(
                     &view.vmms,
                     &directory,
                     at,
@@ -136,7 +136,7 @@ impl Provider for Exports {
                     call.asked,
                 )
                 .await?;
-                let imported = view.element_path(&Element::Group(group));
+                let imported = view.element_path(&Element::Collection(collection));
                 Ok(Outcome::started(view, job).with("ImportedCollection", imported))
             }
             Method::RequestStateChange | Method::StartService | Method::StopService => {

@@ -5,8 +5,8 @@ use std::path::Path as FilePath;
 use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::class;
+use vmms::machine::Vm;
 use vmms::point::Point;
-use vmms::vm::Vm;
 use vmms::{Fault, Features, KvmState};
 
 use crate::object::{Object, What};

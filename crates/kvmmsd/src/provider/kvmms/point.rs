@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use cim::{Datetime, Instance, Path};
 use msvm::class;
 use vmms::Fault;
+use vmms::audit::{Audit, DiskAudit};
 use vmms::guid;
-use vmms::point::{Audit, DiskAudit, Point, PointType};
-use vmms::vm::Vm;
+use vmms::machine::Vm;
+use vmms::point::{Point, PointType};
 
 use super::disk::allocated_file;
 use crate::object::{self, Object, What, resource_id};

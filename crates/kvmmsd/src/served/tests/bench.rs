@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use cim::{Instance, Name, Path};
 use uuid::Uuid;
-use vmms::group::GroupKind;
+use vmms::collection::CollectionKind;
 use vmms::job::JobState;
+use vmms::machine::StateChange;
+use vmms::machine::device::{NewDevice, add};
+use vmms::machine::{Asked, NewVm, Settings};
 use vmms::point::{Consistency, PointType};
 use vmms::snapshot::SnapshotKind;
-use vmms::vm::StateChange;
-use vmms::vm::device::{NewDevice, add};
-use vmms::vm::{Asked, NewVm, Settings};
 use vmms::{Dirs, Vmms};
 use wbem::{Caller, Error, Handler as _, Operation, Request, Response, Role, Walk};
 
@@ -54,7 +54,7 @@ impl Bench {
             let applied = vmms::snapshot::apply(&vmms, snapshot, &asked).await;
             done(&vmms, applied.expect("apply")).await;
         }
-        let start = vmms::vm::request_state(&vmms, full, StateChange::Start, &asked)
+        let start = vmms::machine::request_state(&vmms, full, StateChange::Start, &asked)
             .await
             .expect("start");
         done(&vmms, start).await;
@@ -232,7 +232,7 @@ async fn define(vmms: &Arc<Vmms>, name: &str, generation: u8) -> Uuid {
         notes: vec!["a note".to_owned()],
         settings: Settings::default(),
     };
-    vmms::vm::define(vmms, new, |_| Ok(()))
+    vmms::machine::define(vmms, new, |_| Ok(()))
         .await
         .expect("define")
 }
@@ -283,21 +283,24 @@ async fn furnish(vmms: &Arc<Vmms>, vm: Uuid, dir: &FilePath) {
 
 /// A collection with the machine, a collection of that collection, and a point and a snapshot of it.
 async fn collect(vmms: &Arc<Vmms>, vm: Uuid) {
-    let machines = vmms::group::manage::define(vmms, "machines", None, GroupKind::Machines).await;
+    let machines =
+        vmms::collection::manage::define(vmms, "machines", None, CollectionKind::Machines).await;
     let machines = machines.expect("collection");
-    vmms::group::manage::add(vmms, machines, vm)
+    vmms::collection::manage::add(vmms, machines, vm)
         .await
         .expect("member");
-    let above = vmms::group::manage::define(vmms, "all", None, GroupKind::Management).await;
+    let above =
+        vmms::collection::manage::define(vmms, "all", None, CollectionKind::Management).await;
     let above = above.expect("collection");
-    vmms::group::manage::add(vmms, above, machines)
+    vmms::collection::manage::add(vmms, above, machines)
         .await
         .expect("member");
     let (kind, level) = (PointType::Rct, Some(Consistency::Crash));
-    let made = vmms::group::create_point(vmms, machines, kind, level, "g", &Asked::default()).await;
+    let made =
+        vmms::collection::create_point(vmms, machines, kind, level, "g", &Asked::default()).await;
     done(vmms, made.expect("point").1).await;
     let (kind, asked) = (SnapshotKind::Disk, Asked::default());
-    let made = vmms::group::create_snapshot(vmms, machines, kind, level, "s", &asked).await;
+    let made = vmms::collection::create_snapshot(vmms, machines, kind, level, "s", &asked).await;
     done(vmms, made.expect("snapshot").1).await;
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use cim::{Instance, Path, Schema as _};
 use msvm::class;
 use vmms::Fault;
-use vmms::vm::Asked;
+use vmms::machine::Asked;
 use wbem::{Operation, Response, Role, Status};
 
 use super::bench::Bench;

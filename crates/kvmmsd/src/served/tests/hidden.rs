@@ -196,5 +196,5 @@ async fn no_method_takes_or_tells_of_a_hidden_machine() {
         }
         assert_eq!(answers.first(), answers.last(), "{method}");
     }
-    assert!(bench.vmms.db.get::<vmms::vm::Vm>(full).is_ok());
+    assert!(bench.vmms.db.get::<vmms::machine::Vm>(full).is_ok());
 }

@@ -11,7 +11,7 @@ use disk::manifest::MANIFEST_NAME;
 use uuid::Uuid;
 
 use super::undo::{fresh_dir, remove_dir};
-use super::{Claim, Ledger, Notes, OwnDir, PREFIX, TRIES, all_notes, below, split};
+use super::{Checkpoint, Claim, Ledger, OwnDir, PREFIX, TRIES, all_checkpoints, below, split};
 use crate::db::Draft;
 use crate::export::layout;
 use crate::job::Job;
@@ -52,7 +52,7 @@ impl Ledger {
             }
         };
         if let Some(notes) = self.noted().filter(|n| n.claim.is_some()) {
-            settle(&notes)?;
+            finish_renames(&notes)?;
             let again = !notes.created.is_empty();
             match open_own(&notes) {
                 Ok(dir) if again || notes.made(&dir)? => {
@@ -249,7 +249,7 @@ impl Ledger {
     }
 
     /// Nothing in the directory has the name of a file that is to be written.
-    fn no_foreign(&self, notes: &Notes, root: &Dir) -> Result<()> {
+    fn no_foreign(&self, notes: &Checkpoint, root: &Dir) -> Result<()> {
         for path in notes.files.iter().map(PathBuf::as_path) {
             let (parent, name) = split(path)?;
             let Some(dir) = below(root, parent)? else {
@@ -268,7 +268,7 @@ impl Ledger {
     }
 }
 
-impl Notes {
+impl Checkpoint {
     /// Whether it made this directory.
     fn made(&self, dir: &Dir) -> Result<bool> {
         let found = dir.identity()?;
@@ -277,7 +277,7 @@ impl Notes {
 }
 
 /// Gives directories their names that were made and noted when the service ended.
-fn settle(notes: &Notes) -> Result<()> {
+fn finish_renames(notes: &Checkpoint) -> Result<()> {
     for own in &notes.dirs {
         let (parent, name) = split(&own.path)?;
         let (there, temporary) = split(&own.before)?;
@@ -296,7 +296,7 @@ fn settle(notes: &Notes) -> Result<()> {
 }
 
 /// The directory of a job that goes on: the very one it claimed.
-fn open_own(notes: &Notes) -> Result<Dir> {
+fn open_own(notes: &Checkpoint) -> Result<Dir> {
     let dir = Dir::open(&notes.root)?;
     let found = dir.identity()?;
     if notes.claim.is_some_and(|c| c.root.is(&found)) {
@@ -337,7 +337,7 @@ fn taken(
         if other.id == job || other.is_over() {
             continue;
         }
-        for notes in all_notes(other.notes.clone()) {
+        for notes in all_checkpoints(other.notes.clone()) {
             let Some(held) = notes.claim else { continue };
             if notes.point == point && held.target.is(&claim.target) {
                 return Err(fault!(

@@ -37,7 +37,7 @@ const TRIES: usize = 32;
 
 /// What an export, of one machine, has noted of its way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Notes {
+pub(crate) struct Checkpoint {
     /// The directory with the manifest.
     pub(crate) root: PathBuf,
     /// Files it writes, relative to the root.
@@ -107,7 +107,7 @@ pub(super) struct Finished {
 }
 
 /// The notes of all parts of an export job.
-pub(crate) fn all_notes(notes: serde_json::Value) -> Vec<Notes> {
+pub(crate) fn all_checkpoints(notes: serde_json::Value) -> Vec<Checkpoint> {
     match notes {
         list @ serde_json::Value::Array(_) => serde_json::from_value(list).unwrap_or_default(),
         one => serde_json::from_value(one).into_iter().collect(),
@@ -134,14 +134,14 @@ impl Ledger {
     }
 
     /// What is noted; `None` before the first note.
-    pub(crate) fn noted(&self) -> Option<Notes> {
+    pub(crate) fn noted(&self) -> Option<Checkpoint> {
         let job = self.vmms.db.get::<Job>(self.job).ok()?;
-        let mut all = all_notes(job.notes.clone());
+        let mut all = all_checkpoints(job.notes.clone());
         all.retain(|n| n.point == self.point);
         all.pop()
     }
 
-    pub(super) fn notes(&self) -> Result<Notes> {
+    pub(super) fn notes(&self) -> Result<Checkpoint> {
         self.noted()
             .ok_or_else(|| fault!(Internal, "an export without notes"))
     }
@@ -149,15 +149,15 @@ impl Ledger {
     /// Changes the notes durably; `change` also sees what other jobs noted. On a thread for blocking work.
     fn change<T: Send>(
         &self,
-        change: impl FnOnce(&mut Notes, &mut Draft<'_>) -> Result<T> + Send,
+        change: impl FnOnce(&mut Checkpoint, &mut Draft<'_>) -> Result<T> + Send,
     ) -> Result<T> {
         let (job, point) = (self.job, self.point);
         let work = self.vmms.db.change(move |draft| {
-            let mut all = all_notes(draft.get_mut::<Job>(job)?.notes.clone());
+            let mut all = all_checkpoints(draft.get_mut::<Job>(job)?.notes.clone());
             let place = all.iter().position(|n| n.point == point);
             let mut own = match place {
                 Some(place) => all.remove(place),
-                None => Notes::new(point),
+                None => Checkpoint::new(point),
             };
             let out = change(&mut own, draft)?;
             all.insert(place.unwrap_or(all.len()), own);
@@ -168,7 +168,7 @@ impl Ledger {
         self.handle.block_on(work)
     }
 
-    fn edit(&self, change: impl FnOnce(&mut Notes) + Send) -> Result<()> {
+    fn edit(&self, change: impl FnOnce(&mut Checkpoint) + Send) -> Result<()> {
         self.change(|notes, _| {
             change(notes);
             Ok(())
@@ -333,9 +333,9 @@ impl Ledger {
     }
 }
 
-impl Notes {
+impl Checkpoint {
     fn new(point: Uuid) -> Self {
-        Notes {
+        Checkpoint {
             root: PathBuf::new(),
             files: Vec::new(),
             point,

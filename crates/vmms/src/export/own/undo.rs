@@ -8,10 +8,10 @@ use disk::confined::{Dir, Identity};
 use disk::manifest::MANIFEST_NAME;
 use uuid::Uuid;
 
-use super::{Notes, OwnDir, PREFIX, all_notes, below, split};
+use super::{Checkpoint, OwnDir, PREFIX, all_checkpoints, below, split};
 use crate::export::layout;
 use crate::job::{Job, JobContext};
-use crate::{Fault, Result, Vmms, fault, point};
+use crate::{Fault, Result, Vmms, fault};
 
 /// Deletes everything an export created, of one machine or of several, and nothing else.
 pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
@@ -21,11 +21,11 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
         threads.wait_until_idle();
         Ok(())
     };
-    point::tidy::blocking(idle).await?;
-    let Some(all) = ctx.notes::<serde_json::Value>().map(all_notes) else {
+    crate::blocking(idle).await?;
+    let Some(all) = ctx.notes::<serde_json::Value>().map(all_checkpoints) else {
         return Ok(());
     };
-    let left = point::tidy::blocking(move || {
+    let left = crate::blocking(move || {
         let mut left = Vec::new();
         for notes in all.iter().rev() {
             let failed = |cause: Fault| fault!(ExportLeft, notes.root.display()).caused_by(cause);
@@ -41,7 +41,7 @@ pub(crate) async fn undo(vmms: &Arc<Vmms>, ctx: &JobContext) -> Result<()> {
 }
 
 /// Deletes what one part created; returns the directories in which there is something of others.
-fn take_back(notes: &Notes) -> Result<Vec<OwnDir>> {
+fn take_back(notes: &Checkpoint) -> Result<Vec<OwnDir>> {
     if notes.root.as_os_str().is_empty() {
         return Ok(Vec::new());
     }
@@ -92,7 +92,7 @@ fn take_back(notes: &Notes) -> Result<Vec<OwnDir>> {
 }
 
 /// Deletes what was created under one of our temporary names and never noted.
-fn unnoted(dir: &Dir, notes: &Notes) -> Result<()> {
+fn unnoted(dir: &Dir, notes: &Checkpoint) -> Result<()> {
     if notes.token.is_empty() {
         return Ok(());
     }
@@ -130,7 +130,7 @@ async fn hand_over(vmms: &Arc<Vmms>, job: Uuid, left: Vec<OwnDir>) -> Result<()>
             for dir in left {
                 let heir = draft.all::<Job>().into_iter().find_map(|other| {
                     let alive = other.id != job && !other.is_over();
-                    let mut all = all_notes(other.notes.clone());
+                    let mut all = all_checkpoints(other.notes.clone());
                     let part = all
                         .iter_mut()
                         .filter(|_| alive)

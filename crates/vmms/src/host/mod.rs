@@ -1,0 +1,9 @@
+//! The host: where files may lie and whose they are, what is checked and cleaned, and what a host runs.
+
+pub mod check;
+pub mod owner;
+mod places;
+pub(crate) mod production;
+pub mod recover;
+
+pub use places::{Places, Use};

@@ -192,7 +192,7 @@ async fn snapshots_of_machines_in_every_state_are_exported_and_the_states_stay()
         assert_eq!(part.collection_snapshot, Some(full));
         assert_eq!(part.parent, {
             let earlier = vmms.db.get::<CollectionSnapshot>(first).unwrap();
-            earlier.snapshot_of(member.vm)
+            earlier.part_of(member.vm)
         });
         // All but the machine that was off have their memory in it.
         assert_eq!(part.memory.is_some(), member.vm != four.beds[3].vm);

@@ -299,7 +299,7 @@ async fn frozen_guests_are_thawed_whatever_fails() {
     let off = bench
         .vmms
         .db
-        .get::<Point>(point.point_of(four.beds[3].vm).unwrap())
+        .get::<Point>(point.part_of(four.beds[3].vm).unwrap())
         .unwrap();
     assert!(
         off.decisions
@@ -498,4 +498,48 @@ async fn a_base_must_be_an_older_point_of_the_collection_that_knows_each_machine
     let job = vmms::collection::export_point(vmms, second, Some(first), &out, &known, &asked).await;
     let job = bench.done(job.unwrap()).await;
     assert_eq!(job.output.machines.len(), 3);
+}
+
+#[tokio::test]
+async fn a_collection_takes_as_many_machines_as_fit_into_one_transaction_and_says_so() {
+    let (bench, _) = bench().await;
+    let vmms = &bench.vmms;
+    let many = manage::define(vmms, "many", None, CollectionKind::Machines);
+    let many = many.await.unwrap();
+    for n in 0..manage::MOST_MACHINES {
+        let name = format!("{n}.img");
+        let bed = bench.machine(&[(&name, ImageFormat::Raw, 65536)]).await;
+        manage::add(vmms, many, bed.vm).await.unwrap();
+    }
+    let one_more = bench
+        .machine(&[("more.img", ImageFormat::Raw, 65536)])
+        .await;
+    let full = manage::add(vmms, many, one_more.vm).await.unwrap_err();
+    assert_eq!(full.message, Message::CollectionFull);
+    assert!(full.text().contains("61 machines") && full.text().contains("at most 60"));
+    let members = vmms.db.get::<Collection>(many).unwrap().members.len();
+    assert_eq!(members, manage::MOST_MACHINES);
+    // Everything that changes all of them at once fits.
+    let asked = Asked::default();
+    let made = vmms::collection::create_point(vmms, many, PointType::Log, None, "p", &asked);
+    let (point, job) = made.await.unwrap();
+    bench.done(job).await;
+    let job = vmms::collection::remove_data(vmms, point, &asked).await;
+    bench.done(job.unwrap()).await;
+    let job = vmms::collection::destroy_point(vmms, point, &asked).await;
+    bench.done(job.unwrap()).await;
+    let kind = vmms::snapshot::SnapshotKind::Recovery;
+    let made = vmms::collection::create_snapshot(vmms, many, kind, None, "s", &asked);
+    let (snapshot, job) = made.await.unwrap();
+    bench.done(job).await;
+    let converted = vmms::collection::convert_snapshot(vmms, snapshot, &asked).await;
+    bench.done(converted.unwrap()).await;
+    let kind = vmms::snapshot::SnapshotKind::Disk;
+    let made = vmms::collection::create_snapshot(vmms, many, kind, None, "s", &asked);
+    let (snapshot, job) = made.await.unwrap();
+    bench.done(job).await;
+    let applied = vmms::collection::apply_snapshot(vmms, snapshot, &asked).await;
+    bench.done(applied.unwrap()).await;
+    let gone = vmms::collection::destroy_snapshot(vmms, snapshot, &asked).await;
+    bench.done(gone.unwrap()).await;
 }

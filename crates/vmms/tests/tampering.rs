@@ -172,7 +172,7 @@ async fn without_kept_hashes_those_of_the_exports_serve_and_without_any_the_expo
     let bench = Bench::with(with(TamperingPolicy::Repair)).await;
     let mut bed = bench.machine(&TWO).await;
     let (first, second) = meddled(&mut bed).await;
-    for disk in record(&bed, first).disks {
+    for disk in record(&bed, first).at.disks {
         let list = disk.blocks.unwrap();
         let mut bytes = std::fs::read(&list).unwrap();
         let at = bytes.len() / 2;
@@ -324,7 +324,7 @@ async fn only_what_reads_a_changed_layer_is_condemned() {
     meddle(&layer(&bed, "a.qcow2", 2), "qcow2", 9, 2 * MIB, 4096);
     for (name, known) in [("a.qcow2", false), ("b.img", true)] {
         let uid = bed.disk(name).uid;
-        let disks = record(&bed, points[0].0).disks;
+        let disks = record(&bed, points[0].0).at.disks;
         let node = disks.iter().find(|d| d.uid == uid).unwrap().node;
         let path = bench.path(&format!("images/{name}"));
         let told = vmms::point::changes(&bench.vmms, &path, &vmms::guid(node), 0, 0).await;
@@ -440,7 +440,7 @@ async fn the_kept_hashes_go_with_their_point() {
     std::fs::rename(bench.path("one"), bench.path("away")).unwrap();
     bed.export(second, Some(first), "two").await;
     for point in [first, second] {
-        for disk in record(&bed, point).disks {
+        for disk in record(&bed, point).at.disks {
             assert!(disk.blocks.is_some_and(|list| list.is_file()));
         }
         bed.destroy(point).await;

@@ -9,7 +9,7 @@ use vmms::collection::{Collection, CollectionKind, manage};
 use vmms::machine::Vm;
 use vmms::{fault, guid};
 
-use super::collection_point::level;
+use super::collection_instant::level;
 use super::internal;
 use crate::object::{self, Object, What, collection_class};
 use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};

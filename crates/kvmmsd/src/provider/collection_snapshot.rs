@@ -2,126 +2,65 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use cim::{Datetime, Instance, Path};
+use cim::{Instance, Path};
 use msvm::{class, params};
 use uuid::Uuid;
-use vmms::Fault;
-use vmms::collection::{self, Collection, CollectionPoint, CollectionSnapshot};
+use vmms::collection::{self, CollectionPoint, CollectionSnapshot, MemberPoint};
+use vmms::fault;
 use vmms::snapshot::{Snapshot, SnapshotKind};
-use vmms::{fault, guid};
 
 use super::collection::collection_reference;
-use super::collection_point::{level, point_reference};
-use super::{expect_class, given, given_bool, given_text, in_settings, internal, snapshot};
+use super::collection_instant::{Collected, level, reference};
+use super::{expect_class, given, given_bool, given_text, in_settings, snapshot};
 use crate::object::{self, Object, What};
-use crate::view::{Call, CallError, CallResult, Outcome, Provider, View, unserved};
-
-pub(crate) struct CollectionSnapshots;
+use crate::view::{Call, CallError, CallResult, Outcome, View, unserved};
 
 /// SnapshotType of a snapshot of the disks only, from the range that is left to vendors.
 const DISK_ONLY: u16 = 32771;
 
-fn of_class(class: &str, snapshot: Arc<CollectionSnapshot>) -> Object {
-    if class.eq_ignore_ascii_case(class::KVMMS_SNAPSHOT_COLLECTION_DETAIL) {
-        let id = format!("Microsoft:{}", guid(snapshot.id));
-        let class = class::KVMMS_SNAPSHOT_COLLECTION_DETAIL;
-        Object::with_id(class, id, What::CollectionSnapshot(snapshot))
-    } else {
-        Object::of_collection_snapshot(snapshot)
-    }
-}
+impl Collected for CollectionSnapshot {
+    const CLASSES: &'static [&'static str; 2] = &[
+        class::MSVM_SNAPSHOT_COLLECTION,
+        class::KVMMS_SNAPSHOT_COLLECTION_DETAIL,
+    ];
+    const PARTS: &'static str = "Snapshots";
 
-impl CollectionSnapshots {
-    fn list(&self, view: &View, class: &str) -> Vec<Object> {
-        let mut all = view.all::<CollectionSnapshot>();
-        all.retain(|s| s.complete);
-        all.sort_by_key(|s| (s.collection, s.sequence));
-        all.into_iter().map(|s| of_class(class, s)).collect()
+    fn object(record: Arc<Self>) -> Object {
+        Object::of_collection_snapshot(record)
     }
 
-    fn find(&self, view: &View, class: &str, path: &Path) -> Vec<Object> {
-        let keys = ["CollectionID", "InstanceID", ""];
-        let id = keys.iter().find_map(|key| path.get_str(key));
-        let found = id
-            .and_then(object::guid_in)
-            .and_then(|id| view.collection_snapshot(id));
-        found.map(|s| of_class(class, s)).into_iter().collect()
-    }
-}
-
-#[async_trait]
-impl Provider for CollectionSnapshots {
-    fn classes(&self) -> &'static [&'static str] {
-        &[
-            class::MSVM_SNAPSHOT_COLLECTION,
-            class::KVMMS_SNAPSHOT_COLLECTION_DETAIL,
-        ]
-    }
-
-    async fn objects(
-        &self,
-        view: &View,
-        class: &str,
-        wanted: Option<&Path>,
-    ) -> Result<Vec<Object>, Fault> {
-        Ok(match wanted {
-            Some(path) => self.find(view, class, path),
-            None => self.list(view, class),
-        })
-    }
-
-    fn instance(&self, _view: &View, object: &Object) -> Instance {
-        let What::CollectionSnapshot(snapshot) = &object.what else {
-            return Instance::new(object.class);
-        };
-        if object.class == class::KVMMS_SNAPSHOT_COLLECTION_DETAIL {
-            return detail(snapshot);
+    fn of(what: &What) -> Option<&Arc<Self>> {
+        match what {
+            What::CollectionSnapshot(snapshot) => Some(snapshot),
+            _ => None,
         }
-        let mut i = Instance::new(class::MSVM_SNAPSHOT_COLLECTION);
-        i.set("Caption", "Snapshot Collection")
-            .set(
-                "Description",
-                "Snapshots of the machines of a collection, of one instant",
-            )
-            .set("ElementName", snapshot.name.as_str())
-            .set("InstanceID", guid(snapshot.id));
-        i
     }
-}
 
-fn detail(snapshot: &CollectionSnapshot) -> Instance {
-    let members = || snapshot.members.iter();
-    let id = |id: Uuid| format!("Microsoft:{}", guid(id));
-    let mut i = Instance::new(class::KVMMS_SNAPSHOT_COLLECTION_DETAIL);
-    i.set("Caption", "Snapshot Collection Detail")
-        .set("Description", "What is known of a collection's snapshot")
-        .set("ElementName", snapshot.name.as_str())
-        .set("CollectionID", guid(snapshot.id))
-        .set("VirtualSystemCollectionId", guid(snapshot.collection))
-        .set("SnapshotType", kind_number(snapshot.kind))
-        .set("ConsistencyLevel", level(snapshot.consistency))
-        .set("Instant", Datetime::from(snapshot.instant))
-        .set("Sequence", snapshot.sequence)
-        .set("SkewMicroseconds", snapshot.skew_us)
-        .set("SkewLimitMicroseconds", snapshot.skew_limit_us)
-        .set(
-            "VirtualSystemIdentifiers",
-            members().map(|m| guid(m.vm)).collect::<Vec<_>>(),
-        )
-        .set(
-            "Snapshots",
-            members().map(|m| id(m.point)).collect::<Vec<_>>(),
-        )
-        .set(
-            "PauseMicroseconds",
-            members().map(|m| m.pause_us).collect::<Vec<_>>(),
-        )
-        .set(
-            "WasRunning",
-            members().map(|m| m.running).collect::<Vec<_>>(),
+    fn part(view: &View, member: &MemberPoint) -> Option<Object> {
+        let part = view.get::<Snapshot>(member.point).ok();
+        part.map(Object::of_snapshot)
+    }
+
+    fn whole(part: &What) -> Option<Uuid> {
+        match part {
+            What::Snapshot(part) => part.collection_snapshot,
+            _ => None,
+        }
+    }
+
+    fn instance(&self, _view: &View, i: &mut Instance) {
+        i.set("Caption", "Snapshot Collection").set(
+            "Description",
+            "Snapshots of the machines of a collection, of one instant",
         );
-    i
+    }
+
+    fn detail(&self, i: &mut Instance) {
+        i.set("Caption", "Snapshot Collection Detail")
+            .set("Description", "What is known of a collection's snapshot")
+            .set("SnapshotType", kind_number(self.kind))
+            .set("ConsistencyLevel", level(self.consistency));
+    }
 }
 
 fn kind_number(kind: SnapshotKind) -> u16 {
@@ -129,25 +68,6 @@ fn kind_number(kind: SnapshotKind) -> u16 {
         SnapshotKind::Full => 1,
         SnapshotKind::Recovery => 2,
         SnapshotKind::Disk => DISK_ONLY,
-    }
-}
-
-/// The collection's snapshot a REF parameter names.
-async fn reference(
-    view: &View,
-    parameter: &'static str,
-    path: Option<&Path>,
-) -> Result<Uuid, CallError> {
-    let path = path.ok_or_else(|| CallError::from(fault!(MissingValue, parameter)))?;
-    let object = view
-        .reference(parameter, path, class::MSVM_SNAPSHOT_COLLECTION)
-        .await?;
-    match object.what {
-        What::CollectionSnapshot(snapshot) => Ok(snapshot.id),
-        _ => Err(internal(format!(
-            "{} is not a snapshot collection",
-            path.class
-        ))),
     }
 }
 
@@ -164,21 +84,23 @@ pub(crate) async fn call(view: &View, call: &Call<'_>) -> CallResult {
         Method::ApplySnapshot => {
             let given = p::ApplySnapshotIn::read(call.parameters)?;
             let path = given.snapshot_collection.as_ref();
-            let id = reference(view, "SnapshotCollection", path).await?;
+            let id = reference::<CollectionSnapshot>(view, "SnapshotCollection", path).await?;
             let job = collection::apply_snapshot(vmms, id, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::DestroySnapshot => {
             let given = p::DestroySnapshotIn::read(call.parameters)?;
             let path = given.affected_snapshot_collection.as_ref();
-            let id = reference(view, "AffectedSnapshotCollection", path).await?;
+            let id =
+                reference::<CollectionSnapshot>(view, "AffectedSnapshotCollection", path).await?;
             let job = collection::destroy_snapshot(vmms, id, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
         Method::ConvertToReferencePoint => {
             let given = p::ConvertToReferencePointIn::read(call.parameters)?;
             let path = given.affected_snapshot_collection.as_ref();
-            let id = reference(view, "AffectedSnapshotCollection", path).await?;
+            let id =
+                reference::<CollectionSnapshot>(view, "AffectedSnapshotCollection", path).await?;
             let job = collection::convert_snapshot(vmms, id, call.asked).await?;
             Ok(Outcome::started(view, job))
         }
@@ -224,7 +146,7 @@ async fn export(view: &View, call: &Call<'_>) -> CallResult {
     use params::collection_snapshot_service as p;
     let read = p::ExportSnapshotIn::read(call.parameters)?;
     let path = read.snapshot_collection.as_ref();
-    let id = reference(view, "SnapshotCollection", path).await?;
+    let id = reference::<CollectionSnapshot>(view, "SnapshotCollection", path).await?;
     let directory = msvm::required("ExportDirectory", read.export_directory)?;
     let directory = vmms::machine::device::host_path(&directory)?;
     let (mut base, mut storage, mut merge) = (None, true, false);
@@ -267,60 +189,8 @@ async fn base_reference(view: &View, text: &str) -> Result<Uuid, CallError> {
         Path::class(class).key("CollectionID", text)
     });
     if path.class.is(class::MSVM_REFERENCE_POINT_COLLECTION) {
-        point_reference(view, PARAMETER, Some(&path)).await
+        reference::<CollectionPoint>(view, PARAMETER, Some(&path)).await
     } else {
-        reference(view, PARAMETER, Some(&path)).await
+        reference::<CollectionSnapshot>(view, PARAMETER, Some(&path)).await
     }
-}
-
-/// A collection's snapshots, oldest first.
-pub(crate) fn snapshots_of(view: &View, from: &Object) -> Vec<Object> {
-    let What::Collection(collection) = &from.what else {
-        return Vec::new();
-    };
-    let mut all = view.all::<CollectionSnapshot>();
-    all.retain(|s| s.collection == collection.id && s.complete);
-    all.sort_by_key(|s| s.sequence);
-    all.into_iter()
-        .map(Object::of_collection_snapshot)
-        .collect()
-}
-
-/// The collection of a collection's snapshot.
-pub(crate) fn collection_of(view: &View, from: &Object) -> Vec<Object> {
-    match &from.what {
-        What::CollectionSnapshot(snapshot) => {
-            let collection = view.get::<Collection>(snapshot.collection).ok();
-            collection.map(Object::of_collection).into_iter().collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// The members' snapshots of a collection's snapshot.
-pub(crate) fn members_of(view: &View, from: &Object) -> Vec<Object> {
-    match &from.what {
-        What::CollectionSnapshot(whole) => {
-            let found = whole
-                .members
-                .iter()
-                .filter_map(|m| view.get::<Snapshot>(m.point).ok());
-            found.map(Object::of_snapshot).collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// The collection's snapshot a machine's snapshot belongs to.
-pub(crate) fn collected_in(view: &View, from: &Object) -> Vec<Object> {
-    let What::Snapshot(part) = &from.what else {
-        return Vec::new();
-    };
-    let found = part
-        .collection_snapshot
-        .and_then(|id| view.collection_snapshot(id));
-    found
-        .map(Object::of_collection_snapshot)
-        .into_iter()
-        .collect()
 }

@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use cim::{Instance, Value};
 use msvm::ParameterError;
+use vmms::collection::{CollectionPoint, CollectionSnapshot};
 use vmms::{Fault, fault};
 use wbem::Status;
+
+use collection_instant::CollectionInstants;
 
 use crate::view::{CallError, Provider};
 
 mod associations;
 mod collection;
+mod collection_instant;
 mod collection_point;
 mod collection_snapshot;
 mod device;
@@ -41,8 +45,8 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(services::Services),
         Arc::new(point::Points),
         Arc::new(collection::Collections),
-        Arc::new(collection_point::CollectionPoints),
-        Arc::new(collection_snapshot::CollectionSnapshots),
+        Arc::new(CollectionInstants::<CollectionPoint>::new()),
+        Arc::new(CollectionInstants::<CollectionSnapshot>::new()),
         Arc::new(job::Jobs),
         Arc::new(host::HostInventory),
         Arc::new(host::Counters),

@@ -6,6 +6,7 @@
 mod call;
 mod provider;
 mod records;
+pub(crate) use records::Shown;
 
 pub(crate) use call::{Call, CallError, CallResult, Outcome, unserved};
 pub(crate) use provider::{Provider, named};

@@ -66,13 +66,6 @@ impl View {
         self.get::<Snapshot>(id).ok().filter(|s| s.complete)
     }
 
-    /// The finished snapshot of a collection of that id.
-    pub(crate) fn collection_snapshot(&self, id: Uuid) -> Option<Arc<CollectionSnapshot>> {
-        self.get::<CollectionSnapshot>(id)
-            .ok()
-            .filter(|s| s.complete)
-    }
-
     /// The visible jobs, the newest first.
     pub(crate) fn jobs(&self) -> Vec<Job> {
         let jobs = self.vmms.jobs().into_iter();

@@ -7,7 +7,7 @@ use engine::{Access, Claims, Layers, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{CollectionPoint, create::member_failed};
+use super::{CollectionPoint, together::member_failed};
 use crate::collection::member::{self, MemberTask};
 use crate::job::{Activity, JobContext, Machines, Service, Traits, concrete};
 use crate::machine::{Asked, Vm};

@@ -12,7 +12,7 @@ use engine::{Claims, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::create::member_failed;
+use super::together::member_failed;
 use super::{CollectionPoint, MemberPoint};
 use crate::collection::member::{self, MemberExport};
 use crate::export::{self, Part};
@@ -123,7 +123,7 @@ pub async fn export_point(
         let base = match &base_record {
             None => None,
             Some(base) => {
-                let known = base.point_of(member.vm);
+                let known = base.part_of(member.vm);
                 let known = known.ok_or_else(|| {
                     about(fault!(BaseWithoutMachine, guid(base.id), guid(member.vm)))
                 })?;
@@ -179,7 +179,7 @@ fn choose<'a>(
         return Ok(point.members.iter().map(|m| (m, none)).collect());
     }
     for (place, wanted) in only.iter().enumerate() {
-        if point.point_of(wanted.vm).is_none() {
+        if point.part_of(wanted.vm).is_none() {
             return Err(fault!(NotAMember, guid(wanted.vm), guid(point.collection))
                 .about(Element::CollectionPoint(point.id)));
         }

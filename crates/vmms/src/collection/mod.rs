@@ -23,6 +23,7 @@ pub(crate) mod member;
 mod record;
 mod recover;
 pub(crate) mod snapshot;
+mod together;
 
 pub use create::{CreateCollectionPoint, create_point};
 pub use discard::{DestroyCollectionPoint, RemoveCollectionData, destroy_point, remove_data};
@@ -31,7 +32,8 @@ pub(crate) use recover::{leave, leave_snapshot, recover, release_all};
 
 pub use member::{MemberExport, MemberTask};
 pub use record::{
-    Collection, CollectionKind, CollectionPoint, CollectionSnapshot, LastApply, MemberPoint,
+    Collection, CollectionInstant, CollectionKind, CollectionPoint, CollectionSnapshot, LastApply,
+    MemberPoint,
 };
 pub use snapshot::{
     ApplyCollectionSnapshot, ConvertCollectionSnapshot, CreateCollectionSnapshot,

@@ -1,5 +1,6 @@
 //! What is stored of collections and of their reference points.
 
+use std::ops::{Deref, DerefMut};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -45,23 +46,21 @@ pub struct LastApply {
     pub vms: Vec<Uuid>,
 }
 
-/// A reference point of a collection as it is stored under `group-point/<guid>`.
+/// One instant of all machines of a collection, whether a point or a snapshot names it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CollectionPoint {
-    /// Its GUID.
+pub struct CollectionInstant {
+    /// Its GUID. A snapshot and the point it is converted to have the same one.
     pub id: Uuid,
     /// The collection.
     #[serde(rename = "group")]
     pub collection: Uuid,
     /// Name for people.
     pub name: String,
-    /// Which kind.
-    pub kind: PointType,
     /// The least any running member reached.
     pub consistency: Consistency,
-    /// The instant: when the last running member stood still, or when the files of stopped ones were marked.
+    /// When the last running member stood still, or when the files of stopped ones were marked.
     pub instant: SystemTime,
-    /// Counts up within a collection.
+    /// Counts up within a collection, points and snapshots together.
     pub sequence: u64,
     /// Whether it is finished; one that is not is undone at the next start.
     pub complete: bool,
@@ -77,60 +76,65 @@ pub struct CollectionPoint {
     pub skew_limit_us: u64,
 }
 
-/// One machine's part of a collection's point.
+impl CollectionInstant {
+    /// The point or snapshot of a machine.
+    pub fn part_of(&self, vm: Uuid) -> Option<Uuid> {
+        self.members.iter().find(|m| m.vm == vm).map(|m| m.point)
+    }
+}
+
+/// A reference point of a collection as it is stored under `group-point/<guid>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CollectionPoint {
+    /// The instant it names.
+    #[serde(flatten)]
+    pub at: CollectionInstant,
+    /// Which kind.
+    pub kind: PointType,
+}
+
+/// A snapshot of a collection as it is stored under `group-snapshot/<guid>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CollectionSnapshot {
+    /// The instant it names; each member's `point` is its snapshot.
+    #[serde(flatten)]
+    pub at: CollectionInstant,
+    /// Which kind.
+    pub kind: SnapshotKind,
+}
+
+macro_rules! names_an_instant {
+    ($($record:ty),*) => {
+        $(impl Deref for $record {
+            type Target = CollectionInstant;
+
+            fn deref(&self) -> &CollectionInstant {
+                &self.at
+            }
+        }
+
+        impl DerefMut for $record {
+            fn deref_mut(&mut self) -> &mut CollectionInstant {
+                &mut self.at
+            }
+        })*
+    };
+}
+
+names_an_instant!(CollectionPoint, CollectionSnapshot);
+
+/// One machine's part of an instant of a collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberPoint {
     /// The machine.
     pub vm: Uuid,
-    /// Its own point.
+    /// Its own point or snapshot.
     pub point: Uuid,
     /// How long its guest stood still, from the request to stop to the answer that it goes on, in microseconds; 0 where it was
     /// not running.
     pub pause_us: u64,
     /// Whether it was running.
     pub running: bool,
-}
-
-impl CollectionPoint {
-    /// The point of a machine.
-    pub fn point_of(&self, vm: Uuid) -> Option<Uuid> {
-        self.members.iter().find(|m| m.vm == vm).map(|m| m.point)
-    }
-}
-
-/// A snapshot of a collection as it is stored under `group-snapshot/<guid>`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CollectionSnapshot {
-    /// Its GUID. A point it is converted to has the same one.
-    pub id: Uuid,
-    /// The collection.
-    #[serde(rename = "group")]
-    pub collection: Uuid,
-    /// Name for people.
-    pub name: String,
-    /// Which kind.
-    pub kind: SnapshotKind,
-    /// The least any running member reached.
-    pub consistency: Consistency,
-    /// The instant, as of a [`CollectionPoint`].
-    pub instant: SystemTime,
-    /// Counts up within a collection, together with its points.
-    pub sequence: u64,
-    /// Whether it is finished; one that is not is undone at the next start.
-    pub complete: bool,
-    /// The members, in the order of their machines' GUIDs; `point` is the member's snapshot.
-    pub members: Vec<MemberPoint>,
-    /// As of a [`CollectionPoint`].
-    pub skew_us: u64,
-    /// As of a [`CollectionPoint`].
-    pub skew_limit_us: u64,
-}
-
-impl CollectionSnapshot {
-    /// The snapshot of a machine.
-    pub fn snapshot_of(&self, vm: Uuid) -> Option<Uuid> {
-        self.members.iter().find(|m| m.vm == vm).map(|m| m.point)
-    }
 }
 
 /// The number of the next point or snapshot of a collection: both count together.

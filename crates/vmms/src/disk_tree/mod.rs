@@ -173,6 +173,26 @@ impl LayerTree {
         }
     }
 
+    /// The disk as it is now, without its history and its files: what a copy of its settings needs.
+    pub fn bare(&self) -> Self {
+        let size = self.nodes.get(&self.active).map_or(0, |n| n.size);
+        let node = LayerNode {
+            parent: None,
+            file: None,
+            map: None,
+            size,
+            stamp: None,
+            lost: false,
+            foreign: None,
+        };
+        LayerTree {
+            active: self.active,
+            nodes: BTreeMap::from([(self.active, node)]),
+            pending: None,
+            leftovers: Vec::new(),
+        }
+    }
+
     /// The tree of a disk whose image has backing files of its own, base first, the attached image last. The
     /// backing files count as shared: nothing is ever merged into them.
     pub fn with_backing(files: Vec<(PathBuf, ImageFormat, u64)>) -> Option<Self> {

@@ -476,17 +476,14 @@ impl Part {
         let root = self.root();
         vmms.db
             .change(|draft| {
-                let (exports, disks, decisions) = match draft.get_mut::<Snapshot>(self.point.id) {
-                    Ok(s) => (&mut s.exports, &mut s.disks, &mut s.export_decisions),
-                    Err(_) => {
-                        let p = draft.get_mut::<Point>(self.point.id)?;
-                        (&mut p.exports, &mut p.disks, &mut p.export_decisions)
-                    }
+                let at = match draft.get_mut::<Snapshot>(self.point.id) {
+                    Ok(snapshot) => &mut snapshot.at,
+                    Err(_) => &mut draft.get_mut::<Point>(self.point.id)?.at,
                 };
-                exports.retain(|e| e != root);
-                exports.push(root.to_owned());
-                repair::note_lists(vmms, self.point.id, disks);
-                repair::note_decisions(decisions, root, doubtful);
+                at.exports.retain(|e| e != root);
+                at.exports.push(root.to_owned());
+                repair::note_lists(vmms, at.id, &mut at.disks);
+                repair::note_decisions(&mut at.export_decisions, root, doubtful);
                 Ok(())
             })
             .await?;

@@ -3,4 +3,5 @@
 pub mod audit;
 pub(crate) mod freeze;
 pub mod point;
+pub(crate) mod record;
 pub mod snapshot;

@@ -99,6 +99,7 @@ pub async fn import_collection(
     .await?;
     let name = name.unwrap_or(point.name);
     crate::collection::manage::check_name(&name)?;
+    crate::collection::manage::fits(&name, found.len())?;
     let collection = Uuid::new_v4();
     let mut members: Vec<MemberImport> = Vec::new();
     for export in found {

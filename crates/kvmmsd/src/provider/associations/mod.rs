@@ -5,7 +5,10 @@ mod ends;
 use msvm::{Namespace, class};
 
 use super::host::follow;
-use super::{collection, collection_point, collection_snapshot, host, snapshot};
+use vmms::collection::{CollectionPoint, CollectionSnapshot};
+
+use super::collection_instant::{collected_in, collection_of, members_of, of_collection};
+use super::{collection, host, snapshot};
 use crate::association::{Association, Table, link};
 use crate::object::NAMESPACE;
 
@@ -119,29 +122,29 @@ static ASSOCIATIONS: &[Association] = &[
         class::MSVM_REFERENCE_POINT_OF_VIRTUAL_SYSTEM_COLLECTION,
         ("Antecedent", class::MSVM_VIRTUAL_SYSTEM_COLLECTION),
         ("Dependent", class::MSVM_REFERENCE_POINT_COLLECTION),
-        collection_point::points_of,
-        collection_point::collection_of,
+        of_collection::<CollectionPoint>,
+        collection_of::<CollectionPoint>,
     ),
     link(
         class::MSVM_COLLECTED_REFERENCE_POINTS,
         ("Collection", class::MSVM_REFERENCE_POINT_COLLECTION),
         ("Member", class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT),
-        collection_point::members_of,
-        collection_point::collected_in,
+        members_of::<CollectionPoint>,
+        collected_in::<CollectionPoint>,
     ),
     link(
         class::MSVM_SNAPSHOT_OF_VIRTUAL_SYSTEM_COLLECTION,
         ("Antecedent", class::MSVM_VIRTUAL_SYSTEM_COLLECTION),
         ("Dependent", class::MSVM_SNAPSHOT_COLLECTION),
-        collection_snapshot::snapshots_of,
-        collection_snapshot::collection_of,
+        of_collection::<CollectionSnapshot>,
+        collection_of::<CollectionSnapshot>,
     ),
     link(
         class::MSVM_COLLECTED_SNAPSHOTS,
         ("Collection", class::MSVM_SNAPSHOT_COLLECTION),
         ("Member", class::MSVM_VIRTUAL_SYSTEM_SETTING_DATA),
-        collection_snapshot::members_of,
-        collection_snapshot::collected_in,
+        members_of::<CollectionSnapshot>,
+        collected_in::<CollectionSnapshot>,
     ),
     link(
         class::MSVM_SNAPSHOT_OF_VIRTUAL_SYSTEM,

@@ -9,7 +9,7 @@ use engine::{Access, Claims, Layers, Recovery, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::super::create::summary;
+use super::super::together::{lock_members, summary};
 use super::super::{Collection, CollectionSnapshot, LastApply};
 use super::{affected, finished, not_recovery, tasks};
 use crate::collection::member::{self, MemberTask};
@@ -82,8 +82,8 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let record = finished(vmms, snapshot)?;
     let mut held = Vec::new();
-    for member in members {
-        let lock = vmms.lock(member.vm).await;
+    let locks = lock_members(vmms, ctx, members).await?;
+    for (member, lock) in members.iter().zip(locks) {
         held.push((lock, merge::pause_merges(vmms, member.vm).await));
     }
     ctx.checkpoint().await?;

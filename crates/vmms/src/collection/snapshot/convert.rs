@@ -123,17 +123,8 @@ pub(crate) async fn run(
         points.push(point);
     }
     let whole = CollectionPoint {
-        id: record.id,
-        collection: record.collection,
-        name: record.name.clone(),
+        at: record.at.clone(),
         kind: PointType::Rct,
-        consistency: record.consistency,
-        instant: record.instant,
-        sequence: record.sequence,
-        complete: true,
-        members: record.members.clone(),
-        skew_us: record.skew_us,
-        skew_limit_us: record.skew_limit_us,
     };
     vmms.db
         .change(|draft| {

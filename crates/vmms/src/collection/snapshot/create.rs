@@ -6,28 +6,28 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use engine::{Access, Claims, Layers, Recovery, Work};
-use hypervisor::MachineStatus;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::super::create::{least, member_failed, micros, new_tasks, summary};
-use super::super::instant::{self, Doing, Failures, Lock, Member, Standing, side_by_side};
-use super::super::record::next_sequence;
-use super::super::{Collection, CollectionKind, CollectionSnapshot, MemberPoint};
+use super::super::create::runs;
+use super::super::instant::{self, Doing, Failures, Lock, Standing, side_by_side};
+use super::super::together::{
+    self, Taking, lock_members, member_failed, micros, reconcile_members, summary,
+};
+use super::super::{Collection, CollectionSnapshot};
 use crate::collection::member::{self, MemberTask};
+use crate::db::Draft;
 use crate::instant::freeze;
 use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::machine::{Asked, Power, Vm};
-use crate::merge;
-use crate::point::create::{self, Begun, Marked, New};
+use crate::point::create::{self, Begun, Marked};
 use crate::point::{Consistency, Point, PointType};
 use crate::snapshot::create::{forget_files, go_on, keep_memory, take_out};
 use crate::snapshot::{Snapshot, SnapshotKind, current};
-use crate::{Effect, Element, Kind, Result, Vmms, fault, names};
+use crate::{Element, Kind, Result, Vmms, fault};
 
 /// Takes a snapshot of a collection: one snapshot of each member, all of one instant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,37 +89,20 @@ pub async fn create_snapshot(
     name: &str,
     asked: &Asked,
 ) -> Result<(Uuid, Uuid)> {
-    let record = vmms.db.get::<Collection>(collection)?;
-    let about = Element::Collection(collection);
-    if record.kind == CollectionKind::Management {
-        let why = "snapshots are taken of collections of machines";
-        return Err(fault!(WrongType, "Collection", why).about(about));
-    }
-    if record.members.is_empty() {
-        return Err(fault!(CollectionEmpty, record.name).about(about));
-    }
     if kind == SnapshotKind::Full && consistency == Some(Consistency::Application) {
         let why = "a snapshot with memory keeps that instead; take one of the disks or a recovery snapshot (2)";
-        return Err(fault!(InvalidValue, "ConsistencyLevel", 1, why).about(about));
+        return Err(
+            fault!(InvalidValue, "ConsistencyLevel", 1, why).about(Element::Collection(collection))
+        );
     }
-    for vm in &record.members {
-        create::admit(vmms, &*vmms.db.get::<Vm>(*vm)?)?;
-    }
-    let members = new_tasks(&record);
+    let record = together::admit(vmms, collection, "snapshots")?;
+    let members = together::new_tasks(&record);
     let snapshot = Uuid::new_v4();
-    let name = match name.trim() {
-        "" => format!("{} - ({})", record.name, create::now_text()),
-        name => name.to_owned(),
-    };
-    names::check("ElementName", &name)?;
-    let mut affected = vec![
-        (Element::Collection(collection), Effect::Other),
-        (Element::CollectionSnapshot(snapshot), Effect::Create),
-    ];
-    for member in &members {
-        affected.push((Element::Vm(member.vm), Effect::Other));
-        affected.push((Element::Snapshot(member.point), Effect::Create));
-    }
+    let name = together::named(name, || {
+        format!("{} - ({})", record.name, create::now_text())
+    })?;
+    let whole = Element::CollectionSnapshot(snapshot);
+    let affected = together::affected(collection, whole, &members, Element::Snapshot);
     let task = CreateCollectionSnapshot {
         collection,
         snapshot,
@@ -148,16 +131,13 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let tasks = &new.members;
     ctx.checkpoint().await?;
-    let mut members: Vec<(Arc<Vm>, Lock)> = Vec::new();
-    for task in tasks {
-        let lock = tokio::select! {
-            lock = vmms.lock(task.vm) => Arc::new(lock),
-            stop = ctx.stop_asked() => return Err(stop),
-        };
-        members.push((vmms.db.get::<Vm>(task.vm)?, lock));
-    }
+    let locks = lock_members(vmms, ctx, tasks).await?;
     if new.kind != SnapshotKind::Full {
-        return take(vmms, ctx, new, tasks, &members, None).await;
+        return take(vmms, ctx, new, &locks, None).await;
+    }
+    let mut members: Vec<(Arc<Vm>, Lock)> = Vec::new();
+    for (task, lock) in tasks.iter().zip(&locks) {
+        members.push((vmms.db.get::<Vm>(task.vm)?, Arc::clone(lock)));
     }
     let before: Before = members.iter().map(|(vm, _)| (vm.id, vm.power)).collect();
     ctx.note(&before).await?;
@@ -165,7 +145,7 @@ pub(crate) async fn run(
     let failed = |failures| summary(vmms, new.collection, tasks, failures);
     let mut standing = instant::stand_still(vmms, &members).await.map_err(failed)?;
     let taken = match save_all(vmms, &members, &mut standing).await {
-        Ok(()) => take(vmms, ctx, new, tasks, &members, Some(&standing)).await,
+        Ok(()) => take(vmms, ctx, new, &locks, Some(&standing)).await,
         Err(failures) => Err(failed(failures)),
     };
     let pauses = go_on_all(vmms, &before, Some(&standing)).await;
@@ -267,38 +247,24 @@ async fn take(
     vmms: &Arc<Vmms>,
     ctx: &JobContext,
     new: &CreateCollectionSnapshot,
-    tasks: &[MemberTask],
-    locked: &[(Arc<Vm>, Lock)],
+    locks: &[Lock],
     standing: Option<&Standing>,
 ) -> Result<()> {
-    let (mut members, mut failures) = (Vec::new(), Vec::new());
-    for (place, (task, (_, lock))) in tasks.iter().zip(locked).enumerate() {
-        let paused = merge::pause_merges(vmms, task.vm).await;
-        let order = New {
-            point: task.point,
-            kind: PointType::Rct,
-            consistency: new.consistency,
-            name: &new.name,
-        };
-        match create::begin(vmms, task.vm, &order).await {
-            Ok(begun) => members.push(Member {
-                begun,
-                lock: Arc::clone(lock),
-                _paused: paused,
-            }),
-            Err(failure) => failures.push((place, failure)),
-        }
-    }
-    let failed = |failures| summary(vmms, new.collection, tasks, failures);
-    if !failures.is_empty() {
-        return Err(failed(failures));
-    }
+    let taking = Taking {
+        collection: new.collection,
+        whole: new.snapshot,
+        tasks: &new.members,
+        name: &new.name,
+        kind: PointType::Rct,
+        consistency: new.consistency,
+    };
+    let members = taking.begin(vmms, locks).await?;
     // All guests may be standing still: their memory is kept and synced side by side.
     let mut planning: Vec<Doing<'_, Result<Plan>>> = Vec::new();
     for member in &members {
         planning.push(Box::pin(plan(vmms, new.kind, &member.begun)));
     }
-    let mut plans = Vec::new();
+    let (mut plans, mut failures) = (Vec::new(), Vec::new());
     for (place, planned) in side_by_side(planning).await.into_iter().enumerate() {
         match planned {
             Ok(plan) => plans.push(plan),
@@ -306,16 +272,35 @@ async fn take(
         }
     }
     if !failures.is_empty() {
-        return Err(failed(failures));
+        return Err(taking.failed(vmms, failures));
     }
-    let record = announce(vmms, new, &members, &plans, standing).await?;
+    let mut running = Vec::new();
+    for (place, member) in members.iter().enumerate() {
+        running.push(match standing {
+            Some(standing) => standing.ran(place),
+            None => runs(vmms, member.begun.vm.id).await,
+        });
+    }
+    let kind = new.kind;
+    let at = taking
+        .announce(vmms, &running, |draft, at| {
+            for (member, plan) in members.iter().zip(&plans) {
+                freeze::announce(draft, member.begun.vm.id, &member.begun.steps)?;
+                draft.put(part_of(new, &member.begun.point, plan));
+            }
+            let at = at.clone();
+            draft.put(CollectionSnapshot { at, kind });
+            Ok(())
+        })
+        .await?;
     // Not long from here on; an answer that came after a cancel would leave nobody knowing which of the two won.
     ctx.no_return().await?;
-    let asked = match new.kind {
+    let asked = match kind {
         SnapshotKind::Full => Some(Consistency::Crash),
         _ => new.consistency,
     };
-    let mut reached = instant::mark(vmms, &members, asked).await.map_err(failed)?;
+    let reached = instant::mark(vmms, &members, asked).await;
+    let mut reached = reached.map_err(|failures| taking.failed(vmms, failures))?;
     if let Some(standing) = standing {
         (reached.instant, reached.skew) = (standing.instant, standing.skew);
         reached.skew_limit = standing.skew_limit;
@@ -323,7 +308,15 @@ async fn take(
             part.reached.instant = standing.instant;
         }
     }
-    write_down(vmms, new, tasks, record, (members, plans), reached).await
+    let put = |draft: &mut Draft<'_>, place: usize, found: &Marked| {
+        if let Some(plan) = plans.get(place) {
+            draft.put(part_of(new, &found.point, plan));
+        }
+    };
+    let whole = |draft: &mut Draft<'_>, at| draft.put(CollectionSnapshot { at, kind });
+    taking
+        .write_down(vmms, at, members, reached, put, whole)
+        .await
 }
 
 async fn plan(vmms: &Vmms, kind: SnapshotKind, begun: &Begun) -> Result<Plan> {
@@ -348,119 +341,6 @@ fn part_of(new: &CreateCollectionSnapshot, point: &Point, plan: &Plan) -> Snapsh
     part
 }
 
-/// Writes down what is about to happen, on all machines in one transaction.
-async fn announce(
-    vmms: &Arc<Vmms>,
-    new: &CreateCollectionSnapshot,
-    members: &[Member],
-    plans: &[Plan],
-    standing: Option<&Standing>,
-) -> Result<CollectionSnapshot> {
-    let mut parts = Vec::new();
-    for (place, member) in members.iter().enumerate() {
-        let running = match (standing, vmms.machine(member.begun.vm.id)) {
-            (Some(standing), _) => standing.ran(place),
-            (None, Some(machine)) => {
-                let status = machine.status().await;
-                status.is_ok_and(|s| s == MachineStatus::Running)
-            }
-            (None, None) => false,
-        };
-        parts.push(MemberPoint {
-            vm: member.begun.vm.id,
-            point: member.begun.point.id,
-            pause_us: 0,
-            running,
-        });
-    }
-    vmms.db
-        .change(|draft| {
-            draft.get_mut::<Collection>(new.collection)?;
-            let record = CollectionSnapshot {
-                id: new.snapshot,
-                collection: new.collection,
-                name: new.name.clone(),
-                kind: new.kind,
-                consistency: Consistency::Crash,
-                instant: SystemTime::now(),
-                sequence: next_sequence(draft, new.collection),
-                complete: false,
-                members: parts,
-                skew_us: 0,
-                skew_limit_us: 0,
-            };
-            for (member, plan) in members.iter().zip(plans) {
-                freeze::announce(draft, member.begun.vm.id, &member.begun.steps)?;
-                draft.put(part_of(new, &member.begun.point, plan));
-            }
-            draft.put(record.clone());
-            Ok(record)
-        })
-        .await
-}
-
-/// Writes down what was reached: trees, members' snapshots and the collection's snapshot in one transaction.
-async fn write_down(
-    vmms: &Arc<Vmms>,
-    new: &CreateCollectionSnapshot,
-    tasks: &[MemberTask],
-    mut record: CollectionSnapshot,
-    (members, plans): (Vec<Member>, Vec<Plan>),
-    reached: instant::Together,
-) -> Result<()> {
-    record.instant = reached.instant;
-    record.skew_us = micros(reached.skew);
-    record.skew_limit_us = micros(reached.skew_limit);
-    record.consistency = least(&reached.members);
-    for (member, part) in record.members.iter_mut().zip(&reached.members) {
-        member.pause_us = micros(part.reached.pause);
-        member.running |= part.running;
-    }
-    // The locks live until the records are written.
-    let (begun, held): (Vec<Begun>, Vec<_>) = members
-        .into_iter()
-        .map(|m| (m.begun, (m.lock, m._paused)))
-        .unzip();
-    let mut looking: Vec<Doing<'_, Result<Marked>>> = Vec::new();
-    for (begun, part) in begun.into_iter().zip(reached.members) {
-        looking.push(Box::pin(begun.look(vmms, part.reached)));
-    }
-    let looks = side_by_side(looking).await;
-    let (mut marked, mut failures): (Vec<(Marked, Plan)>, Failures) = (Vec::new(), Vec::new());
-    for ((place, look), plan) in looks.into_iter().enumerate().zip(plans) {
-        match look {
-            Ok(found) => {
-                if let Err(failure) = &found.maps {
-                    failures.push((place, failure.clone()));
-                }
-                marked.push((found, plan));
-            }
-            Err(failure) => failures.push((place, failure)),
-        }
-    }
-    record.complete = true;
-    let whole = failures.is_empty();
-    vmms.db
-        .change(|draft| {
-            for (found, plan) in &marked {
-                found.record_layers(draft)?;
-                if whole {
-                    draft.put(part_of(new, &found.point, plan));
-                }
-            }
-            if whole {
-                draft.put(record.clone());
-            }
-            Ok(())
-        })
-        .await?;
-    drop(held);
-    if whole {
-        return Ok(());
-    }
-    Err(summary(vmms, new.collection, tasks, failures))
-}
-
 /// Takes back a snapshot that was not finished: what was announced on each machine is reconciled, then the records go, and
 /// machines that were saved for it come back.
 pub(crate) async fn undo(
@@ -469,18 +349,7 @@ pub(crate) async fn undo(
     snapshot: Uuid,
     members: &[MemberTask],
 ) -> Result<()> {
-    let mut failed = None;
-    let mut locks = Vec::new();
-    for member in members {
-        if vmms.db.get::<Vm>(member.vm).is_err() {
-            continue;
-        }
-        locks.push(vmms.lock(member.vm).await);
-        let _paused = merge::pause_merges(vmms, member.vm).await;
-        if let Err(error) = merge::reconcile(vmms, member.vm).await {
-            failed.get_or_insert(member_failed(vmms, member.vm, error));
-        }
-    }
+    let (_locks, mut failed) = reconcile_members(vmms, members).await;
     if !vmms
         .db
         .get::<CollectionSnapshot>(snapshot)

@@ -18,7 +18,7 @@ use crate::job::{Activity, Job, JobContext, Machines, Output, Service, Traits, c
 use crate::machine::{Asked, Disk, Vm};
 use crate::merge;
 use crate::merge::{next_sequence, points_of};
-use crate::point::{Consistency, Hold, Point, PointDisk, PointType, files};
+use crate::point::{Consistency, Hold, Instant, Point, PointDisk, PointType, files};
 use crate::{Effect, Element, Fault, Result, Vmms, fault, names};
 
 /// Takes a reference point.
@@ -234,41 +234,42 @@ pub(crate) async fn begin(vmms: &Arc<Vmms>, vm: Uuid, new: &New<'_>) -> Result<B
     let steps = freeze::plan(vmms, &record, |disk| !disk.read_only)?;
     let config = files::save_config(vmms, &record, new.point)?;
     let sequence = next_sequence(vmms, vm);
+    let disks = record.disks().filter(|(_, d)| !d.read_only);
     let point = Point {
-        id: new.point,
-        vm,
-        name: new.name.to_owned(),
+        at: Instant {
+            id: new.point,
+            vm,
+            name: new.name.to_owned(),
+            consistency: Consistency::Crash,
+            instant: SystemTime::now(),
+            pause_us: 0,
+            sequence,
+            complete: false,
+            disks: disks
+                .map(|(device, disk)| PointDisk {
+                    uid: disk.uid,
+                    device: device.to_owned(),
+                    path: disk.path.clone(),
+                    node: disk.layers.active,
+                    size: disk
+                        .layers
+                        .nodes
+                        .get(&disk.layers.active)
+                        .map_or(0, |n| n.size),
+                    blocks: None,
+                })
+                .collect(),
+            memory: None,
+            config,
+            decisions,
+            exports: Vec::new(),
+            export_decisions: Vec::new(),
+        },
         kind: new.kind,
-        consistency: Consistency::Crash,
-        instant: SystemTime::now(),
-        pause_us: 0,
-        sequence,
-        complete: false,
         has_data: new.kind == PointType::Log,
         hold: None,
-        disks: record
-            .disks()
-            .filter(|(_, d)| !d.read_only)
-            .map(|(device, disk)| PointDisk {
-                uid: disk.uid,
-                device: device.to_owned(),
-                path: disk.path.clone(),
-                node: disk.layers.active,
-                size: disk
-                    .layers
-                    .nodes
-                    .get(&disk.layers.active)
-                    .map_or(0, |n| n.size),
-                blocks: None,
-            })
-            .collect(),
         collection_point: None,
         audit: None,
-        config,
-        memory: None,
-        decisions,
-        exports: Vec::new(),
-        export_decisions: Vec::new(),
     };
     Ok(Begun {
         vm: record,

@@ -30,6 +30,7 @@ pub(crate) mod release;
 mod saved;
 mod trust;
 
+pub use crate::instant::record::{Consistency, Decision, Instant, PointDisk};
 pub use changes::{Changes, changes};
 pub(crate) use create::hold;
 pub use create::{CreatePoint, create_point};
@@ -42,7 +43,7 @@ pub(crate) use files::{
     stamp, sync,
 };
 pub(crate) use maps::{between, keep as keep_map};
-pub use record::{Consistency, Decision, Hold, Point, PointDisk, PointType};
+pub use record::{Hold, Point, PointType};
 pub use release::{RemoveData, remove_data};
 pub(crate) use saved::forget_memories;
 pub(crate) use trust::distrust;

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::create::forget_files;
+use super::record::kept;
 use super::{Definition, Snapshot};
 use crate::blocking;
 use crate::disk_tree::{Frozen, LayerRef};
@@ -31,7 +32,7 @@ use crate::instant::freeze::{self, Step};
 use crate::job::{JobContext, Machines, Service, Traits, concrete};
 use crate::machine::{Asked, DeviceKind, Disk, Power, Vm};
 use crate::merge;
-use crate::point::{self, Consistency, Decision, Point, PointDisk, disk_id_text};
+use crate::point::{self, Consistency, Decision, Instant, Point, PointDisk, disk_id_text};
 use crate::restore::exported::{self, Exported};
 use crate::restore::verify::{chain_of, has_manifest};
 use crate::{Effect, Element, Kind, Result, Use, Vmms, export, fault, guid};
@@ -611,25 +612,27 @@ fn keep(
     }
     let told = &read.definition;
     Ok(Snapshot {
-        id: import.snapshot,
-        vm: vm.id,
-        name: told.name.clone(),
+        at: Instant {
+            id: import.snapshot,
+            vm: vm.id,
+            name: told.name.clone(),
+            consistency: told.consistency,
+            instant: told.instant,
+            pause_us: told.pause_us,
+            sequence: 0,
+            complete: true,
+            disks,
+            memory,
+            config,
+            decisions: decisions(read, import),
+            exports: Vec::new(),
+            export_decisions: Vec::new(),
+        },
         notes: told.notes.clone(),
         kind: told.kind,
-        consistency: told.consistency,
-        instant: told.instant,
-        pause_us: told.pause_us,
-        sequence: 0,
-        complete: true,
         parent: import.parent,
         collection_snapshot: None,
-        settings: Box::new(read.settings.clone()),
-        disks,
-        memory,
-        config,
-        decisions: decisions(read, import),
-        exports: Vec::new(),
-        export_decisions: Vec::new(),
+        settings: kept(read.settings.clone()),
     })
 }
 

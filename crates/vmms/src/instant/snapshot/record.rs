@@ -1,13 +1,14 @@
 //! What is stored of a snapshot.
 
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::instant::record::Instant;
 use crate::machine::Vm;
-use crate::point::{Consistency, Decision, Point, PointDisk, PointType};
+use crate::point::{Point, PointType};
 
 /// The kinds of snapshots; the numbers are those of CreateSnapshot's SnapshotType.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,57 +24,40 @@ pub enum SnapshotKind {
 /// A snapshot as it is stored under `snapshot/<guid>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Its GUID. A reference point it is converted to has the same one, so that exports of the snapshot are
-    /// found as exports of the point.
-    pub id: Uuid,
-    /// The machine.
-    pub vm: Uuid,
-    /// Name for people.
-    pub name: String,
+    /// The instant it names.
+    #[serde(flatten)]
+    pub at: Instant,
     /// Free text.
     #[serde(default)]
     pub notes: Vec<String>,
     /// Which kind.
     pub kind: SnapshotKind,
-    /// What was reached.
-    pub consistency: Consistency,
-    /// The instant.
-    pub instant: SystemTime,
-    /// How long the guest stood still for it, in microseconds; 0 where it was not running.
-    #[serde(default)]
-    pub pause_us: u64,
-    /// Counts up within a machine, together with its reference points: what is older has the lower number.
-    pub sequence: u64,
-    /// Whether it is finished; a snapshot that is not is undone at the next start.
-    pub complete: bool,
     /// The snapshot the machine descended from at the instant.
     #[serde(default)]
     pub parent: Option<Uuid>,
     /// The snapshot of a collection it belongs to.
-    #[serde(default)]
+    #[serde(default, rename = "group_snapshot")]
     pub collection_snapshot: Option<Uuid>,
-    /// The machine at the instant.
+    /// The machine at the instant, without the layers of disks that it wrote to: those are the machine's.
     pub settings: Box<Vm>,
-    /// The disks, in the order of the machine's disks at that instant.
-    pub disks: Vec<PointDisk>,
-    /// The saved memory, in a full snapshot of a machine that had any.
-    #[serde(default)]
-    pub memory: Option<PathBuf>,
-    /// The machine's configuration at that instant as a file, for exports.
-    pub config: PathBuf,
-    /// What the user was not asked about: each with its reason.
-    #[serde(default)]
-    pub decisions: Vec<Decision>,
-    /// The directories of its exports that hold a manifest, the newest last.
-    #[serde(default)]
-    pub exports: Vec<PathBuf>,
-    /// What was decided for its exports without asking.
-    #[serde(default)]
-    pub export_decisions: Vec<Decision>,
+}
+
+impl Deref for Snapshot {
+    type Target = Instant;
+
+    fn deref(&self) -> &Instant {
+        &self.at
+    }
+}
+
+impl DerefMut for Snapshot {
+    fn deref_mut(&mut self) -> &mut Instant {
+        &mut self.at
+    }
 }
 
 impl Snapshot {
-    /// The snapshot of that kind whose instant and disks are those of `point`.
+    /// The snapshot of that kind of the instant that `point` names.
     pub(crate) fn of(
         point: &Point,
         kind: SnapshotKind,
@@ -82,25 +66,15 @@ impl Snapshot {
         memory: Option<PathBuf>,
     ) -> Self {
         Snapshot {
-            id: point.id,
-            vm: point.vm,
-            name: point.name.clone(),
+            at: Instant {
+                memory,
+                ..point.at.clone()
+            },
             notes: Vec::new(),
             kind,
-            consistency: point.consistency,
-            instant: point.instant,
-            pause_us: point.pause_us,
-            sequence: point.sequence,
-            complete: point.complete,
             parent,
             collection_snapshot: None,
-            settings: Box::new(settings),
-            disks: point.disks.clone(),
-            memory,
-            config: point.config.clone(),
-            decisions: point.decisions.clone(),
-            exports: point.exports.clone(),
-            export_decisions: point.export_decisions.clone(),
+            settings: kept(settings),
         }
     }
 
@@ -108,27 +82,25 @@ impl Snapshot {
     /// converted.
     pub fn as_point(&self) -> Point {
         Point {
-            id: self.id,
-            vm: self.vm,
-            name: self.name.clone(),
+            at: Instant {
+                memory: None,
+                ..self.at.clone()
+            },
             kind: PointType::Rct,
-            consistency: self.consistency,
-            instant: self.instant,
-            pause_us: self.pause_us,
-            sequence: self.sequence,
-            complete: self.complete,
             has_data: false,
             hold: None,
-            disks: self.disks.clone(),
             collection_point: self.collection_snapshot,
-            config: self.config.clone(),
-            memory: None,
-            decisions: self.decisions.clone(),
-            exports: self.exports.clone(),
-            export_decisions: self.export_decisions.clone(),
             audit: None,
         }
     }
+}
+
+/// A machine as a snapshot keeps it.
+pub(super) fn kept(mut settings: Vm) -> Box<Vm> {
+    for (_, disk) in settings.disks_mut().filter(|(_, d)| !d.read_only) {
+        disk.layers = disk.layers.bare();
+    }
+    Box::new(settings)
 }
 
 impl store::Versioned for Snapshot {

@@ -265,6 +265,36 @@ def test_each_failed_machine_of_an_export_has_an_error_of_its_own_and_nothing_is
     assert host.api.get(point.ref).flag("HasAssociatedLog") is True
 
 
+def test_the_room_that_all_machines_of_an_export_need_together_is_looked_at_before_the_first_byte(host, scratch):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small file system")
+    small = scratch / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m,mode=700", "tmpfs", small]).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    try:
+        machines = []
+        for n in range(2):
+            path = scratch / f"room{n}.img"
+            path.write_bytes(os.urandom(6 * MIB))
+            machines.append(host.machine_with_disks(f"room{n}", [path]))
+        collection = define(host, "room", members=[m.ref for m in machines])
+        point = take_point(host, collection)
+        with pytest.raises(JobFailed) as failed:
+            export(host, point, small / "both")
+        told = [e.text("Message") for e in failed.value.errors if "bytes needed" in e.text("Message")]
+        needed = int(told[0].split("(")[1].split(" bytes needed")[0])
+        assert 12 * MIB <= needed < 14 * MIB, told
+        # Each of them alone has room: nothing of either was written, so that the first fits afterwards.
+        assert [p for p in small.rglob("*") if p.is_file()] == []
+        job = export(host, point, small / "one", only=[(machines[0], None)])
+        images.assert_same(job.texts("ExportedLogFilePaths")[0], scratch / "room0.img", "qcow2", "raw")
+        leave_nothing(host, point)
+        host.do(MANAGEMENT, "DestroyCollection", Collection=collection)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 def test_application_consistency_fails_with_one_error_for_each_guest_without_an_agent(host, guests, scratch):
     (scratch / "b").mkdir()
     one, _, _ = running_writer(host, guests, scratch, "one")

@@ -31,6 +31,7 @@ pub mod config;
 pub mod confine;
 pub mod console;
 pub mod error;
+#[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fuzz;
 pub mod host;

@@ -33,7 +33,9 @@ mod trusted;
 
 pub(crate) use blocking::blocking;
 pub use fault::{Area, Effect, Element, Entry, Fault, Kind, Message, Result, Severity};
-pub use host::production::{in_memory, open_store, start_qemu};
+pub use host::production::{open_store, start_qemu};
+#[cfg(feature = "in-memory")]
+pub use host::scripted::in_memory;
 pub use host::{Places, Use, check, owner, recover};
 pub use hypervisor::confine::Level as ConfinementLevel;
 pub use hypervisor::probe::{Features, KvmState};

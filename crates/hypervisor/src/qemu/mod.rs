@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use self::confinement::Held;
 pub use self::machine::QemuMachine;
+#[cfg(any(test, feature = "fake"))]
 pub(crate) use self::migrate::{connected, listening};
 
 use crate::argv;

@@ -5,5 +5,7 @@ pub mod owner;
 mod places;
 pub(crate) mod production;
 pub mod recover;
+#[cfg(feature = "in-memory")]
+pub(crate) mod scripted;
 
 pub use places::{Places, Use};

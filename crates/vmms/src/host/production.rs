@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hypervisor::fake::FakeHypervisor;
 use hypervisor::{ImageTool, QemuHypervisor};
-use store::{Copies, MemoryStore, SqliteOptions, SqliteStore, Store};
+use store::{Copies, SqliteOptions, SqliteStore, Store};
 
 use crate::{Dirs, Fault, Options, Result, Vmms, fault};
 
@@ -33,20 +32,4 @@ pub async fn start_qemu(
     options.confinement = crate::machine::effective(options.confinement).await?;
     let hypervisor = Arc::new(QemuHypervisor::default());
     Vmms::start(store, hypervisor, ImageTool::default(), dirs, options, host).await
-}
-
-/// A service that starts no process and stores nothing: records are in memory, machines are scripted ones whose layers
-/// are real files made by qemu-img. For the tests of front ends and clients; its machines run no guest.
-pub async fn in_memory(dirs: Dirs, host: String) -> Result<Arc<Vmms>> {
-    let images = ImageTool::default();
-    let hypervisor = Arc::new(FakeHypervisor::with_images(images.clone()));
-    Vmms::start(
-        Arc::new(MemoryStore::new()),
-        hypervisor,
-        images,
-        dirs,
-        Options::default(),
-        host,
-    )
-    .await
 }

@@ -28,6 +28,7 @@ use async_trait::async_trait;
 
 pub(super) use self::seen::{check_may_run, check_no_move};
 pub(super) use self::setup::plain;
+#[cfg(any(test, feature = "fake"))]
 pub(crate) use self::wire::{connected, listening};
 
 use super::machine::QemuMachine;

@@ -15,7 +15,7 @@ from harness.service import wait_until
 EVIDENCE = "kvmms guest ready"
 
 
-def read(service, *args, timeout=300):
+def read(service, *args, timeout=1000):
     return json.loads(service.cli("-o", "json", *args, timeout=timeout).stdout)
 
 
@@ -151,7 +151,7 @@ def test_an_export_is_booted_without_network_and_without_being_written_to(servic
     service.cli("point", "export", "second", "--base", "first", "--to", scratch / "backup")
     before, known = digest(scratch / "backup"), machine_dirs(service)
     machines = read(service, "vm", "list")
-    done = read(service, "verify", "--boot", scratch / "backup", "--expect", EVIDENCE, "--agent", "--wait", "240")
+    done = read(service, "verify", "--boot", scratch / "backup", "--expect", EVIDENCE, "--agent", "--wait", "900")
     assert done["booted"] is True
     boot = only_boot(service, done["job"])
     assert boot["pointName"] == "second" and boot["exports"] == 2 and boot["proven"] is True
@@ -170,7 +170,7 @@ def test_an_export_is_booted_without_network_and_without_being_written_to(servic
     assert read(service, "vm", "show", "live")["state"] == "running"
     text = service.cli("job", "show", done["job"]).stdout
     assert "seen: agent after" in text and EVIDENCE in text and boot["manifest"] in text
-    first = read(service, "verify", "--boot", scratch / "backup", "--at", "first", "--expect", EVIDENCE, "--no-proof")
+    first = read(service, "verify", "--boot", scratch / "backup", "--at", "first", "--expect", EVIDENCE, "--no-proof", "--wait", "900")
     boot = only_boot(service, first["job"])
     assert boot["pointName"] == "first" and boot["exports"] == 1 and boot["proven"] is False
 
@@ -228,7 +228,7 @@ def test_every_machine_of_a_collection_is_booted_and_told_of(service, guests, sc
         assert "N 0020" in boots["good"]["console"] and "N 0020" in boots["fine"]["console"]
         # One machine alone is one machine; the collection without one of its machines is not the collection.
         machine, = [p for p in (scratch / "backup").iterdir() if p.name == boots["good"]["machine"]]
-        service.cli("verify", "--boot", machine, "--wait", "20", "--expect", "N 0020", "--no-proof")
+        service.cli("verify", "--boot", machine, "--wait", "90", "--expect", "N 0020", "--no-proof")
         machine.rename(scratch / "elsewhere")
         failed = service.cli("verify", "--boot", scratch / "backup", "--at", "all", "--wait", "20", "--expect", "N 0020", "--no-proof", check=False)
         assert failed.returncode != 0 and "2 of 3 machines" in failed.stderr and "good" in failed.stderr

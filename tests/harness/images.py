@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from .service import wait_until
+
 
 def qemu_img(*args, check=True):
     done = subprocess.run(["qemu-img", *map(str, args)], capture_output=True, text=True)
@@ -86,15 +88,9 @@ def copy_standing_still(directory, copies):
     raise AssertionError(f"{directory} never stood still: {before}")
 
 
-def freeze(directory, target, base_format="qcow2"):
-    """Copies the files of one disk (all that lies in its directory) and gives back the disk as one raw image.
-
-    For a disk of a paused or stopped machine: QEMU has then flushed everything into the files. The top of the chain is the one
-    image that no other names as its backing file. The service may be merging layers meanwhile, which moves bytes between the
-    files without changing the disk: only a copy during which no file changed counts.
-    """
-    copies = Path(f"{target}.layers")
-    copy_standing_still(Path(directory), copies)
+def one_chain(directory, copies):
+    """Copies the files of a disk: the layers among them, and the topmost ones; nothing while a layer that was merged is not deleted yet."""
+    copy_standing_still(directory, copies)
     images, backed = {}, set()
     for path in sorted(copies.iterdir()):
         if not path.is_file():
@@ -108,12 +104,23 @@ def freeze(directory, target, base_format="qcow2"):
         if found.get("backing-filename"):
             backed.add(os.path.basename(found["backing-filename"]))
     tops = [n for n in images if n not in backed]
+    return (images, tops) if len(tops) == 1 or not images else None
+
+
+def freeze(directory, target, base_format="qcow2"):
+    """Copies the files of one disk (all that lies in its directory) and gives back the disk as one raw image.
+
+    For a disk of a paused or stopped machine: QEMU has then flushed everything into the files. The top of the chain is the one
+    image that no other names as its backing file. The service may be merging layers meanwhile, which moves bytes between the
+    files without changing the disk: only a copy during which no file changed counts.
+    """
+    copies = Path(f"{target}.layers")
+    images, tops = wait_until(lambda: one_chain(Path(directory), copies), 60, f"one chain in {directory}")
     if not images:
         tops = [p.name for p in copies.iterdir() if p.is_file()]
         assert len(tops) == 1, f"no chain in {directory}: {tops}"
         flatten(copies / tops[0], target, base_format)
     else:
-        assert len(tops) == 1, f"not one chain in {directory}: tops {tops}, images {list(images)}"
         for name, found in images.items():
             backing = found.get("backing-filename")
             if backing and os.path.isabs(backing):  # make the copy independent of the original

@@ -161,7 +161,7 @@ fn vms_of(db: &Db, element: &Element) -> Vec<Uuid> {
             .get::<CollectionSnapshot>(*id)
             .map(|s| What::CollectionSnapshot(s).vms(db))
             .unwrap_or_default(),
-        Element::Job(_) | Element::Host | Element::Image(_) => Vec::new(),
+        Element::Job(_) | Element::Host | Element::Peer(_) | Element::Image(_) => Vec::new(),
     }
 }
 

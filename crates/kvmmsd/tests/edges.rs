@@ -22,7 +22,7 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("msvm", &["cim"]),
     ("peer", &[]),
     ("store", &[]),
-    ("vmms", &["disk", "engine", "hypervisor", "store"]),
+    ("vmms", &["disk", "engine", "hypervisor", "peer", "store"]),
     ("wbem", &["cim"]),
 ];
 

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::collection::{Collection, CollectionPoint, CollectionSnapshot};
 use crate::job::Job;
 use crate::machine::{HostBoot, MachineUser, Vm};
+use crate::migration::{Arrival, Host, Permit, Stored as MigrationSettings};
 use crate::point::Point;
 use crate::snapshot::Snapshot;
 use crate::trusted::KnownImage;
@@ -52,6 +53,10 @@ rows! {
     HostBoot = "host-boot/", BootUnknown;
     MachineUser = "machine-user/", VmNotFound;
     KnownImage = "known-image/", ImageMissing;
+    Host = "trusted-host/", HostUnknown;
+    Permit = "permit/", MoveUnknown;
+    Arrival = "arrival/", MoveUnknown;
+    MigrationSettings = "migration-settings/", ObjectNotFound;
 }
 
 /// Reads everything that is stored but the history of jobs.

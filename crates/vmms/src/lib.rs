@@ -25,6 +25,7 @@ mod instant;
 pub mod job;
 pub mod machine;
 mod merge;
+pub mod migration;
 pub mod names;
 mod restore;
 mod service;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::job::Machines;
 use crate::machine::Runtime;
-use crate::{Places, Result, collection, machine, merge, point};
+use crate::{Places, Result, collection, machine, merge, migration, point};
 
 /// Directories of the service.
 #[derive(Clone, Debug)]
@@ -98,6 +98,8 @@ pub struct Options {
     pub shutdown_again: Duration,
     /// How QEMU is shut in.
     pub confinement: machine::Confinement,
+    /// How long hosts wait for each other when machines move.
+    pub patience: migration::Patience,
     /// Where exports, images and imports may lie.
     pub places: Places,
     /// Bytes of content that an export of a disk writes between two marks it can go on from after a restart.
@@ -128,6 +130,7 @@ impl Default for Options {
             console_bytes: 16 << 20,
             shutdown_again: Duration::from_secs(15),
             confinement: machine::Confinement::default(),
+            patience: migration::Patience::default(),
             places: Places::default(),
             export_mark: 256 << 20,
             import_memory: false,
@@ -158,6 +161,7 @@ pub struct Vmms {
     pub(crate) rooms: machine::Rooms,
     pub(crate) consoles: machine::Consoles,
     pub(crate) starts: machine::Starts,
+    pub(crate) moves: migration::Moves,
     runtimes: Mutex<HashMap<Uuid, Arc<Runtime>>>,
 }
 
@@ -182,6 +186,8 @@ impl Vmms {
         merge::recover(&vmms).await?;
         collection::recover(&vmms).await?;
         vmms.recover_jobs();
+        migration::settle_arrivals(&vmms).await?;
+        migration::follow_up(&vmms).await?;
         Ok(vmms)
     }
 
@@ -211,6 +217,7 @@ impl Vmms {
             rooms: machine::Rooms::default(),
             consoles: machine::Consoles::default(),
             starts: machine::Starts::default(),
+            moves: migration::Moves::default(),
             runtimes: Mutex::default(),
         }))
     }
@@ -221,6 +228,7 @@ impl Vmms {
         self.tend_jobs().await;
         merge::sweep(self).await;
         point::forget_memories(self).await;
+        migration::expire(self, SystemTime::now()).await;
         let vmms = Arc::clone(self);
         let expired = crate::blocking(move || {
             crate::host::check::expire(&vmms, SystemTime::now());

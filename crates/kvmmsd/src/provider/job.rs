@@ -151,7 +151,8 @@ async fn request(view: &View, job: Uuid, wanted: Option<u16>, by: &str) -> CallR
 /// What the errors of a job are about that name no object themselves: what it was to work on, or the job.
 fn subject(job: &Job) -> Element {
     let affected = job.affected.iter().map(|(element, _)| element);
-    let mut found = affected.filter(|e| !matches!(e, Element::Host | Element::Image(_)));
+    let mut found =
+        affected.filter(|e| !matches!(e, Element::Host | Element::Peer(_) | Element::Image(_)));
     found.next().cloned().unwrap_or(Element::Job(job.id))
 }
 

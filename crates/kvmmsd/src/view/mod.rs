@@ -127,6 +127,13 @@ impl House {
             Element::Host => {
                 Path::class(msvm::class::MSVM_COMPUTER_SYSTEM).key("Name", &*self.host)
             }
+            // Its own object there: what was said is about it, not about this host.
+            Element::Peer(name) => {
+                return Path::class(msvm::class::MSVM_COMPUTER_SYSTEM)
+                    .key("Name", name.as_str())
+                    .in_namespace(NAMESPACE)
+                    .on_host(name.as_str());
+            }
         };
         path.in_namespace(NAMESPACE).on_host(&*self.host)
     }
@@ -162,7 +169,7 @@ impl House {
                     .complete
                     .then(|| Object::of_collection_snapshot(snapshot))
             }
-            Element::Image(_) => None,
+            Element::Image(_) | Element::Peer(_) => None,
         }
     }
 }

@@ -479,6 +479,71 @@ catalogue! {
     300 NotDirectly NotSupported Medium Unsupported "instances of {0} are not {1} directly",
         "What stands behind this class is made, changed and deleted by the methods of a service.",
         ["Call the method instead: for machines DefineSystem, ModifySystemSettings, AddResourceSettings, ModifyResourceSettings, RemoveResourceSettings and DestroySystem of Msvm_VirtualSystemManagementService.", "For points, snapshots, collections and images call the service of that name; a job is ended with its RequestStateChange."];
+    // 320..: machines that move between hosts
+    320 HostUnreachable NotAvailable High Communications "host {0} cannot be reached at {1}",
+        "It is down, its kvmmsd does not listen for other hosts, or something between the two lets nothing through.",
+        ["Look whether kvmmsd runs there and listens: `kvmms host list` there.", "Look whether its port (6600 unless configured otherwise) is open from here."];
+    321 HostSilent Timeout High Communications "host {0} at {1} does not answer: {2} did not come within {3}",
+        "It hangs, it has too much to do, or the network between loses what is sent.", ["Try again.", "Look at the log of kvmmsd there."];
+    322 HostDistrusts AccessDenied High Security "host {0} does not trust this one, whose fingerprint is {1}",
+        "Each of two hosts has to be told to trust the other.", ["Run `kvmms host trust` there with this host's address, and compare the fingerprint."];
+    323 HostUnknown NotFound Medium Security "{0} is no host that this one trusts",
+        "Machines move only between hosts that were told to trust each other.", ["`kvmms host list` shows those that are trusted.", "Run `kvmms host trust` here and there."];
+    324 HostChanged AccessDenied High Security "what answers at {1} is not host {0}: its fingerprint is {2}, not {3}",
+        "It was set up anew, its key was changed, or something else answers at its address.",
+        ["Compare the fingerprint with what `kvmms host list` shows there.", "Only where they are equal: `kvmms host trust` again."];
+    325 LinkBroke NotAvailable High Communications "the link to host {0} broke",
+        "The network, or kvmmsd there, went away.", ["Try again: what has arrived is not sent again."];
+    326 LinkGarbled Failed High Communications "host {0} says what cannot be understood: {1}",
+        "The two services are of versions that do not fit.", ["Use the same version of kvmms on both hosts."];
+    327 HostBusy NotAvailable Medium Communications "host {0} has as many links to other hosts as it takes",
+        "Many machines move at once.", ["Try again later."];
+    328 HostKeyUnusable Failed High Security "the key of this host in {0} cannot be used: {1}",
+        "The file is damaged, or the service may not read it.", ["Put the files back from a copy.", "Or remove both: a new pair is made, and every other host has to trust it anew."];
+    329 ListenFailed NotAvailable High Communications "it cannot be listened for other hosts at {0}: {1}",
+        "Something else uses the port, or the address is none of this host's.", ["Configure another address or port."];
+    330 PeerSaid Failed High Software "host {0} says:",
+        "What stands below was said by that host, and is about what is there.", ["Follow the remedies below on that host."];
+    331 MoveFailed Failed High Software "machine {0} was not moved to {1}",
+        "The cause below did not allow it. The machine is here as it was, unless another cause says otherwise.", ["Remove the causes below and try again: what has arrived is not sent again."];
+    332 MoveNotServed NotSupported Medium Unsupported "machine {0} cannot be moved so: {1}",
+        "This is not served.", ["Do what the text says."];
+    333 MovesDisabled NotAvailable Medium Software "host {0} takes no machines of others",
+        "Moves are disabled there.", ["Set EnableVirtualSystemMigration of its migration service."];
+    334 UnfitThere InvalidState High Resource "machine {0} cannot come to host {1}; reasons: {2}",
+        "Each reason stands below.", ["Remove the reasons."];
+    335 PlaceTaken InUse High Resource "there is something else at {0}",
+        "A file of a machine that comes would take the place of one that is there.", ["Let it go elsewhere: another directory, or another name for the image.", "Where it may be replaced: AllowOverwriteExistingFile."];
+    336 MachineThere InUse High Software "there is a machine {0} with the identifier {1} already",
+        "It was imported, moved or restored here before.", ["Delete the one that is not wanted."];
+    337 MachineComing InUse Medium Software "machine {0} is coming from host {1} already",
+        "Another move of it has not ended.", ["Wait for its end, or stop its job."];
+    338 NoRoomThere OutOfResources High Resource "there is no room for machine {0} in {1}: {2} bytes are needed and {3} are free",
+        "What other machines that come were promised counts as taken.", ["Make room.", "Let the images go elsewhere."];
+    339 CargoRefused AccessDenied High Security "what comes with machine {0} is refused: {1}",
+        "A source may bring only what belongs to the machine.", ["Use the same version of kvmms on both hosts.", "Where they are: do not trust that host before you know why."];
+    340 MoveUnknown NotFound Medium Software "nothing is known of the move {0}",
+        "It was never begun here, or it is long over.", ["Start it again."];
+    341 MoveEnded InvalidState Medium Software "the move of {0} has ended",
+        "It was stopped or failed.", ["Start it again: what has arrived is not sent again."];
+    342 MoveStopped Cancelled Medium Software "the move of {0} was ended on host {1} by {2}",
+        "Somebody stopped it, or its source gave it up.", ["Start it again if it is wanted."];
+    343 SourceSilent Timeout High Communications "host {0}, from which {1} comes, was not heard for {2} s",
+        "It, or the network between, went away. The machine is still there.", ["Start the move again: what has arrived is not sent again."];
+    344 FileDiffers Failed High Resource "what has arrived at {0} is not what was sent",
+        "It was damaged on its way or on the disk, or changed meanwhile.", ["Try again: it is sent anew.", "Where it happens again, check the disk it lies on."];
+    345 FileChanged InUse High Resource "{0} changed while it was read",
+        "Something else writes to a file of a machine that moves.", ["Find out what writes to it, then try again."];
+    346 MachineGranted InvalidState Fatal Software "machine {0} was granted to host {1} and must not run here",
+        "Only one of two hosts may run it, and this one has given it up.", ["Look whether it runs there.", "Where that host is lost, or says that it never had it: `kvmms migrate resolve`."];
+    347 MoveInDoubt NotAvailable Fatal Communications "nobody knows whether host {0} has the machine: it was granted, and no answer came",
+        "The link or the host went away in the moment of the hand-over. The machine stands still here.",
+        ["Bring the host or the network back: the move then ends by itself.", "Where that is not possible, look whether the machine runs there, and decide: `kvmms migrate resolve`."];
+    348 NotInDoubt InvalidState Low Software "there is nothing to be decided about machine {0}",
+        "It does not move, or its move goes on by itself.", ["Nothing needs to be done."];
+    349 MemoryOutrun Failed High Resource "the guest changes {0} bytes of its memory in a second and {1} can be sent: it would stand still for {2} ms",
+        "It was slowed down as far as that is possible, and still changes its memory faster than it goes over the link.",
+        ["Move it when it has less to do, or over a faster link.", "Allow more: a higher Bandwidth, or no CancelIfBlackoutThresholdExceeded."];
     // 380: instants and collections
     380 CollectionFull InvalidParameter Medium Software "collection {0} would have {1} machines, and at most {2} fit into one",
         "Whatever is done to an instant of a collection is written down for all its members in one transaction, which holds so many records.", ["Make a second collection, or take machines out that need no common instant with the others: `kvmms group remove`."];

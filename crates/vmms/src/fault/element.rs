@@ -36,6 +36,8 @@ pub enum Element {
     Image(PathBuf),
     /// The host itself.
     Host,
+    /// Another host, by its name.
+    Peer(String),
 }
 
 /// What a job does to an element, after ElementEffects of CIM_AffectedJobElement.

@@ -75,6 +75,8 @@ pub struct Output {
     pub decisions: Vec<String>,
     /// What machines showed that were booted from exports.
     pub boots: Vec<BootEvidence>,
+    /// How far a move is.
+    pub migration: Option<Box<crate::migration::Progress>>,
 }
 
 /// The files of one exported machine.

@@ -121,6 +121,12 @@ tasks! {
     ShutDownGuests: crate::machine::ShutDownGuests,
     /// Proves an export against its manifest.
     Verify: crate::restore::verify::Verify,
+    /// Moves a machine to another host.
+    Depart: crate::migration::Depart,
+    /// Receives a machine of another host.
+    Receive: crate::migration::Receive,
+    /// Looks whether a machine could move.
+    LookAtMove: crate::migration::Look,
 }
 
 #[cfg(test)]

@@ -214,6 +214,7 @@ async fn set_power(vmms: &Vmms, vm: Uuid, power: Power) -> Result<()> {
 
 /// Starts, restores or resumes. The caller holds the machine's lock.
 pub(crate) async fn start(vmms: &Arc<Vmms>, vm: Uuid) -> Result<()> {
+    crate::migration::may_run(vmms, vm)?;
     find(vmms, vm).await?;
     let runtime = vmms.runtime(vm);
     if let Some(machine) = runtime.machine() {
@@ -568,6 +569,31 @@ fn without_process(record: &Vm) -> Power {
     if saved { Power::Saved } else { Power::Off }
 }
 
+/// Which end of a move a process is that has a machine's guest whole.
+async fn moving(
+    machine: &Arc<dyn Machine>,
+    record: &Vm,
+) -> Result<Option<hypervisor::migration::Side>> {
+    use hypervisor::MovePhase as Phase;
+    let phase = machine.moving().await?.phase;
+    Ok(match phase.side() {
+        // One that only waits for a machine has none; what becomes of it is told by its status.
+        Some(hypervisor::migration::Side::Destination) if phase != Phase::Arrived => None,
+        side => {
+            if side.is_some() {
+                tracing::info!(vm = %guid(record.id), ?phase, "a process was found in a move");
+            }
+            side
+        }
+    })
+}
+
+/// A process has this machine's guest from now on.
+pub(crate) fn take_in(vmms: &Arc<Vmms>, vm: Uuid, machine: Arc<dyn Machine>) {
+    watch_exit(vmms, vm, Arc::clone(&machine));
+    vmms.runtime(vm).set_machine(Some(machine));
+}
+
 /// Takes over a process that runs; what is on record decides what becomes of its guest. One that the service left in the middle of
 /// restoring is ended: the state file is untouched. So is one whose memory is in a whole state file. Any other that stands still although
 /// its record says that it runs goes on: a save, an instant or a start was interrupted, and the process alone has the guest. Only a
@@ -575,6 +601,20 @@ fn without_process(record: &Vm) -> Power {
 async fn adopt(vmms: &Arc<Vmms>, record: &Vm, machine: Arc<dyn Machine>) -> Result<()> {
     use hypervisor::MachineStatus as Status;
     let status = machine.status().await?;
+    match moving(&machine, record).await? {
+        // It came from another host, and the service ended before it could let it go on.
+        Some(hypervisor::migration::Side::Destination) => {
+            machine.take_over(record.power == Power::Running).await?;
+            take_in(vmms, record.id, machine);
+            return Ok(());
+        }
+        // Whether it may go on here the job of the move says, or whoever takes the move back.
+        Some(hypervisor::migration::Side::Source) => {
+            take_in(vmms, record.id, machine);
+            return Ok(());
+        }
+        None => {}
+    }
     let whole = without_process(record) == Power::Saved;
     if status == Status::Incoming || (status == Status::Saved && whole) {
         machine.kill().await?;

@@ -28,7 +28,7 @@ pub use driver::{Asked, admit, request_state};
 pub(crate) use driver::{
     close_files, reattach, run as run_state_change, undo as undo_state_change,
 };
-pub(crate) use driver::{end_unknown, save, start};
+pub(crate) use driver::{end_unknown, save, start, take_in};
 pub use ended::Ended;
 pub use health::{DiskFailure, Health};
 pub use host_shutdown::{ShutDownGuests, shut_down_guests};

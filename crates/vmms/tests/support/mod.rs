@@ -9,6 +9,7 @@
 )]
 
 pub mod deadly;
+pub mod hosts;
 pub mod journal;
 
 use std::collections::BTreeMap;

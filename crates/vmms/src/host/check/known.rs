@@ -78,6 +78,21 @@ impl Known {
                 known.tree(&disk.layers);
             }
         }
+        // What comes from another host, or is kept of what did not come whole, has no record of its own yet.
+        for arrival in crate::migration::arrivals(vmms) {
+            for file in arrival.reserves() {
+                known.add(&file);
+            }
+            if let Some(cargo) = &arrival.cargo {
+                let instants = cargo.points.iter().map(|p| p.id);
+                let instants = instants.chain(cargo.snapshots.iter().map(|s| s.id));
+                known.spoken_of.extend(instants.chain([cargo.vm.id]));
+                for (_, disk) in cargo.vm.disks() {
+                    known.spoken_of.insert(disk.uid);
+                    known.tree(&disk.layers);
+                }
+            }
+        }
         for memory in snapshots.iter().filter_map(|s| s.memory.as_deref()) {
             known.add(memory);
         }

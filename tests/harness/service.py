@@ -76,17 +76,23 @@ def wait_until(condition, seconds=60, what="condition"):
 
 
 class Service:
-    """One `kvmmsd` with its own state directory, run directory and ports."""
+    """One `kvmmsd` with its own state directory, run directory and ports; with a name, one that machines can come to, which is
+    a host of that name where we may say so."""
 
-    def __init__(self, config=None, wrapper=()):
+    def __init__(self, config=None, wrapper=(), name=None):
         if not KVMMSD.exists():
             raise FileNotFoundError(f"{KVMMSD} is not built: cargo build -p kvmmsd -p kvmms")
         # Short, because socket paths may have 107 bytes only.
         self.dir = Path(tempfile.mkdtemp(prefix="kvt.", dir=os.environ.get("KVMMS_TEST_DIR")))
         self.state, self.run, self.work = (self.dir / n for n in ("state", "run", "work"))
         self.work.mkdir()
-        self.ports = [Port(), Port()]
-        self.wsman_port, self.cimxml_port = (p.number for p in self.ports)
+        self.ports = [Port(), Port()] + ([Port()] if name else [])
+        self.wsman_port, self.cimxml_port, *others = (p.number for p in self.ports)
+        self.migration_port = others[0] if others else None
+        self.name = name
+        if name and os.geteuid() == 0:
+            rename = f'echo {name} > /proc/sys/kernel/hostname && exec "$0" "$@"'
+            wrapper = [*wrapper, "unshare", "--uts", "sh", "-c", rename]
         self.log = self.dir / "kvmmsd.log"
         self.config = config
         self.wrapper = list(wrapper)
@@ -107,6 +113,8 @@ class Service:
             argv += ["--config", str(path)]
         argv += ["--state-dir", str(self.state), "--run-dir", str(self.run),
                  "--listen", f"wsman+http://127.0.0.1:{self.wsman_port}", "--listen", f"cimxml+http://127.0.0.1:{self.cimxml_port}"]
+        if self.migration_port:
+            argv += ["--listen", f"migration+tls://127.0.0.1:{self.migration_port}"]
         out = self.dir / "stdout"
         with open(out, "wb") as o, open(self.log, "ab") as e:
             self.process = subprocess.Popen(argv, stdout=o, stderr=e, stdin=subprocess.DEVNULL)

@@ -138,7 +138,8 @@ impl Machine {
             .key("InstanceID", format!("Microsoft:{}", self.id))
     }
 
-    fn of(instance: Instance) -> Option<Self> {
+    /// Reads one; `None` for the host.
+    pub(crate) fn of(instance: Instance) -> Option<Self> {
         let id = text(&instance, "Name");
         // The host is a computer system too; its name is no GUID.
         Uuid::parse_str(id.trim_matches(['{', '}'])).ok()?;

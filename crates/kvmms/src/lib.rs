@@ -24,6 +24,7 @@ mod console;
 mod error;
 mod find;
 mod inspect;
+mod moving;
 mod output;
 mod report;
 mod session;

@@ -7,6 +7,14 @@ pub(crate) const VENDOR: &str = "kvmms";
 pub(crate) const EXPORT_SERVICE: &str = "Kvmms_ExportService";
 /// The singleton whose methods check and clean the host.
 pub(crate) const HOST_SERVICE: &str = "Kvmms_HostService";
+/// The singleton whose methods trust other hosts, and tell what a move would do.
+pub(crate) const MIGRATION_SERVICE: &str = "Kvmms_MigrationService";
+/// This host and those it trusts for moves; key `Name`.
+pub(crate) const TRUSTED_HOST: &str = "Kvmms_TrustedHost";
+/// How far moves are; key `InstanceID`, that of the job.
+pub(crate) const MIGRATION_DETAIL: &str = "Kvmms_MigrationDetail";
+/// Machines that are being moved away, and who may run them.
+pub(crate) const MIGRATION_PERMIT: &str = "Kvmms_MigrationPermit";
 /// The history of jobs, beyond the life of the job instances; key `InstanceID`.
 pub(crate) const JOB_RECORD: &str = "Kvmms_JobRecord";
 /// Every error the service can report; key `MessageID`.

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use cim::{Instance, Path};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use msvm::class;
 
 use crate::error::{Error, Result};
 use crate::inspect::{number, some_text, text, texts};
+use crate::moving;
 use crate::report::Link;
 use crate::session::{NAMESPACE, Session, is_lost};
 use crate::size::{Size, span};
@@ -147,7 +149,7 @@ impl Display {
         }
     }
 
-    fn update(&mut self, job: &Instance, record: Option<&Instance>) {
+    fn update(&mut self, job: &Instance, record: Option<&Instance>, moving: Option<&Instance>) {
         let now = Progress::of(job, record);
         let (since, first) = self.first.get_or_insert((Instant::now(), now));
         if let (None, Some((_, total))) = (first.bytes, now.bytes) {
@@ -157,7 +159,10 @@ impl Display {
         let (since, first) = (*since, *first);
         let (rate, left) = pace(first, now, since.elapsed());
         let state = number(job, "JobState").unwrap_or(0);
-        let mut words = line(now, rate, left);
+        let mut words = match moving {
+            Some(detail) => moving::words(detail),
+            None => line(now, rate, left),
+        };
         if state == state::SUSPENDED {
             words = format!("suspended; {words}");
         }
@@ -218,7 +223,7 @@ pub(crate) fn record_errors(record: &Instance) -> Vec<Instance> {
         .map(|line| {
             let line = line.trim();
             let split = line.strip_suffix(']').and_then(|l| l.rsplit_once(" ["));
-            let error = Instance::new(msvm::class::MSVM_ERROR);
+            let error = Instance::new(class::MSVM_ERROR);
             match split {
                 Some((message, id)) => error.with("Message", message).with("MessageID", id),
                 None => error.with("Message", line),
@@ -304,7 +309,11 @@ async fn poll(session: &Session, job: &Path, display: &mut Display) -> Result<In
                     true => record(session, &id(job)).await.unwrap_or_default(),
                     false => None,
                 };
-                display.update(&now, record.as_ref());
+                let move_detail = match display.shown && now.class.is(class::MSVM_MIGRATION_JOB) {
+                    true => moving::detail(session, &id(job)).await.unwrap_or_default(),
+                    false => None,
+                };
+                display.update(&now, record.as_ref(), move_detail.as_ref());
             }
             Err(error) if is_lost(&error) => {
                 let since = *lost.get_or_insert_with(|| {

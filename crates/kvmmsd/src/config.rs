@@ -17,8 +17,15 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     /// Sockets.
     pub(crate) run_dir: PathBuf,
-    /// Listeners, as `wsman+http://ADDR:PORT`, `wsman+https://…`, `cimxml+http://…`, `cimxml+https://…`.
+    /// Listeners, as `wsman+http://ADDR:PORT`, `wsman+https://…`, `cimxml+http://…`, `cimxml+https://…`, and
+    /// `migration+tls://ADDR:PORT` for machines that come from hosts which are trusted; without one of those none comes.
     pub(crate) listen: Vec<String>,
+    /// How many machines may be on their way to or from this host at once, until a client sets it; others wait.
+    pub(crate) migration_machines: u32,
+    /// How many moves of storage alone may go on at once, until a client sets it; others wait.
+    pub(crate) migration_storages: u32,
+    /// Whether moves compress what they send where both hosts can, until a client sets it.
+    pub(crate) migration_compression: bool,
     /// Whether plain HTTP may listen on other addresses than loopback.
     pub(crate) plain_http_off_loopback: bool,
     /// Names and addresses of this host, besides its host name and the address of the listener, that requests may be sent to (their
@@ -103,9 +110,14 @@ impl Default for Config {
                 "wsman+https://127.0.0.1:5986",
                 "cimxml+http://127.0.0.1:5988",
                 "cimxml+https://127.0.0.1:5989",
+                // Whoever connects shows a certificate that was trusted before, or hears nothing.
+                "migration+tls://0.0.0.0:6600",
             ]
             .map(str::to_owned)
             .to_vec(),
+            migration_machines: options.migration.machines,
+            migration_storages: options.migration.storages,
+            migration_compression: options.migration.compression,
             plain_http_off_loopback: false,
             host_names: Vec::new(),
             refusals: "code".to_owned(),
@@ -198,6 +210,12 @@ impl Config {
                 ..vmms::machine::RoomOptions::default()
             },
             import_memory: self.import_memory,
+            migration: vmms::migration::MigrationDefaults {
+                machines: self.migration_machines,
+                storages: self.migration_storages,
+                compression: self.migration_compression,
+                ..vmms::migration::MigrationDefaults::default()
+            },
             ..vmms::Options::default()
         };
         if self.export_threads > 0 {
@@ -205,6 +223,14 @@ impl Config {
         }
         if !(1..=24 * 3600).contains(&self.host_shutdown_seconds) {
             bail!("host_shutdown_seconds goes from 1 to 86400");
+        }
+        for (key, moves) in [
+            ("migration_machines", self.migration_machines),
+            ("migration_storages", self.migration_storages),
+        ] {
+            if !(1..=64).contains(&moves) {
+                bail!("{key} goes from 1 to 64");
+            }
         }
         if !(1..=1 << 20).contains(&self.console_mib) {
             bail!("console_mib goes from 1 to 1048576");
@@ -299,7 +325,7 @@ mod tests {
     fn unknown_keys_are_refused_and_defaults_fill_the_rest() {
         let config: Config = toml::from_str("hold_seconds = 0").expect("a partial file");
         assert_eq!(config.hold_seconds, 0);
-        assert_eq!(config.listen.len(), 4);
+        assert_eq!(config.listen.len(), 5);
         assert!(toml::from_str::<Config>("hold_secs = 0").is_err());
     }
 
@@ -330,6 +356,19 @@ mod tests {
         assert!(options("confinement = \"some\"").is_err());
         assert!(options("machine_user_first = 1000").is_err());
         assert!(options("machine_user_first = 2147483647").is_err());
+    }
+
+    #[test]
+    fn moves_at_once_are_bounded() {
+        let read = |text: &str| {
+            let config: Config = toml::from_str(text).expect("a partial file");
+            config.options().map(|o| o.migration)
+        };
+        let some = read("migration_machines = 5\nmigration_compression = false").ok();
+        let told = some.map(|m| (m.machines, m.storages, m.compression, m.enabled));
+        assert_eq!(told, Some((5, 2, false, true)));
+        assert!(read("migration_storages = 0").is_err());
+        assert!(read("migration_machines = 65").is_err());
     }
 
     #[test]

@@ -105,9 +105,17 @@ pub(crate) fn chain(view: &View, fault: &Fault, about: &Element) -> Vec<Instance
 /// What has no object of its own is about the object of the failure above it.
 fn add_chain(house: &House, fault: &Fault, above: &Element, out: &mut Vec<Instance>) {
     let about = fault.element.as_ref().unwrap_or(above);
-    out.push(instance(fault, &house.element_path(about)));
+    out.push(instance(fault, &source(house, fault, about)));
     for cause in &fault.causes {
         add_chain(house, cause, about, out);
+    }
+}
+
+/// What a failure is about; what another host said names that host's object.
+fn source(house: &House, fault: &Fault, about: &Element) -> Path {
+    match &fault.host {
+        Some(host) => house.path_on(host, about),
+        None => house.element_path(about),
     }
 }
 

@@ -30,6 +30,7 @@ mod service;
 mod view;
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,8 +58,8 @@ struct Arguments {
     /// Directory of sockets.
     #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
-    /// Listen on this URL (wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://…, cimxml+https://…); replaces
-    /// the configured listeners when given once or more.
+    /// Listen on this URL (wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://…, cimxml+https://…,
+    /// migration+tls://…); replaces the configured listeners when given once or more.
     #[arg(long, value_name = "URL")]
     listen: Vec<String>,
     #[command(subcommand)]
@@ -289,7 +290,13 @@ async fn serve_on(config: Config) -> Result<()> {
     };
     let mut server = Server::new(service, Arc::new(accounts), options);
     let mut lines = Vec::new();
-    for url in &config.listen {
+    let (moves, others): (Vec<&String>, Vec<&String>) = config
+        .listen
+        .iter()
+        .partition(|url| url.starts_with(MIGRATION));
+    let moves = moves.into_iter().map(|url| migration_address(url));
+    let moves: Vec<SocketAddr> = moves.collect::<Result<_>>()?;
+    for url in others {
         let listen = listen(&config, url)?;
         let bound = server
             .listen(listen)
@@ -305,6 +312,12 @@ async fn serve_on(config: Config) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
     lines.push(format!("listening {bound}"));
+    if !moves.is_empty() {
+        let listened = vmms::migration::listen(&vmms, &moves).await;
+        listened.map_err(|fault| told("cannot listen for machines", &fault))?;
+        let bound = vmms::migration::listening(&vmms).into_iter();
+        lines.extend(bound.map(|address| format!("listening {MIGRATION}{address}")));
+    }
     let stop = stop_signal()?;
     let ends = Arc::clone(&vmms);
     let stop = async move {
@@ -370,11 +383,21 @@ fn host_name() -> String {
     }
 }
 
+/// What the URL of a listener for machines begins with.
+const MIGRATION: &str = "migration+tls://";
+
+/// Reads the URL of a listener for machines.
+fn migration_address(url: &str) -> Result<SocketAddr> {
+    let address = url.strip_prefix(MIGRATION).unwrap_or(url);
+    let address = address.trim_end_matches('/').parse();
+    address.with_context(|| format!("{url:?} is not {MIGRATION}ADDR:PORT"))
+}
+
 /// Reads a listener's URL.
 fn listen(config: &Config, url: &str) -> Result<Listen> {
     let bad = || {
         format!(
-            "{url:?} is not wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://… or cimxml+https://…"
+            "{url:?} is not wsman+http://ADDR:PORT, wsman+https://…, cimxml+http://…, cimxml+https://… or migration+tls://…"
         )
     };
     let (scheme, address) = url.split_once("://").with_context(bad)?;

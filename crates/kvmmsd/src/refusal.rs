@@ -18,6 +18,8 @@ pub(crate) fn job(class: &str, method: &str, fault: &Fault) -> Task {
         Service::CollectionSnapshot
     } else if is(msvm::class::MSVM_COLLECTION_MANAGEMENT_SERVICE) {
         Service::Collection
+    } else if is(msvm::class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE) {
+        Service::Migration
     } else {
         Service::Management
     };

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::collection::{Collection, CollectionPoint, CollectionSnapshot};
 use crate::job::Job;
 use crate::machine::{HostBoot, MachineUser, Vm};
-use crate::migration::{Arrival, Host, Permit, Stored as MigrationSettings};
+use crate::migration::{Arrival, Host, MigrationService, Permit};
 use crate::point::Point;
 use crate::snapshot::Snapshot;
 use crate::trusted::KnownImage;
@@ -56,7 +56,7 @@ rows! {
     Host = "trusted-host/", HostUnknown;
     Permit = "permit/", MoveUnknown;
     Arrival = "arrival/", MoveUnknown;
-    MigrationSettings = "migration-settings/", ObjectNotFound;
+    MigrationService = "migration-service/", MigrationNetworkNotFound;
 }
 
 /// Reads everything that is stored but the history of jobs.

@@ -106,6 +106,8 @@ pub struct Options {
     pub export_mark: u64,
     /// Whether imports by the documented methods, which cannot ask for it, take exported memory over: QEMU runs what it says.
     pub import_memory: bool,
+    /// How the migration service is set until somebody changes it.
+    pub migration: migration::MigrationDefaults,
 }
 
 impl Default for Options {
@@ -134,6 +136,7 @@ impl Default for Options {
             places: Places::default(),
             export_mark: 256 << 20,
             import_memory: false,
+            migration: migration::MigrationDefaults::default(),
         }
     }
 }

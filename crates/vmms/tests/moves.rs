@@ -288,12 +288,11 @@ async fn every_refusal_is_a_failed_job_that_says_which_host_said_what() {
     let mut outside = request();
     outside.options.disk_root = Some("/etc/images".into());
     refused(outside, Message::OutsideRoots).await;
-    migration::set_settings(target, |settings| {
-        settings.enabled = false;
+    let off = target.set_migration_service(|service| {
+        service.enabled = false;
         Ok(())
-    })
-    .await
-    .unwrap();
+    });
+    off.await.unwrap();
     refused(request(), Message::MovesDisabled).await;
     // What is not served.
     for kind in [

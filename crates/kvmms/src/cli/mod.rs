@@ -4,6 +4,7 @@ mod cim;
 mod disk;
 mod group;
 mod job;
+mod migrate;
 mod point;
 mod snapshot;
 mod vm;
@@ -17,6 +18,7 @@ pub(crate) use self::cim::CimVerb;
 pub(crate) use disk::{AdoptArgs, AttachArgs, Bus, CreateDiskArgs, DiskFormat, DiskVerb};
 pub(crate) use group::GroupVerb;
 pub(crate) use job::JobVerb;
+pub(crate) use migrate::{MigrateArgs, MigrateVerb, TrustArgs};
 pub(crate) use point::{
     ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb, QuickExportArgs,
     Target,
@@ -183,6 +185,18 @@ booted and has to show life: the text of --expect on its first serial port, the 
 with --agent; with neither, the agent's answer, or anything on the console when the time is over. What it
 showed stays with the job: kvmms job show.")]
     Verify(VerifyArgs),
+    /// Move a machine to another host, with its points, while it runs
+    #[command(after_help = "\
+Examples:
+  kvmms migrate web --to beta
+  kvmms migrate web --to beta --storage --dry-run
+  kvmms migrate web --to beta --storage --disks-to /srv/images
+  kvmms migrate --group shop --to beta --storage
+  kvmms migrate resolve
+
+Hosts trust each other first: kvmms host trust, on both. Ctrl-C leaves the move going on; kvmms job cancel ends it, and the
+machine goes on here.")]
+    Migrate(Box<MigrateArgs>),
     /// Jobs, running and past
     #[command(subcommand)]
     Job(JobVerb),
@@ -285,6 +299,23 @@ Examples:
         #[arg(long, value_name = "KIND|all")]
         clean: Vec<String>,
     },
+    /// This host and the hosts it trusts for moves, with the fingerprints of their certificates
+    #[command(visible_alias = "ls")]
+    List,
+    /// Trust a host: machines may move there and come from there
+    #[command(after_help = "\
+Both hosts have to trust each other. Compare what is shown with what the other host shows of itself.
+
+Examples:
+  kvmms host trust beta --address 192.0.2.7
+  kvmms host trust beta --address 192.0.2.7 --fingerprint AB:CD:...")]
+    Trust(TrustArgs),
+    /// Trust a host no longer
+    Forget {
+        /// Its name
+        #[arg(value_name = "HOST")]
+        name: String,
+    },
     /// End all machines as their settings say, because the host goes down; what ran starts again with the host
     #[command(after_help = "\
 Where systemd ends the service because the host goes down, the service does this by itself. Elsewhere call it from
@@ -366,9 +397,26 @@ mod tests {
     }
 
     #[test]
-    fn verbs_of_later_versions_are_not_shown() {
-        let help = Cli::command().render_long_help().to_string();
-        assert!(!help.contains("migrate"), "{help}");
+    fn a_move_names_a_host_or_says_that_only_storage_moves() {
+        for good in [
+            "kvmms migrate web --to beta",
+            "kvmms migrate web --storage --disks-to /srv",
+            "kvmms migrate --group shop --to beta --storage --dry-run",
+            "kvmms migrate resolve",
+            "kvmms migrate resolve web --here",
+        ] {
+            assert!(parse(good).is_ok(), "{good}: {:?}", parse(good).err());
+        }
+        for bad in [
+            "kvmms migrate web",
+            "kvmms migrate --to beta",
+            "kvmms migrate web --to beta --disks-to /srv",
+            "kvmms migrate web --to beta --check --dry-run",
+            "kvmms migrate resolve web --here --there",
+            "kvmms migrate resolve --here",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -169,6 +169,22 @@ async fn members(session: &Session, group: &Group) -> Result<Vec<String>> {
     Ok(found.iter().map(|i| text(i, "ElementName")).collect())
 }
 
+/// The machines of a group of machines.
+pub(super) async fn machines(session: &Session, group: &Group) -> Result<Vec<Machine>> {
+    if group.is_of_groups() {
+        let why = format!("group {} is of groups, not of machines", group.name);
+        return Err(Error::usage(why));
+    }
+    let walk = Walk {
+        result_class: Some(Name::of(class::MSVM_COMPUTER_SYSTEM)),
+        ..walk(class::MSVM_COLLECTED_VIRTUAL_SYSTEMS, "Collection")
+    };
+    let found = session.client.associators(&group.path(), &walk).await?;
+    let mut machines: Vec<Machine> = found.into_iter().filter_map(Machine::of).collect();
+    machines.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    Ok(machines)
+}
+
 fn row(group: &Group, members: &[String]) -> Row {
     let of = if group.is_of_groups() {
         "groups"

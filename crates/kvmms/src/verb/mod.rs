@@ -8,7 +8,9 @@ mod export;
 mod group;
 mod group_snapshot;
 mod host;
+mod hosts;
 mod job;
+mod migrate;
 mod point;
 mod snapshot;
 mod storage;
@@ -52,6 +54,10 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<()> {
         Verb::Job(verb) => job::run(&session, verb).await,
         Verb::Host(HostVerb::Show) => host::show(&session).await,
         Verb::Host(HostVerb::Check { clean }) => check::run(&session, &clean).await,
+        Verb::Migrate(arguments) => migrate::run(&session, *arguments).await,
+        Verb::Host(HostVerb::List) => hosts::list(&session).await,
+        Verb::Host(HostVerb::Trust(arguments)) => hosts::trust(&session, arguments).await,
+        Verb::Host(HostVerb::Forget { name }) => hosts::forget(&session, &name).await,
         Verb::Host(HostVerb::ShutdownGuests { within }) => {
             host::shutdown_guests(&session, within).await
         }

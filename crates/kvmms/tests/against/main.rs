@@ -7,5 +7,6 @@
 
 mod calls;
 mod jobs;
+mod moves;
 mod scripted;
 mod tables;

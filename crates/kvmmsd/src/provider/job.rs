@@ -9,6 +9,7 @@ use uuid::Uuid;
 use vmms::job::{Job, JobClass, JobRequest, JobState};
 use vmms::{Element, Fault, Message, fault, guid};
 
+use super::migration;
 use crate::errors;
 use crate::object::{self, Object, What, resource_id};
 use crate::view::{Call, CallResult, Outcome, Provider, View, unserved};
@@ -235,8 +236,14 @@ fn instance(job: &Job) -> Instance {
             i.set("JobType", job.job_type)
                 .set("JobCompletionStatusCode", hresult);
         }
-        JobClass::Concrete | JobClass::Migration => {
+        JobClass::Concrete => {
             i.set("JobType", job.job_type);
+        }
+        JobClass::Migration => {
+            i.set("JobType", job.job_type);
+            if let Some(progress) = &job.output.migration {
+                migration::of_job(&mut i, progress, job.state);
+            }
         }
     }
     i.set("InstanceID", guid(job.id));

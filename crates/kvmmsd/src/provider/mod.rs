@@ -25,6 +25,7 @@ mod image;
 mod job;
 mod kvmms;
 mod management;
+mod migration;
 mod point;
 mod resource;
 mod services;
@@ -56,11 +57,14 @@ pub(crate) fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(host::Pools),
         Arc::new(host::Capabilities),
         Arc::new(host::Network),
+        Arc::new(migration::Migrations),
         Arc::new(kvmms::Exports),
         Arc::new(kvmms::History),
         Arc::new(kvmms::Catalogue),
         Arc::new(kvmms::HostDetail),
         Arc::new(kvmms::HostChecks),
+        Arc::new(kvmms::Hosts),
+        Arc::new(kvmms::Moves),
         Arc::new(kvmms::Disks),
         Arc::new(kvmms::PointDetails),
     ]

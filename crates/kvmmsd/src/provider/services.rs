@@ -7,7 +7,8 @@ use vmms::Fault;
 use vmms::job::Service as Owner;
 
 use super::{
-    collection, collection_point, collection_snapshot, image, management, point, snapshot,
+    collection, collection_point, collection_snapshot, image, management, migration, point,
+    snapshot,
 };
 use crate::object::{Object, What};
 use crate::view::{Call, CallResult, Provider, View, named, unserved};
@@ -119,7 +120,11 @@ impl Provider for Services {
             .iter()
             .find(|(c, _, _)| *c == object.class)
             .map_or("", |(_, name, _)| name);
-        properties(view, object.class, name)
+        let mut i = properties(view, object.class, name);
+        if object.class == class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE {
+            migration::properties(view, &mut i);
+        }
+        i
     }
 
     async fn invoke(&self, view: &View, call: Call<'_>) -> CallResult {
@@ -133,6 +138,7 @@ impl Provider for Services {
             class::MSVM_COLLECTION_SNAPSHOT_SERVICE => collection_snapshot::call(view, &call).await,
             class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SERVICE => snapshot::call(view, &call).await,
             class::MSVM_IMAGE_MANAGEMENT_SERVICE => image::call(view, &call).await,
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE => migration::call(view, &call).await,
             _ => Err(unserved(call.target.class, call.method)),
         }
     }

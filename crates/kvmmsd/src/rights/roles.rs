@@ -194,6 +194,11 @@ roles! {
         Operator: RequestStateChange;
         Admin: AdoptLayers, CleanHost, DestroySystemWithLosses, ShutDownGuests, StartService, StopService;
     }
+    KvmmsMigrationService {
+        Operator: RequestStateChange;
+        Admin: ForgetHost, LookAtHost, PlanMigration, ResolveMigration, StartService, StopService,
+            TrustHost;
+    }
     KvpExchangeComponent {
         Operator: RequestStateChange;
         Admin: EnableDevice, OnlineDevice, QuiesceDevice, Reset, RestoreProperties, SaveProperties,

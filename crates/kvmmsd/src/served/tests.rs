@@ -3,6 +3,7 @@
 mod bench;
 mod changes;
 mod hidden;
+mod migration;
 mod queries;
 
 use cim::{Schema as _, Value};
@@ -107,6 +108,8 @@ async fn every_provider_and_association_has_instances_on_a_full_host() {
         "Msvm_StorageJob",
         "Msvm_AffectedStorageJobElement", // tests/test_jobs.py has one
         "Msvm_MigrationJob",
+        "Kvmms_MigrationDetail",
+        "Kvmms_MigrationPermit",
         "Msvm_VirtualSystemReferencePointExportJob",
         "Msvm_CollectionReferencePointExportJob",
         "Msvm_CopyFileToGuestJob",

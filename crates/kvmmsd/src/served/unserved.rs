@@ -66,13 +66,6 @@ pub(crate) static UNSERVED: &[(&str, &[&str])] = &[
         &["CIM_MostCurrentSnapshotInBranch"],
     ),
     (
-        "migration is not served by this version; export here and import there",
-        &[
-            "Msvm_VirtualSystemMigrationNetworkSettingData",
-            "Msvm_VirtualSystemMigrationServiceSettingDataComponent",
-        ],
-    ),
-    (
         "images are attached to machines, never to the host",
         &["Msvm_MountedStorageImage"],
     ),

@@ -93,6 +93,11 @@ impl House {
         if let Some(object) = self.existing(element) {
             return object.path(&self.host, NAMESPACE);
         }
+        self.path_on(&self.host, element)
+    }
+
+    /// The path of an element of the domain as it is, or would be, on a host of that name.
+    pub(crate) fn path_on(&self, host: &str, element: &Element) -> Path {
         let path = match element {
             Element::Vm(id) => Path::class(msvm::class::MSVM_COMPUTER_SYSTEM)
                 .key("CreationClassName", msvm::class::MSVM_COMPUTER_SYSTEM)
@@ -121,21 +126,18 @@ impl House {
             Element::Image(path) => {
                 return Path::class("CIM_DataFile")
                     .in_namespace("root/cimv2")
-                    .on_host(&*self.host)
+                    .on_host(host)
                     .key("Name", path.display().to_string());
-            }
-            Element::Host => {
-                Path::class(msvm::class::MSVM_COMPUTER_SYSTEM).key("Name", &*self.host)
             }
             // Its own object there: what was said is about it, not about this host.
             Element::Peer(name) => {
-                return Path::class(msvm::class::MSVM_COMPUTER_SYSTEM)
-                    .key("Name", name.as_str())
-                    .in_namespace(NAMESPACE)
-                    .on_host(name.as_str());
+                return self.path_on(name, &Element::Host);
             }
+            Element::Host => Path::class(msvm::class::MSVM_COMPUTER_SYSTEM)
+                .key("CreationClassName", msvm::class::MSVM_COMPUTER_SYSTEM)
+                .key("Name", host),
         };
-        path.in_namespace(NAMESPACE).on_host(&*self.host)
+        path.in_namespace(NAMESPACE).on_host(host)
     }
 
     /// The object behind an element of the domain, where it (still) exists and is one a client can name, for whoever may see it.

@@ -547,6 +547,28 @@ catalogue! {
     // 380: instants and collections
     380 CollectionFull InvalidParameter Medium Software "collection {0} would have {1} machines, and at most {2} fit into one",
         "Whatever is done to an instant of a collection is written down for all its members in one transaction, which holds so many records.", ["Make a second collection, or take machines out that need no common instant with the others: `kvmms group remove`."];
+    // 360..: how migration is asked for
+    360 MigrationNetworkNotFound NotFound Medium Software "there is no migration network {0}",
+        "The network was removed, or its identifier is misspelt.",
+        ["List the networks with `kvmms cim list Msvm_VirtualSystemMigrationNetworkSettingData`."];
+    361 MigrationNetworkTaken InvalidParameter Medium Software "the migration network {0} is there already",
+        "A network with the same subnet and prefix was added before, or stands twice in the list.",
+        ["Change the metric of the one that is there with ModifyNetworkSettings, or remove it first."];
+    362 TransportRefused NotSupported Medium Unsupported "machines do not move over {0}: {1}",
+        "TransportType names a way that exists on Hyper-V only.",
+        ["Leave TransportType at 5 (TCP), as the template of the MigrationType has it: what moves is inside TLS with certificates of both hosts.", "Memory is compressed with EnableCompression."];
+    363 MoveSettingUnserved NotSupported Medium Unsupported "a move does not honour {0}: {1}",
+        "The setting exists in the schema, and moving without it would be something else than was asked for.",
+        ["Leave the property out, or null.", "Move the machine first and change it at the destination with ModifySystemSettings and ModifyResourceSettings."];
+    364 MigrationOff InvalidState Medium Software "moves are switched off on host {0}",
+        "EnableVirtualSystemMigration of the migration service's settings is false, or the service was stopped.",
+        ["Switch them on with StartService of Msvm_VirtualSystemMigrationService or with ModifyServiceSettings."];
+    365 IncompatibleHost NotSupported Medium Resource "machine {0} of host {1} cannot run on host {2}: {3}",
+        "The two hosts differ in something the machine depends on.",
+        ["Move it to a host with the same or a newer QEMU, and the same acceleration.", "Or export it here and import it there: imported machines start anew."];
+    366 CompatibilityUnreadable InvalidParameter Medium Software "the compatibility information cannot be read: {0}",
+        "It was cut off, or made by something else than GetSystemCompatibilityInfo of a kvmms.",
+        ["Get it again from the host of the machine and pass the bytes on as they are."];
 }
 
 impl From<Message> for u16 {

@@ -23,6 +23,9 @@ pub struct Fault {
     /// The object it is about.
     #[serde(default)]
     pub element: Option<Element>,
+    /// The host that said it, where it was not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// What lies beneath, each with its own causes.
     #[serde(default)]
     pub causes: Vec<Fault>,
@@ -43,6 +46,7 @@ impl Fault {
             message,
             arguments,
             element: None,
+            host: None,
             causes: Vec::new(),
         }
     }
@@ -50,6 +54,14 @@ impl Fault {
     /// This failure, about `element`.
     pub fn about(mut self, element: impl Into<Element>) -> Self {
         self.element = Some(element.into());
+        self
+    }
+
+    /// This failure and its causes, as another host said them. What that host had from a third one stays that one's.
+    pub fn from_host(mut self, host: &str) -> Self {
+        self.host.get_or_insert_with(|| host.to_owned());
+        let causes = std::mem::take(&mut self.causes).into_iter();
+        self.causes = causes.map(|cause| cause.from_host(host)).collect();
         self
     }
 
@@ -199,6 +211,25 @@ mod tests {
         let nothing: [&str; 0] = [];
         let missing = Fault::new(Message::VmNotFound, nothing);
         assert_eq!(missing.text(), "there is no virtual machine ?");
+    }
+
+    #[test]
+    fn what_another_host_said_stays_its_own_and_old_records_read() {
+        let there = fault!(NoSpace, "/x").caused_by(fault!(Os, "write /x", "full", 28));
+        let chain = fault!(ExportFailed, "P", "/x").caused_by(there.from_host("beta"));
+        let hosts = |f: &Fault| {
+            let chain = f.chain().into_iter();
+            chain.map(|f| f.host.clone()).collect::<Vec<_>>()
+        };
+        let beta = || Some("beta".to_owned());
+        assert_eq!(hosts(&chain), [None, beta(), beta()]);
+        let again = chain.clone().from_host("alpha");
+        let alpha = Some("alpha".to_owned());
+        assert_eq!(hosts(&again), [alpha, beta(), beta()]);
+        let stored = serde_json::to_string(&fault!(NoSpace, "/x")).expect("json");
+        assert!(!stored.contains("host"), "{stored}");
+        let read: Fault = serde_json::from_str(&stored).expect("a record of before");
+        assert_eq!(read.host, None);
     }
 
     #[test]

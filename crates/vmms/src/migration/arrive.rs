@@ -16,7 +16,7 @@ use super::landing::{self, Places, part_of};
 use super::permit::{Arrival, ArrivalState, Landed};
 use super::receive::{self, Receive};
 use super::said::{Answer, Proposal, Standing};
-use super::{Host, MigrationKind, copy, permits, settings};
+use super::{Host, MigrationKind, copy, permits};
 use crate::disk_tree::{LayerTree, Stamp};
 use crate::machine::{Asked, Vm, check_images};
 use crate::owner::Owner;
@@ -68,7 +68,7 @@ fn here(
     host: &Host,
     proposal: &Proposal,
 ) -> Result<(Cargo, BTreeMap<String, Landed>, Places)> {
-    if !settings(vmms).enabled {
+    if !vmms.migration_service().enabled {
         return Err(fault!(MovesDisabled, vmms.host));
     }
     proposal.cargo.check()?;
@@ -99,7 +99,7 @@ pub(crate) async fn prepare(vmms: &Arc<Vmms>, host: &Host, proposal: &Proposal) 
         .filter(|a| a.state == ArrivalState::Incoming)
         .count()
         + permits(vmms).len();
-    if active >= usize::try_from(settings(vmms).max_active).unwrap_or(usize::MAX) {
+    if active >= usize::try_from(vmms.migration_service().machines).unwrap_or(usize::MAX) {
         return Ok(Answer::Wait);
     }
     let (cargo, files, places) = here(vmms, host, proposal)?;

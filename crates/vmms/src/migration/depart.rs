@@ -72,6 +72,9 @@ pub(crate) fn served(vmms: &Vmms, request: &Request) -> Result<()> {
     let options = &request.options;
     let refused =
         |why: &str| Err(fault!(MoveNotServed, vm.name, why).about(Element::Vm(request.vm)));
+    if !vmms.migration_service().enabled {
+        return Err(fault!(MigrationOff, vmms.host));
+    }
     if vm.planned {
         return refused("it is planned only; realize it first");
     }

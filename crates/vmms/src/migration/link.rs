@@ -169,15 +169,8 @@ impl Link {
 }
 
 /// What a host said, as a cause beneath its name.
-pub(crate) fn says(host: &str, mut said: Fault) -> Fault {
-    fn there(fault: &mut Fault, host: &str) {
-        fault.element = Some(Element::Peer(host.to_owned()));
-        for cause in &mut fault.causes {
-            there(cause, host);
-        }
-    }
-    there(&mut said, host);
+pub(crate) fn says(host: &str, said: Fault) -> Fault {
     fault!(PeerSaid, host)
         .about(Element::Peer(host.to_owned()))
-        .caused_by(said)
+        .caused_by(said.from_host(host))
 }

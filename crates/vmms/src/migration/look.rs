@@ -52,7 +52,7 @@ impl Work<Machines> for Look {
         Traits::new(
             JobClass::Migration,
             Service::Migration,
-            305,
+            self.request.kind.look_job_type(),
             "Checking whether a virtual machine can be moved",
             Recovery::Undo,
         )

@@ -18,6 +18,7 @@
 
 mod arrive;
 mod cargo;
+pub mod compatibility;
 mod copy;
 mod depart;
 mod hosts;
@@ -51,7 +52,7 @@ pub use receive::Receive;
 pub use request::{MigrationKind, MoveOptions, Request, Shown};
 pub use resolve::{Verdict, resolve};
 pub use server::{listen, listening, stop_listening};
-pub use settings::{Network, ServiceSettings, Stored, set_settings, settings};
+pub use settings::{MigrationDefaults, MigrationService, Network};
 
 pub(crate) use arrive::{expire, settle_arrivals};
 pub(crate) use resolve::{follow_up, may_run};

@@ -115,7 +115,7 @@ pub struct Progress {
 
 impl Progress {
     /// At the beginning.
-    pub(crate) fn new(kind: MigrationKind, vm: Uuid, vm_name: &str) -> Self {
+    pub fn new(kind: MigrationKind, vm: Uuid, vm_name: &str) -> Self {
         Progress {
             kind,
             incoming: false,

@@ -59,14 +59,24 @@ impl MigrationKind {
         }
     }
 
-    /// JobType of its job.
-    pub(crate) fn job_type(self) -> u16 {
+    /// JobType of the job that only looks.
+    pub fn look_job_type(self) -> u16 {
         match self {
-            MigrationKind::Live => 300,
-            MigrationKind::Storage => 301,
-            MigrationKind::Staged => 302,
-            MigrationKind::LiveAndStorage => 303,
+            MigrationKind::Live | MigrationKind::Staged => 301,
+            MigrationKind::LiveAndStorage => 302,
+            MigrationKind::Storage => 303,
             MigrationKind::StorageCheck => 304,
+        }
+    }
+
+    /// JobType of its job.
+    pub fn job_type(self) -> u16 {
+        match self {
+            MigrationKind::Staged => 300,
+            MigrationKind::StorageCheck => 304,
+            MigrationKind::Live => 305,
+            MigrationKind::LiveAndStorage => 306,
+            MigrationKind::Storage => 307,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::host::follow;
 use vmms::collection::{CollectionPoint, CollectionSnapshot};
 
 use super::collection_instant::{collected_in, collection_of, members_of, of_collection};
-use super::{collection, host, snapshot};
+use super::{collection, host, migration, snapshot};
 use crate::association::{Association, Table, link};
 use crate::object::NAMESPACE;
 
@@ -242,6 +242,45 @@ static ASSOCIATIONS: &[Association] = &[
         ("SettingData", "CIM_SettingData"),
         follow::settings_of_service,
         follow::service_of,
+    ),
+    link(
+        class::MSVM_ELEMENT_CAPABILITIES,
+        (
+            "ManagedElement",
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE,
+        ),
+        (
+            "Capabilities",
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES,
+        ),
+        migration::capabilities_of_service,
+        migration::service_itself,
+    ),
+    link(
+        class::MSVM_ELEMENT_SETTING_DATA,
+        (
+            "ManagedElement",
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE,
+        ),
+        (
+            "SettingData",
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA,
+        ),
+        migration::settings_of_service,
+        migration::service_itself,
+    ),
+    link(
+        class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA_COMPONENT,
+        (
+            "GroupComponent",
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA,
+        ),
+        (
+            "PartComponent",
+            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_NETWORK_SETTING_DATA,
+        ),
+        migration::networks_of_settings,
+        migration::settings_of_network,
     ),
     link(
         class::MSVM_SETTINGS_DEFINE_STATE,

@@ -1,4 +1,4 @@
-//! What the management and the migration service can do, how they are set, and the templates of migrations.
+//! What the management service can do, and how it is set.
 
 use async_trait::async_trait;
 use cim::{Instance, Path};
@@ -12,16 +12,6 @@ use crate::view::{Provider, View, named};
 pub(crate) struct Capabilities;
 
 const MANAGEMENT: &str = class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE;
-const MIGRATION: &str = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE;
-
-/// The types of migrations that clients look templates up for.
-const MIGRATIONS: [(u16, &str); 5] = [
-    (32768, "Virtual machine"),
-    (32769, "Storage"),
-    (32770, "Staged"),
-    (32771, "Virtual machine and storage"),
-    (32772, "Storage, checked in depth"),
-];
 
 #[async_trait]
 impl Provider for Capabilities {
@@ -29,9 +19,6 @@ impl Provider for Capabilities {
         &[
             class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES,
             class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA,
-            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES,
-            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA,
-            class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA,
         ]
     }
 
@@ -46,13 +33,6 @@ impl Provider for Capabilities {
                 class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES => vec![management()],
                 class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => {
                     vec![management_settings(view)]
-                }
-                class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES => vec![migration()],
-                class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => {
-                    vec![migration_settings()]
-                }
-                class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA => {
-                    MIGRATIONS.iter().map(template).collect()
                 }
                 _ => Vec::new(),
             },
@@ -69,7 +49,6 @@ impl Provider for Capabilities {
 pub(crate) fn capabilities_of_service(_view: &View, object: &Object) -> Vec<Object> {
     match object.class {
         MANAGEMENT => vec![management()],
-        MIGRATION => vec![migration()],
         _ => Vec::new(),
     }
 }
@@ -78,7 +57,6 @@ pub(crate) fn capabilities_of_service(_view: &View, object: &Object) -> Vec<Obje
 pub(crate) fn settings_of_service(view: &View, object: &Object) -> Vec<Object> {
     match object.class {
         MANAGEMENT => vec![management_settings(view)],
-        MIGRATION => vec![migration_settings()],
         _ => Vec::new(),
     }
 }
@@ -88,8 +66,6 @@ pub(crate) fn service_of(view: &View, object: &Object) -> Vec<Object> {
     let class = match object.class {
         class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_CAPABILITIES
         | class::MSVM_VIRTUAL_SYSTEM_MANAGEMENT_SERVICE_SETTING_DATA => MANAGEMENT,
-        class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES
-        | class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA => MIGRATION,
         _ => return Vec::new(),
     };
     services::object(view, class).into_iter().collect()
@@ -154,54 +130,4 @@ fn management_settings(view: &View) -> Object {
         .set("HypervisorRootSchedulerEnabled", false)
         .set("EnhancedSessionModeEnabled", false);
     fixed("Microsoft:host", i, class)
-}
-
-/// No method of the migration service is served yet, and its capabilities say so.
-fn migration() -> Object {
-    let class = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_CAPABILITIES;
-    let mut i = Instance::new(class);
-    i.set("Caption", "Migration Capabilities")
-        .set("Description", "What the migration service can do")
-        .set("ElementName", "Migration Capabilities")
-        .set("SynchronousMethodsSupported", Vec::<u16>::new())
-        .set("AsynchronousMethodsSupported", Vec::<u16>::new())
-        .set("DestinationHostFormatsSupported", Vec::<u16>::new());
-    fixed("Microsoft:MigrationCapabilities", i, class)
-}
-
-fn migration_settings() -> Object {
-    let class = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SERVICE_SETTING_DATA;
-    let mut i = Instance::new(class);
-    i.set("Caption", "Migration Service Settings")
-        .set("Description", "Settings of the migration service")
-        .set("ElementName", "Migration Service Settings")
-        .set("EnableVirtualSystemMigration", false)
-        .set("MaximumActiveVirtualSystemMigration", 0u32)
-        .set("MaximumActiveStorageMigration", 0u32)
-        .set("AuthenticationType", 0u32)
-        .set("EnableCompression", false)
-        .set("EnableSmbTransport", false);
-    fixed("Microsoft:MigrationServiceSettings", i, class)
-}
-
-fn template((number, name): &(u16, &str)) -> Object {
-    let class = class::MSVM_VIRTUAL_SYSTEM_MIGRATION_SETTING_DATA;
-    let mut i = Instance::new(class);
-    i.set("Caption", "Migration Setting Data")
-        .set("Description", format!("Template: {name}"))
-        .set("ElementName", *name)
-        .set("MigrationType", *number)
-        .set("TransportType", 5u16)
-        .set("RemoveSourceUnmanagedVhds", false)
-        .set("AvoidRemovingVHDs", false)
-        .set("CPUCappingMagnitude", 0u16)
-        .set("CancelIfBlackoutThresholdExceeded", false)
-        .set("AllowOverwriteExistingFile", false)
-        .set("RetainVhdCopiesOnSource", false)
-        .set("EnableCompression", false);
-    fixed(
-        &format!("Microsoft:Definition\\Migration\\{number}"),
-        i,
-        class,
-    )
 }

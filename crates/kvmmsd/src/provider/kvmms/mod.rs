@@ -7,6 +7,7 @@ mod disk;
 mod export;
 mod history;
 mod host;
+mod migration;
 mod point;
 
 pub(crate) use catalogue::Catalogue;
@@ -15,4 +16,5 @@ pub(crate) use disk::Disks;
 pub(crate) use export::{Exports, export_service};
 pub(crate) use history::History;
 pub(crate) use host::HostDetail;
+pub(crate) use migration::{Hosts, Moves};
 pub(crate) use point::PointDetails;

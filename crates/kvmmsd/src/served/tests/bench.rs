@@ -10,6 +10,7 @@ use vmms::job::JobState;
 use vmms::machine::StateChange;
 use vmms::machine::device::{NewDevice, add};
 use vmms::machine::{Asked, NewVm, Settings};
+use vmms::migration::Network;
 use vmms::point::{Consistency, PointType};
 use vmms::snapshot::SnapshotKind;
 use vmms::{Dirs, Vmms};
@@ -41,6 +42,15 @@ impl Bench {
         let vmms = vmms::in_memory(dirs, "HOST".to_owned())
             .await
             .expect("service");
+        let network = Network {
+            id: Uuid::nil(),
+            subnet: std::net::Ipv4Addr::new(192, 0, 2, 0).into(),
+            prefix: 24,
+            metric: 10,
+            tags: vec!["Microsoft:UserManaged".to_owned()],
+        };
+        let networks = vmms.add_migration_networks(vec![network]);
+        networks.await.expect("a network");
         let full = define(&vmms, "full", 1).await;
         let bare = define(&vmms, "bare", 2).await;
         furnish(&vmms, full, dir.path()).await;

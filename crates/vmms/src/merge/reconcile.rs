@@ -599,12 +599,15 @@ fn remove_leftovers(vmms: &Vmms) -> Result<()> {
                 .is_some_and(|d| d.layers.nodes.contains_key(&node))
         })
     };
+    // What came of a machine that is on its way here: no record names it before the machine is this host's.
+    let arrivals = crate::migration::arrivals(vmms);
+    let coming: BTreeSet<PathBuf> = arrivals.iter().flat_map(|a| a.reserves()).collect();
     for disk in entries(&vmms.dirs.state.join("maps"))? {
         for map in entries(&disk)? {
             let (Some(uid), Some(node)) = (disk.file_name(), map.file_stem()) else {
                 continue;
             };
-            if !named(&uid.to_string_lossy(), &node.to_string_lossy()) {
+            if !coming.contains(&map) && !named(&uid.to_string_lossy(), &node.to_string_lossy()) {
                 files::remove(&map)?;
             }
         }
@@ -617,7 +620,8 @@ fn remove_leftovers(vmms: &Vmms) -> Result<()> {
             .and_then(|n| n.to_str())
             .and_then(|n| n.parse::<Uuid>().ok());
         let named = |id| vmms.db.get::<Point>(id).is_ok() || vmms.db.get::<Snapshot>(id).is_ok();
-        if id.is_some_and(|id| !named(id)) {
+        let comes = || coming.iter().any(|file| file.starts_with(&dir));
+        if id.is_some_and(|id| !named(id)) && !comes() {
             std::fs::remove_dir_all(&dir).map_err(|e| Fault::io("remove", &dir, &e))?;
         }
     }

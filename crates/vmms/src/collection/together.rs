@@ -213,7 +213,7 @@ impl Taking<'_> {
         at.consistency = least(&reached.members);
         for (member, part) in at.members.iter_mut().zip(&reached.members) {
             member.pause_us = micros(part.reached.pause);
-            member.running |= part.running;
+            member.running = part.running;
         }
         // The locks live until the records are written.
         let (begun, held): (Vec<Begun>, Vec<_>) = members

@@ -304,8 +304,10 @@ async fn take(
     if let Some(standing) = standing {
         (reached.instant, reached.skew) = (standing.instant, standing.skew);
         reached.skew_limit = standing.skew_limit;
-        for part in &mut reached.members {
+        for (place, part) in reached.members.iter_mut().enumerate() {
             part.reached.instant = standing.instant;
+            // Its process is gone; it ran until it was saved for this.
+            part.running = standing.ran(place);
         }
     }
     let put = |draft: &mut Draft<'_>, place: usize, found: &Marked| {

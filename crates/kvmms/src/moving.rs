@@ -1,13 +1,11 @@
 //! How far moves are: what kvmms tells of them beyond their jobs.
 
-use std::time::Duration;
-
 use cim::{Instance, Path};
 
 use crate::error::Result;
 use crate::inspect::{boolean, number, text};
 use crate::session::{NAMESPACE, Session};
-use crate::size::{Size, span};
+use crate::size::Size;
 use crate::vendor;
 
 /// How far a job's move is; nothing where the server is no kvmms.
@@ -47,10 +45,7 @@ pub(crate) fn words(detail: &Instance) -> String {
                 Size(value("DirtyRate"))
             ));
             if let Some(ms) = number(detail, "ExpectedDowntime") {
-                out.push(format!(
-                    "downtime about {}",
-                    span(Duration::from_millis(ms))
-                ));
+                out.push(format!("downtime about {ms} ms"));
             }
             if let Some(percent) = number(detail, "Throttle").filter(|p| *p > 0) {
                 out.push(format!("guest slowed by {percent}%"));
@@ -80,7 +75,7 @@ mod tests {
             .with("ExpectedDowntime", 40u64);
         assert_eq!(
             words(&detail),
-            "sending memory, 50 MiB sent, 16 MiB of 64 MiB left, 4 MiB/s out, 1 MiB/s changed, downtime about 40ms"
+            "sending memory, 50 MiB sent, 16 MiB of 64 MiB left, 4 MiB/s out, 1 MiB/s changed, downtime about 40 ms"
         );
         detail.set("Phase", "checking");
         assert_eq!(words(&detail), "checking");

@@ -3,10 +3,10 @@
 mod boot;
 mod check;
 mod cim;
+mod collection_instant;
 mod disk;
 mod export;
 mod group;
-mod group_snapshot;
 mod host;
 mod hosts;
 mod job;

@@ -4,9 +4,11 @@ use cim::{Instance, Value};
 use msvm::class;
 use serde_json::json;
 
+use super::collection_instant as of_group;
 use super::disk::setting_data;
+use super::export;
+use super::snapshot::settings;
 use super::storage::{Disk, Storage};
-use super::{export, group};
 use crate::cli::{ChangesArgs, Consistency, CreatePointArgs, ExportArgs, PointKind, PointVerb};
 use crate::error::{Error, Result};
 use crate::find::{self, Machine, Naming, Point};
@@ -23,13 +25,13 @@ pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<()> {
     match verb {
         PointVerb::List {
             group: Some(group), ..
-        } => group::list_points(session, &group).await,
+        } => of_group::list(session, &of_group::POINT, &group).await,
         PointVerb::List { vm, group: None } => list(session, vm.as_deref()).await,
         PointVerb::Create(arguments) => create(session, arguments).await,
         PointVerb::Show {
             point,
             group: Some(group),
-        } => group::show_point(session, &group, &point).await,
+        } => of_group::show(session, &of_group::POINT, &group, &point).await,
         PointVerb::Show { point, group: None } => {
             let point = find::point(session, None, &point, Naming::Beginning).await?;
             let machines = find::machines(session).await?;
@@ -39,21 +41,27 @@ pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<()> {
             what,
             group: Some(group),
             target,
-        }) => group::export_point(session, &group, &what, &target).await,
+        }) => of_group::export_point(session, &group, &what, &target).await,
         PointVerb::Export(arguments) => export::point(session, arguments).await,
         PointVerb::Changes(arguments) => changes(session, arguments).await,
         PointVerb::Audit { point, base } => audit(session, &point, base.as_deref()).await,
         PointVerb::RemoveData { point, group } => {
             let (method, done) = ("RemoveAssociatedData", "has no data any more");
             match group {
-                Some(group) => group::ask(session, &group, &point, method, done).await,
+                Some(group) => {
+                    let called = (method, "AffectedReferencePointCollection");
+                    of_group::ask(session, &of_group::POINT, &group, &point, called, done).await
+                }
                 None => ask(session, &point, method, done).await,
             }
         }
         PointVerb::Delete { point, group } => {
             let (method, done) = ("DestroyReferencePoint", "is deleted");
             match group {
-                Some(group) => group::ask(session, &group, &point, method, done).await,
+                Some(group) => {
+                    let called = (method, "AffectedReferencePointCollection");
+                    of_group::ask(session, &of_group::POINT, &group, &point, called, done).await
+                }
                 None => ask(session, &point, method, done).await,
             }
         }
@@ -215,24 +223,8 @@ pub(super) async fn request(
     consistency: Consistency,
     name: Option<&str>,
 ) -> Result<Called> {
-    let mut settings = Instance::new(class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SETTING_DATA);
-    if let Some(name) = name {
-        settings.set("ElementName", name);
-    }
-    match consistency {
-        // Left out: the host does what it can.
-        Consistency::Auto => {}
-        Consistency::Application => {
-            settings.set("ConsistencyLevel", 1u8);
-        }
-        Consistency::Crash => {
-            settings.set("ConsistencyLevel", 2u8);
-        }
-    }
-    let settings = match settings.properties.is_empty() {
-        true => Value::Null,
-        false => settings.into(),
-    };
+    let class = class::MSVM_VIRTUAL_SYSTEM_REFERENCE_POINT_SETTING_DATA;
+    let settings = settings(class, name, consistency);
     let kind: u16 = match kind {
         PointKind::Log => 1,
         PointKind::Rct => 2,
@@ -273,7 +265,7 @@ async fn create(session: &Session, a: CreatePointArgs) -> Result<()> {
     let vm = match (&a.vm, &a.group) {
         (_, Some(group)) => {
             let name = a.name.as_deref();
-            return group::create_point(session, group, a.kind, a.consistency, name).await;
+            return of_group::create_point(session, group, a.kind, a.consistency, name).await;
         }
         (Some(vm), None) => vm,
         (None, None) => return Err(Error::usage("name a machine, or a collection with --group")),

@@ -4,7 +4,7 @@ use cim::{Instance, Path, Value};
 use msvm::class;
 use serde_json::json;
 
-use super::group_snapshot;
+use super::collection_instant as of_group;
 use crate::cli::{Consistency, CreateSnapshotArgs, SnapshotKind, SnapshotVerb};
 use crate::error::{Error, Result};
 use crate::find::{self, Candidate, Machine, Naming, OfMachine};
@@ -122,16 +122,24 @@ pub(super) async fn run(session: &Session, verb: SnapshotVerb) -> Result<()> {
     match verb {
         SnapshotVerb::List {
             group: Some(group), ..
-        } => group_snapshot::list(session, &group).await,
+        } => of_group::list(session, &of_group::SNAPSHOT, &group).await,
         SnapshotVerb::List { vm, group: None } => list(session, vm.as_deref()).await,
         SnapshotVerb::Create(arguments) => create(session, arguments).await,
-        SnapshotVerb::Export(arguments) => group_snapshot::export(session, arguments).await,
+        SnapshotVerb::Export(arguments) => of_group::export_snapshot(session, arguments).await,
         SnapshotVerb::Apply { snapshot, group } => {
             let (method, done) = ("ApplySnapshot", "is applied");
             match group {
                 Some(group) => {
-                    let parameter = "SnapshotCollection";
-                    group_snapshot::ask(session, &group, &snapshot, (method, parameter), done).await
+                    let called = (method, "SnapshotCollection");
+                    of_group::ask(
+                        session,
+                        &of_group::SNAPSHOT,
+                        &group,
+                        &snapshot,
+                        called,
+                        done,
+                    )
+                    .await
                 }
                 None => ask(session, &snapshot, method, "Snapshot", done).await,
             }
@@ -140,8 +148,16 @@ pub(super) async fn run(session: &Session, verb: SnapshotVerb) -> Result<()> {
             let (method, done) = ("ConvertToReferencePoint", "is a reference point now");
             match group {
                 Some(group) => {
-                    let parameter = "AffectedSnapshotCollection";
-                    group_snapshot::ask(session, &group, &snapshot, (method, parameter), done).await
+                    let called = (method, "AffectedSnapshotCollection");
+                    of_group::ask(
+                        session,
+                        &of_group::SNAPSHOT,
+                        &group,
+                        &snapshot,
+                        called,
+                        done,
+                    )
+                    .await
                 }
                 None => ask(session, &snapshot, method, "AffectedSnapshot", done).await,
             }
@@ -152,7 +168,15 @@ pub(super) async fn run(session: &Session, verb: SnapshotVerb) -> Result<()> {
             ..
         } => {
             let called = ("DestroySnapshot", "AffectedSnapshotCollection");
-            group_snapshot::ask(session, &group, &snapshot, called, "is deleted").await
+            of_group::ask(
+                session,
+                &of_group::SNAPSHOT,
+                &group,
+                &snapshot,
+                called,
+                "is deleted",
+            )
+            .await
         }
         SnapshotVerb::Delete {
             snapshot,
@@ -185,21 +209,17 @@ async fn list(session: &Session, vm: Option<&str>) -> Result<()> {
         .list(&rows, "No snapshots. Take one: kvmms snapshot create VM")
 }
 
-/// The settings of a new snapshot; null where nothing was said.
-pub(super) fn settings(a: &CreateSnapshotArgs) -> Value {
-    let mut settings = Instance::new(class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SETTING_DATA);
-    if let Some(name) = &a.name {
-        settings.set("ElementName", name.as_str());
+/// The settings of a new instant as an instance of `class`; null where nothing was said.
+pub(super) fn settings(class: &'static str, name: Option<&str>, consistency: Consistency) -> Value {
+    let mut settings = Instance::new(class);
+    if let Some(name) = name {
+        settings.set("ElementName", name);
     }
-    match a.consistency {
+    match consistency {
         // Left out: the host does what it can.
         Consistency::Auto => {}
-        Consistency::Application => {
-            settings.set("ConsistencyLevel", 1u8);
-        }
-        Consistency::Crash => {
-            settings.set("ConsistencyLevel", 2u8);
-        }
+        Consistency::Application => drop(settings.set("ConsistencyLevel", 1u8)),
+        Consistency::Crash => drop(settings.set("ConsistencyLevel", 2u8)),
     }
     match settings.properties.is_empty() {
         true => Value::Null,
@@ -209,12 +229,13 @@ pub(super) fn settings(a: &CreateSnapshotArgs) -> Value {
 
 async fn create(session: &Session, a: CreateSnapshotArgs) -> Result<()> {
     let vm = match (&a.vm, &a.group) {
-        (_, Some(group)) => return group_snapshot::create(session, group, &a).await,
+        (_, Some(group)) => return of_group::create_snapshot(session, group, &a).await,
         (Some(vm), None) => vm,
         (None, None) => return Err(Error::usage("name a machine, or a collection with --group")),
     };
     let machine = find::machine(session, vm, Naming::Whole).await?;
-    let settings = settings(&a);
+    let class = class::MSVM_VIRTUAL_SYSTEM_SNAPSHOT_SETTING_DATA;
+    let settings = settings(class, a.name.as_deref(), a.consistency);
     let kind: u16 = match a.kind {
         SnapshotKind::Full => 2,
         SnapshotKind::Disk => 3,

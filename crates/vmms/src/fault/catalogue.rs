@@ -544,9 +544,6 @@ catalogue! {
     349 MemoryOutrun Failed High Resource "the guest changes {0} bytes of its memory in a second and {1} can be sent: it would stand still for {2} ms",
         "It was slowed down as far as that is possible, and still changes its memory faster than it goes over the link.",
         ["Move it when it has less to do, or over a faster link.", "Allow more: a higher Bandwidth, or no CancelIfBlackoutThresholdExceeded."];
-    // 380: instants and collections
-    380 CollectionFull InvalidParameter Medium Software "collection {0} would have {1} machines, and at most {2} fit into one",
-        "Whatever is done to an instant of a collection is written down for all its members in one transaction, which holds so many records.", ["Make a second collection, or take machines out that need no common instant with the others: `kvmms group remove`."];
     // 360..: how migration is asked for
     360 MigrationNetworkNotFound NotFound Medium Software "there is no migration network {0}",
         "The network was removed, or its identifier is misspelt.",
@@ -569,6 +566,9 @@ catalogue! {
     366 CompatibilityUnreadable InvalidParameter Medium Software "the compatibility information cannot be read: {0}",
         "It was cut off, or made by something else than GetSystemCompatibilityInfo of a kvmms.",
         ["Get it again from the host of the machine and pass the bytes on as they are."];
+    // 380: instants and collections
+    380 CollectionFull InvalidParameter Medium Software "collection {0} would have {1} machines, and at most {2} fit into one",
+        "Whatever is done to an instant of a collection is written down for all its members in one transaction, which holds so many records.", ["Make a second collection, or take machines out that need no common instant with the others: `kvmms group remove`."];
 }
 
 impl From<Message> for u16 {

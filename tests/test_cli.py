@@ -78,6 +78,34 @@ def test_export_verify_import_and_the_imported_disks_are_the_same(cli, service, 
         cli("vm", "delete", "cli-back", "--force", check=False)
 
 
+def test_an_imported_machine_is_another_one_unless_it_is_asked_to_be_the_same(cli, service, scratch):
+    (scratch / "d").mkdir()
+    cli("vm", "create", "cli-same", "--new-disk", f"{scratch}/d/d.qcow2:8M", "--nic")
+    cli("vm", "set", "cli-same", "--autostart", "on")
+    cli("point", "create", "cli-same", "--name", "one")
+    cli("point", "export", "one", "--to", scratch / "backup")
+    (manifest,) = (scratch / "backup").rglob("manifest.json")
+
+    def identity(name):
+        machine, = [m for m in read(cli, "vm", "list") if m["name"] == name]
+        nics = read(cli, "cim", "list", "Msvm_SyntheticEthernetPortSettingData")
+        settings = read(cli, "cim", "list", "Msvm_VirtualSystemSettingData")
+        (nic,) = [n["Address"] for n in nics if n["InstanceID"].startswith(f"Microsoft:{machine['id'].upper()}")]
+        (start,) = [s["AutomaticStartupAction"] for s in settings if s["InstanceID"] == f"Microsoft:{machine['id'].upper()}"]
+        return nic, start
+
+    was = identity("cli-same")
+    try:
+        cli("import", manifest.parent, "--name", "cli-other", "--to", scratch / "other")
+        cli("import", manifest.parent, "--name", "cli-kept", "--to", scratch / "kept", "--keep-identity")
+        other = identity("cli-other")
+        assert other[0] != was[0] and other[1] != was[1], (was, other)
+        assert identity("cli-kept") == was
+    finally:
+        for name in ("cli-other", "cli-kept"):
+            cli("vm", "delete", name, "--force", check=False)
+
+
 def test_verify_finds_a_single_flipped_bit_and_says_where(cli, scratch):
     raw = scratch / "d" / "d.img"
     raw.parent.mkdir()

@@ -256,6 +256,10 @@ def test_each_failed_machine_of_an_export_has_an_error_of_its_own_and_nothing_is
     assert job.num("JobState") == EXCEPTION and job.num("ErrorCode")
     assert errors[0].text("MessageID") == "KVMMS-0197" and errors[0].text("Message").startswith("2 of 3 machines failed")
     members = [e for e in errors if e.text("MessageID") == "KVMMS-0104"]
+    # The job's own words are a line for the whole and one for each machine that failed.
+    lines = job.text("ErrorDescription").splitlines()
+    assert lines[0].startswith("2 of 3 machines failed"), lines
+    assert [sum(f"m{n}" in line for line in lines[1:]) for n in range(3)] == [1, 0, 1], lines
     assert {Ref.parse(e.text("ErrorSource")) for e in members} == {machines[0].ref, machines[2].ref}
     for e in errors[1:]:
         assert Ref.parse(e.text("ErrorSource")) in {machines[0].ref, machines[2].ref}
@@ -263,6 +267,33 @@ def test_each_failed_machine_of_an_export_has_an_error_of_its_own_and_nothing_is
     assert host.api.read_embedded(one["Error"]).text("Message") == errors[0].text("Message")
     assert not (scratch / "export").exists()
     assert host.api.get(point.ref).flag("HasAssociatedLog") is True
+
+
+def test_the_directories_of_all_machines_of_an_export_are_looked_at_before_the_first_byte(host, scratch):
+    machines = []
+    for n in range(3):
+        (scratch / str(n)).mkdir()
+        machines.append(host.machine_with_disks(f"place{n}", [host.create_disk(scratch / str(n) / "d.qcow2", 4 * MIB)]))
+    collection = define(host, "places", members=[m.ref for m in machines])
+    point = take_point(host, collection)
+    target = scratch / "export"
+    target.mkdir()
+    for last in machines:
+        # Whichever member it is whose place somebody has, nothing of the others is there.
+        theirs = target / last.guid.upper() / "Virtual Machines"
+        theirs.mkdir(parents=True)
+        theirs = theirs / f"{last.guid.upper()}.json"
+        theirs.write_text("theirs")
+        with pytest.raises(JobFailed) as failed:
+            export(host, point, target)
+        assert any(str(theirs) in e.text("Message") for e in failed.value.errors), failed.value
+        assert [p for p in target.rglob("*") if not p.is_dir()] == [theirs] and theirs.read_text() == "theirs"
+        theirs.unlink()
+        theirs.parent.rmdir()
+        theirs.parent.parent.rmdir()
+    export(host, point, target)
+    leave_nothing(host, point)
+    host.do(MANAGEMENT, "DestroyCollection", Collection=collection)
 
 
 def test_the_room_that_all_machines_of_an_export_need_together_is_looked_at_before_the_first_byte(host, scratch):

@@ -151,3 +151,34 @@ def test_what_stays_of_an_export_that_could_not_be_undone_is_found(own_host, own
     # Set aside, not deleted: a person may have named the wrong directory.
     assert [f for f in files(target) if ".kvmms-quarantine" not in f.parts] == []
     assert not [f for f in findings(own_host) if f.text("FindingKind") == "export"]
+
+
+def test_what_others_could_read_of_the_service_is_mended_at_its_start_and_said(own_service):
+    service = own_service
+    state, users = service.state, service.state / "users"
+    umask = [line for line in open(f"/proc/{service.process.pid}/status") if line.startswith("Umask")]
+    assert umask[0].split() == ["Umask:", "0077"]
+    assert service.stop() == 0
+    said = len(service.log.read_text())
+    state.chmod(0o755)
+    users.chmod(0o644)
+    service.start()
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700 and stat.S_IMODE(users.stat().st_mode) == 0o600
+    lines = [line for line in service.log.read_text()[said:].splitlines() if "WARN" in line]
+    for path, was in ((state, "0755"), (users, "0644")):
+        assert any(line.endswith(f"path={path}") and f"was {was}" in line for line in lines), lines
+    service.stop()
+    users.rename(state / "users.plain")
+    users.symlink_to(state / "users.plain")
+    with pytest.raises(RuntimeError) as refused:
+        service.start()
+    assert str(users) in str(refused.value) and "plain file" in str(refused.value)
+    users.unlink()
+    (state / "users.plain").rename(users)
+    if os.geteuid() == 0:
+        os.chown(users, 4321, 4321)
+        with pytest.raises(RuntimeError) as refused:
+            service.start()
+        assert str(users) in str(refused.value) and "4321" in str(refused.value)
+        os.chown(users, 0, 0)
+    service.start()

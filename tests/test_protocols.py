@@ -173,6 +173,7 @@ def test_class_definitions_come_with_keys_and_value_maps(cimxml):
     c = cimxml.conn.GetClass("Msvm_ConcreteJob", LocalOnly=False, IncludeQualifiers=True)
     assert c.properties["InstanceID"].qualifiers["Key"].value is True
     assert "ValueMap" in c.properties["JobState"].qualifiers
+    assert c.properties["ErrorDescription"].qualifiers["ModelCorrespondence"].value == ["CIM_Job.ErrorCode"]
     assert {"GetError", "GetErrorEx", "RequestStateChange"} <= set(c.methods)
     assert len(cimxml.conn.EnumerateClassNames(DeepInheritance=True)) > 400
 

@@ -378,12 +378,18 @@ mod tests {
             config.options().map(|o| o.places)
         };
         assert_eq!(read("").ok(), Some(vmms::Places::default()));
-        let some = read("export_roots = [\"/srv\"]\nallow_foreign_directories = true").ok();
-        let expected = vmms::Places {
-            exports: vec!["/srv".into()],
-            allow_foreign: true,
-            ..vmms::Places::default()
-        };
+        let some = read(
+            "export_roots = [\"/srv\"]\nimage_roots = [\"/images\"]\nimport_roots = [\"/in\"]\nallow_foreign_directories = true",
+        );
+        let (some, expected) = (
+            some.ok(),
+            vmms::Places {
+                exports: vec!["/srv".into()],
+                images: vec!["/images".into()],
+                imports: vec!["/in".into()],
+                allow_foreign: true,
+            },
+        );
         assert_eq!(some, Some(expected));
         assert!(read("import_roots = [\"srv\"]").is_err());
     }

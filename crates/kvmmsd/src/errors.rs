@@ -200,3 +200,32 @@ pub(crate) fn complete(mut instance: Instance) -> Instance {
 pub(crate) fn not_found(view: &View, path: &Path) -> wbem::Error {
     operation_error(view, &fault!(ObjectNotFound, path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(message: Message) -> Fault {
+        Fault::new(message, ["a", "b", "c", "d"])
+    }
+
+    #[test]
+    fn a_code_is_the_most_specific_that_all_machines_of_a_collection_have_in_common() {
+        let member = |cause| of(Message::MemberFailed).caused_by(of(cause));
+        let whole = |causes: &[Message]| {
+            let begin = of(Message::CollectionExportFailed);
+            let fault = causes.iter().fold(begin, |f, c| f.caused_by(member(*c)));
+            specific_code(&fault)
+        };
+        let (state, access) = (Message::NoAssociatedData, Message::PathRefused);
+        let of_state = return_code(&of(state));
+        let of_access = return_code(&of(access));
+        assert!(of_state != of_access && of_state != code::FAILED && of_access != code::FAILED);
+        assert_eq!(whole(&[state]), of_state);
+        assert_eq!(whole(&[state, state]), of_state);
+        assert_eq!(whole(&[state, access]), code::FAILED);
+        assert_eq!(whole(&[]), code::FAILED);
+        // A code of its own is not looked behind.
+        assert_eq!(specific_code(&of(state).caused_by(of(access))), of_state);
+    }
+}

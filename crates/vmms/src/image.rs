@@ -232,6 +232,7 @@ fn check_new(vmms: &Vmms, path: &Path) -> Result<()> {
         return Err(fault!(NameTaken, "file", path.display()));
     }
     let dir = path.parent().unwrap_or(Path::new("/"));
+    vmms.may_make(Use::Image, dir)?;
     let metadata = std::fs::metadata(dir).map_err(|e| Fault::io("open", dir, &e))?;
     if !metadata.is_dir() {
         return Err(fault!(

@@ -19,6 +19,7 @@ use support::deadly::Deadly;
 use support::{Bed, Bench, MIB, files, options};
 use tokio::sync::watch;
 use uuid::Uuid;
+use vmms::image::ImageSpec;
 use vmms::job::{Job, JobRequest, JobState};
 use vmms::machine::Asked;
 use vmms::point::PointType;
@@ -313,6 +314,59 @@ async fn no_link_below_the_directory_is_followed() {
         assert!(path.symlink_metadata().unwrap().is_symlink());
         std::fs::remove_dir_all(&out).unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_image_is_made_where_others_could_exchange_it() {
+    let bench = Bench::new().await;
+    let bed = bench.machine(&ONE).await;
+    let point = bed.point(PointType::Log).await;
+    bed.export(point, None, "out").await;
+    let open = bench.path("open");
+    std::fs::create_dir(&open).unwrap();
+    let set =
+        |mode| std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
+    set(0o777);
+    let spec = |name: &str| ImageSpec {
+        path: open.join(name),
+        format: ImageFormat::Qcow2,
+        fixed: false,
+        size: Some(MIB),
+        parent: None,
+    };
+    let asked = Asked::default();
+    let refused = |result: vmms::Result<Uuid>| {
+        assert!(result.is_err_and(|f| f.has(Message::PathRefused)));
+    };
+    let source = bench.path("images/source.qcow2");
+    let made = vmms::image::create(
+        &bench.vmms,
+        ImageSpec {
+            path: source.clone(),
+            ..spec("")
+        },
+        &asked,
+    )
+    .await;
+    bench.vmms.wait(made.unwrap()).await.unwrap();
+    refused(vmms::image::create(&bench.vmms, spec("new.qcow2"), &asked).await);
+    refused(vmms::image::convert(&bench.vmms, &source, spec("copy.qcow2"), &asked).await);
+    let import =
+        vmms::import::import_export(&bench.vmms, &bench.path("out"), None, &open, false, &asked)
+            .await;
+    failed_with(
+        &bench.vmms.wait(import.unwrap().1).await.unwrap(),
+        Message::PathRefused,
+    );
+    assert_eq!(all(&open).len(), 0);
+    set(0o1777);
+    let made = vmms::image::create(&bench.vmms, spec("new.qcow2"), &asked)
+        .await
+        .unwrap();
+    assert_eq!(
+        bench.vmms.wait(made).await.unwrap().state,
+        JobState::Completed
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

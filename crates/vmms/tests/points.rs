@@ -8,6 +8,8 @@
 
 mod support;
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+
 use hypervisor::ImageFormat;
 use support::{Bench, KIB, MIB, files};
 use vmms::machine::Asked;
@@ -85,6 +87,37 @@ async fn full_and_differential(running: bool) {
     bed.assert_present().await;
     assert!(files(&bench.path("state/maps")).is_empty());
     assert!(files(&bench.path("state/points")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_points_are_as_open_as_their_image_whether_the_machine_runs_or_not() {
+    let bench = Bench::new().await;
+    let bed = bench.machine(&TWO).await;
+    let modes = [("a.qcow2", 0o640), ("b.img", 0o604)];
+    let images = bench.path("images");
+    for (name, mode) in modes {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(images.join(name), mode).unwrap();
+        // Only root may give files away.
+        chown(images.join(name), Some(4321), Some(4321)).ok();
+    }
+    for running in [false, true] {
+        if running {
+            bed.state(StateChange::Start).await;
+        }
+        bed.point(PointType::Log).await;
+        for (name, mode) in modes {
+            let base = std::fs::metadata(images.join(name)).unwrap();
+            let chain = bed.disk(name).layers.active_chain();
+            assert_eq!(chain.len(), 2 + usize::from(running), "{name}");
+            for layer in chain {
+                let found = std::fs::metadata(&layer.path).unwrap();
+                assert_eq!(found.mode() & 0o7777, mode, "{}", layer.path.display());
+                assert_eq!((found.uid(), found.gid()), (base.uid(), base.gid()));
+            }
+        }
+    }
+    bed.state(StateChange::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -203,6 +203,23 @@ mod tests {
     }
 
     #[test]
+    fn a_group_has_the_limits_of_its_machine() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut config = config();
+        (config.memory_mib, config.vcpus) = (1024, 4);
+        // A plain directory lacks the file that takes processes, which is asked for last.
+        let Err(error) = make(parent.path(), &config) else {
+            panic!("no cgroup here");
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
+        let dir = parent.path().join(config.id.to_string());
+        let told = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        assert_eq!(told("memory.max"), (1608u64 << 20).to_string());
+        assert_eq!(told("pids.max"), "512");
+        assert_eq!(told("memory.oom.group"), "1");
+    }
+
+    #[test]
     fn a_kill_for_memory_is_seen() {
         assert!(killed("low 0\noom 1\noom_kill 1\noom_group_kill 1\n"));
         assert!(!killed("low 0\noom_kill 0\n") && !killed(""));

@@ -5,6 +5,7 @@ mod changes;
 mod hidden;
 mod migration;
 mod queries;
+mod told;
 
 use cim::{Schema as _, Value};
 use msvm::Namespace;

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use disk::confined::Dir;
+
 use crate::{Dirs, Fault, Result, Vmms, fault};
 
 /// System directories: nothing of ours belongs there unless the configuration names it.
@@ -109,6 +111,19 @@ impl Vmms {
             return Ok(());
         }
         places.check(how, &real, &self.dirs)
+    }
+
+    /// Whether new files may be made at a path that somebody named: nor in a directory where others could exchange them.
+    ///
+    /// # Errors
+    /// [`crate::Message::OutsideRoots`], [`crate::Message::PathRefused`]; what keeps the path from being resolved.
+    pub(crate) fn may_make(&self, how: Use, path: &Path) -> Result<()> {
+        self.may_use(how, path)?;
+        if self.options.places.allow_foreign {
+            return Ok(());
+        }
+        let (nearest, _) = Dir::open_nearest(path)?;
+        Ok(nearest.check_owner()?)
     }
 }
 

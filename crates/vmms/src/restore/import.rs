@@ -377,7 +377,7 @@ pub(crate) async fn prepare(
     let disks = wanted.disks.to_owned();
     let (chain, exported) = blocking(move || {
         own.may_use(Use::Import, &dir)?;
-        own.may_use(Use::Image, &disks)?;
+        own.may_make(Use::Image, &disks)?;
         let chain = chain_of(&dir)?;
         let exported = exported::machine(&own, &chain, id)?;
         Ok((chain, exported))

@@ -17,9 +17,6 @@ use crate::job::Job;
 use crate::point::Point;
 use crate::snapshot::Snapshot;
 
-/// How many of the newest jobs that vanished from view are asked where they exported to.
-pub(super) const PAST: usize = 1000;
-
 /// A directory of an export: of a machine, of a further point in it, of a snapshot, or the one that was named.
 pub(super) struct Listed {
     dir: PathBuf,
@@ -30,8 +27,22 @@ pub(super) struct Listed {
     temporary: Vec<PathBuf>,
 }
 
-pub(super) fn list(vmms: &Vmms, past: &[Job]) -> Vec<Listed> {
-    let mut tops: BTreeSet<PathBuf> = BTreeSet::new();
+/// The directories that a job may have exported to.
+pub(super) fn places_of(job: &Job, out: &mut BTreeSet<PathBuf>) {
+    let written = job.task.claims().writes_to;
+    if written.is_empty() {
+        return;
+    }
+    out.extend(written);
+    for notes in own::all_checkpoints(job.notes.clone()) {
+        // Without links, and the one above where not even the directory was finished.
+        out.extend(notes.root.ancestors().skip(1).take(3).map(Path::to_owned));
+    }
+}
+
+/// `past`: where jobs exported to that vanished from view.
+pub(super) fn list(vmms: &Vmms, past: BTreeSet<PathBuf>) -> Vec<Listed> {
+    let mut tops = past;
     let exports = |list: &[PathBuf], out: &mut BTreeSet<PathBuf>| {
         for root in list {
             // The machine's directory, or that of a further point beneath it.
@@ -45,19 +56,9 @@ pub(super) fn list(vmms: &Vmms, past: &[Job]) -> Vec<Listed> {
     for snapshot in vmms.db.all::<Snapshot>() {
         exports(&snapshot.exports, &mut tops);
     }
-    let mut of_job = |job: &Job| {
-        let written = job.task.claims().writes_to;
-        if written.is_empty() {
-            return;
-        }
-        tops.extend(written);
-        for notes in own::all_checkpoints(job.notes.clone()) {
-            // Without links, and the one above where not even the directory was finished.
-            tops.extend(notes.root.ancestors().skip(1).take(3).map(Path::to_owned));
-        }
-    };
-    vmms.db.all::<Job>().iter().for_each(|job| of_job(job));
-    past.iter().for_each(&mut of_job);
+    for job in vmms.db.all::<Job>() {
+        places_of(&job, &mut tops);
+    }
     tops.retain(|top| top.parent().is_some());
     let mut out = Vec::new();
     for top in tops {

@@ -25,6 +25,7 @@ pub use clean::{CleanHost, clean_host};
 pub(crate) use known::open_by;
 pub(crate) use quarantine::expire;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -40,6 +41,8 @@ use known::{Known, Opened};
 
 /// Between the two looks.
 const PAUSE: Duration = Duration::from_millis(300);
+/// So many past jobs are read at a time.
+const HISTORY_PAGE: usize = 500;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $word:literal;)*) => {
@@ -261,19 +264,34 @@ pub async fn check_host(vmms: &Arc<Vmms>) -> Result<Vec<Finding>> {
     Ok(second)
 }
 
+/// Where jobs exported to that vanished from view. The history is long: a page at a time is kept.
+async fn places_of_past_jobs(vmms: &Vmms) -> Result<BTreeSet<PathBuf>> {
+    let (mut out, mut after) = (BTreeSet::new(), None);
+    loop {
+        let page = vmms
+            .db
+            .history::<crate::job::Machines>(after, HISTORY_PAGE)
+            .await?;
+        for job in &page {
+            exports::places_of(job, &mut out);
+        }
+        after = page.last().map(|job| job.id);
+        if page.len() < HISTORY_PAGE {
+            return Ok(out);
+        }
+    }
+}
+
 async fn look(vmms: &Arc<Vmms>) -> Result<Vec<Finding>> {
     // What is listed before the records are read is named by them, if anything names it.
     let mut found = run_dirs::look(vmms)?;
     let shared = Arc::clone(vmms);
-    let past = vmms
-        .db
-        .newest_history::<crate::job::Machines>(exports::PAST)
-        .await?;
+    let past = places_of_past_jobs(vmms).await?;
     let more = blocking(move || {
         let listed = (
             state::list(&shared),
             layers::list(&shared),
-            exports::list(&shared, &past),
+            exports::list(&shared, past),
         );
         let known = Known::of(&shared);
         let opened = Opened::now();

@@ -352,8 +352,13 @@ async fn a_guest_that_changes_memory_faster_than_it_is_sent_is_told_and_slowed_d
         };
         two.source.limit(&longer).await.unwrap();
     };
-    let (ended, ()) = tokio::join!(sending, watching);
-    ended.unwrap();
+    // It does not end before it was allowed to.
+    tokio::pin!(sending);
+    tokio::select! {
+        ended = &mut sending => panic!("{ended:?}, {:?}", transfer.progress()),
+        () = watching => {}
+    }
+    sending.await.unwrap();
     let moved = hand_over(&two.source, &destination).await;
     assert!(moved.rounds > 1, "{moved:?}");
 }

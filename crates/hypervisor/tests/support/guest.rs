@@ -17,13 +17,16 @@ pub fn writer(dir: &Path) -> Vec<u8> {
     )
 }
 
-/// Changes half a MiB of memory all the time, and nothing else.
+/// Says that it begins, and from then on changes half a MiB of memory all the time.
 pub fn hog(dir: &Path) -> Vec<u8> {
     let source = dir.join("hog.s");
     let code = "
         .code16
 _start: cli
         cld
+        movw    $0x3f8, %dx
+        movb    $'H, %al
+        outb    %al, %dx
 again:  incl    %ebx
         movw    $0x1000, %dx
 part:   movw    %dx, %es

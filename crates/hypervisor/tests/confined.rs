@@ -5,6 +5,7 @@ mod support;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hypervisor::{
     CommitOutcome, CommitSpec, Error, ImageFormat, JobControl, Launch, LayerFile, Machine, confine,
@@ -14,7 +15,10 @@ use support::{Bench, MIB, Model, Running, SOON, assert_same};
 
 /// A user that no other test has, where this process may start programs as it.
 async fn user(bench: &mut Bench) -> Option<u32> {
-    let user = 2_140_000_000 + std::process::id() % 1_000_000;
+    // Tests may be processes of their own or threads of one.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed) % 64;
+    let user = 2_000_000_000 + std::process::id() % 1_000_000 * 64 + next;
     if let Err(why) = confine::can_change_user(user).await {
         eprintln!("skipped: {why}");
         return None;

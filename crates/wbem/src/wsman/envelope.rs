@@ -127,7 +127,7 @@ impl Message {
                     .collect();
             }
             (ns::WSMAN, "OperationTimeout") => {
-                self.timeout = duration(header.text());
+                self.timeout = timeout(header.text())?;
             }
             (ns::WSMAN, "MaxEnvelopeSize") => {
                 let size = header.text().parse::<usize>().map_err(|_| {
@@ -232,6 +232,36 @@ fn unquoted(text: &str) -> &str {
         .unwrap_or(text)
 }
 
+/// The time a client gives an operation. One that is too large to count is no limit.
+fn timeout(text: &str) -> Result<Option<Duration>, Fault> {
+    let well_formed = |text: &str| {
+        let rest = text.trim().strip_prefix('P')?;
+        let (days, time) = rest.split_once('T').unwrap_or((rest, ""));
+        let parts = |part: &str, units: &str| {
+            let mut units = units.chars();
+            part.split_inclusive(char::is_alphabetic).all(|item| {
+                let unit = item.chars().last().unwrap_or_default();
+                let number = item.trim_end_matches(char::is_alphabetic);
+                let digits = |d: &str| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit());
+                let whole = match number.split_once('.') {
+                    Some((whole, part)) => unit == 'S' && digits(whole) && digits(part),
+                    None => digits(number),
+                };
+                // Each at most once, the larger ones first.
+                whole && units.any(|u| u == unit)
+            })
+        };
+        let some = rest.len() > 1 && !rest.ends_with('T');
+        (some && parts(days, "YMWD") && parts(time, "HMS")).then_some(())
+    };
+    if well_formed(text).is_none() {
+        let shown: String = text.chars().take(60).collect();
+        let what = format!("OperationTimeout {shown:?} is no time, such as PT60S.");
+        return Err(Fault::sender(Subcode::InvalidParameter, what).detail("InvalidTimeout"));
+    }
+    Ok(duration(text))
+}
+
 /// An XML Schema duration; absurdly large or malformed ones are no limit at all.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     Datetime::parse_lenient(text).ok()?.as_duration()
@@ -320,11 +350,15 @@ mod tests {
             let m = read(&format!("<w:OperationTimeout>{text}</w:OperationTimeout>")).expect(text);
             assert_eq!(m.timeout.map(|d| d.as_secs_f64()), Some(seconds), "{text}");
         }
-        for absurd in ["PT99999999999999999999S", "soon", "-PT5S"] {
-            let m = read(&format!(
-                "<w:OperationTimeout>{absurd}</w:OperationTimeout>"
-            ));
-            assert_eq!(m.expect(absurd).timeout, None, "{absurd}");
+        let asked = |text: &str| read(&format!("<w:OperationTimeout>{text}</w:OperationTimeout>"));
+        let absurd = "PT99999999999999999999S";
+        assert_eq!(asked(absurd).expect(absurd).timeout, None);
+        for no_time in [
+            "soon", "-PT5S", "", "P", "PT", "P1DT", "60", "PT1.5M", "PT1S1M", "PT1S1S", "PT.S",
+            "P1H", "1PT1S",
+        ] {
+            let fault = asked(no_time).expect_err(no_time);
+            assert!(fault.reason().contains("OperationTimeout"), "{no_time}");
         }
     }
 

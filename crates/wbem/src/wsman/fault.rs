@@ -77,11 +77,11 @@ impl Subcode {
         }
     }
 
-    /// The Action of the fault message belongs to the standard that defines the subcode.
+    /// The Action of the fault message. Those of WS-Enumeration have WS-Management's, as Windows sends them: Microsoft's MI client
+    /// reads no others.
     fn action(self) -> &'static str {
         match self.qname().as_bytes() {
             [b'a', ..] => ns::ADDRESSING_FAULT,
-            [b'n', ..] => "http://schemas.xmlsoap.org/ws/2004/09/enumeration/fault",
             _ => ns::WSMAN_FAULT_ACTION,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cim::xml::{Element, Encoding, Limits};
-use cim::{Name, Path};
+use cim::{Name, Path, Value};
 
 use super::enumerate::{self, Enumeration};
 use super::envelope::{self, Message, Origin};
@@ -264,6 +264,15 @@ impl Call<'_> {
             .collect();
         let schema = self.service.handler.schema(&subject.namespace);
         let class = schema.and_then(|s| s.class(path.class.as_str()));
+        // What a key names is the handler's to judge; what the class does not know names nothing.
+        let unknown = |(name, _): &&(Name, Value)| {
+            class.is_some_and(|class| class.property(name.as_str()).is_none())
+        };
+        if let Some((name, _)) = path.keys.iter().find(unknown) {
+            let what = format!("{} has no key {name}.", path.class);
+            let fault = Fault::sender(Subcode::InvalidSelectors, what);
+            return Err(fault.detail("UnexpectedSelectors"));
+        }
         let path = path.in_namespace(&subject.namespace);
         Ok(instance::declared_keys(path, class))
     }

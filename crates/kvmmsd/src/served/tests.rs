@@ -4,6 +4,7 @@ mod bench;
 mod changes;
 mod hidden;
 mod migration;
+mod page;
 mod queries;
 mod told;
 

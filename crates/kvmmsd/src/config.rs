@@ -18,7 +18,8 @@ pub(crate) struct Config {
     /// Sockets.
     pub(crate) run_dir: PathBuf,
     /// Listeners, as `wsman+http://ADDR:PORT`, `wsman+https://…`, `cimxml+http://…`, `cimxml+https://…`, and
-    /// `migration+tls://ADDR:PORT` for machines that come from hosts which are trusted; without one of those none comes.
+    /// `migration+tls://ADDR:PORT` for machines that come from hosts which are trusted (`0.0.0.0:6600` for all addresses); without one of those
+    /// none comes.
     pub(crate) listen: Vec<String>,
     /// How many machines may be on their way to or from this host at once, until a client sets it; others wait.
     pub(crate) migration_machines: u32,
@@ -110,8 +111,7 @@ impl Default for Config {
                 "wsman+https://127.0.0.1:5986",
                 "cimxml+http://127.0.0.1:5988",
                 "cimxml+https://127.0.0.1:5989",
-                // Whoever connects shows a certificate that was trusted before, or hears nothing.
-                "migration+tls://0.0.0.0:6600",
+                "migration+tls://127.0.0.1:6600",
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -326,6 +326,11 @@ mod tests {
         let config: Config = toml::from_str("hold_seconds = 0").expect("a partial file");
         assert_eq!(config.hold_seconds, 0);
         assert_eq!(config.listen.len(), 5);
+        let loopback = config
+            .listen
+            .iter()
+            .all(|url| url.contains("://127.0.0.1:"));
+        assert!(loopback, "{:?}", config.listen);
         assert!(toml::from_str::<Config>("hold_secs = 0").is_err());
     }
 

@@ -20,12 +20,15 @@ pub(crate) enum Welcome {
     Stranger,
     /// There are too many.
     Busy,
+    /// It came to an address where nobody is let in, with the reason.
+    Closed(String),
 }
 
 /// Connects to the host with that certificate.
 ///
 /// # Errors
-/// [`Error::Unreachable`], [`Error::Silent`], [`Error::Stranger`], [`Error::Distrusted`], [`Error::Busy`], [`Error::Version`].
+/// [`Error::Unreachable`], [`Error::Silent`], [`Error::Stranger`], [`Error::Distrusted`], [`Error::Busy`], [`Error::Closed`],
+/// [`Error::Version`].
 pub async fn dial(
     identity: &Identity,
     address: &str,
@@ -45,6 +48,7 @@ pub async fn dial(
             Some(Welcome::Come(other)) => Err(Error::Version(other)),
             Some(Welcome::Stranger) => Err(Error::Distrusted),
             Some(Welcome::Busy) => Err(Error::Busy),
+            Some(Welcome::Closed(why)) => Err(Error::Closed(why)),
             None => Err(Error::Broken(std::io::ErrorKind::UnexpectedEof.into())),
         }
     };

@@ -41,6 +41,9 @@ pub enum Error {
     /// It has as many connections as it may have.
     #[error("it has as many connections as it takes")]
     Busy,
+    /// It lets nobody in at that address.
+    #[error("it lets nobody in at this address: {0}")]
+    Closed(String),
     /// The connection ended.
     #[error("the connection broke")]
     Broken(#[source] io::Error),

@@ -1,6 +1,6 @@
 //! Waiting for other hosts.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,11 @@ const BREATH: Duration = Duration::from_millis(100);
 pub trait Serve: Send + Sync + 'static {
     /// Whether a host with that certificate is let in.
     fn trusts(&self, who: &Fingerprint) -> bool;
+
+    /// Why nobody is let in who came to this address of the host, where that is so. Only those that are trusted hear it.
+    fn closed(&self, _local: IpAddr) -> Option<String> {
+        None
+    }
 
     /// Serves one link to its end.
     async fn serve(&self, wire: Wire);
@@ -118,6 +123,7 @@ async fn meet(
     links: &Arc<Semaphore>,
 ) -> Result<Option<(Wire, tokio::sync::OwnedSemaphorePermit)>> {
     stream.set_nodelay(true).map_err(Error::Broken)?;
+    let local = stream.local_addr().map_err(Error::Broken)?.ip();
     let stream = acceptor.accept(stream).await.map_err(Error::Broken)?;
     let who = stream.get_ref().1.peer_certificates();
     let who = who.and_then(|chain| chain.first()).map(Fingerprint::of);
@@ -129,6 +135,11 @@ async fn meet(
     if !serve.trusts(&who) {
         tracing::warn!(%who, "a host that is not trusted asked to be let in");
         wire.say(&Welcome::Stranger).await?;
+        return Ok(None);
+    }
+    if let Some(why) = serve.closed(local.to_canonical()) {
+        tracing::info!(%who, %local, "a host came to an address where nobody is let in");
+        wire.say(&Welcome::Closed(why)).await?;
         return Ok(None);
     }
     let Ok(link) = Arc::clone(links).try_acquire_owned() else {

@@ -14,12 +14,18 @@ const SOON: Duration = Duration::from_secs(30);
 struct Echo {
     trusted: Mutex<Vec<Fingerprint>>,
     served: Mutex<usize>,
+    closed: Mutex<Option<String>>,
 }
 
 #[async_trait]
 impl Serve for Echo {
     fn trusts(&self, who: &Fingerprint) -> bool {
         self.trusted.lock().unwrap().contains(who)
+    }
+
+    fn closed(&self, local: std::net::IpAddr) -> Option<String> {
+        assert!(local.is_loopback());
+        self.closed.lock().unwrap().clone()
     }
 
     async fn serve(&self, mut wire: Wire) {
@@ -101,6 +107,20 @@ async fn a_host_that_is_not_trusted_is_told_so_and_nothing_it_says_is_read() {
     let hosts = Hosts::new().await;
     let refused = hosts.dial().await;
     assert!(matches!(refused, Err(Error::Distrusted)), "{refused:?}");
+    assert_eq!(*hosts.echo.served.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_address_that_is_closed_says_why_to_those_that_are_trusted_only() {
+    let hosts = Hosts::new().await;
+    *hosts.echo.closed.lock().unwrap() = Some("another network".to_owned());
+    let stranger = hosts.dial().await;
+    assert!(matches!(stranger, Err(Error::Distrusted)), "{stranger:?}");
+    let hosts = hosts.trusting();
+    match hosts.dial().await {
+        Err(Error::Closed(why)) => assert_eq!(why, "another network"),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(*hosts.echo.served.lock().unwrap(), 0);
 }
 

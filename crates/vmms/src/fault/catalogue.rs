@@ -482,7 +482,7 @@ catalogue! {
     // 320..: machines that move between hosts
     320 HostUnreachable NotAvailable High Communications "host {0} cannot be reached at {1}",
         "It is down, its kvmmsd does not listen for other hosts, or something between the two lets nothing through.",
-        ["Look whether kvmmsd runs there and listens: `kvmms host list` there.", "Look whether its port (6600 unless configured otherwise) is open from here."];
+        ["Look whether kvmmsd runs there and listens on that address: `kvmms host list` there. Unless configured it listens on loopback only.", "Look whether its port (6600 unless configured otherwise) is open from here."];
     321 HostSilent Timeout High Communications "host {0} at {1} does not answer: {2} did not come within {3}",
         "It hangs, it has too much to do, or the network between loses what is sent.", ["Try again.", "Look at the log of kvmmsd there."];
     322 HostDistrusts AccessDenied High Security "host {0} does not trust this one, whose fingerprint is {1}",
@@ -544,6 +544,13 @@ catalogue! {
     349 MemoryOutrun Failed High Resource "the guest changes {0} bytes of its memory in a second and {1} can be sent: it would stand still for {2} ms",
         "It was slowed down as far as that is possible, and still changes its memory faster than it goes over the link.",
         ["Move it when it has less to do, or over a faster link.", "Allow more: a higher Bandwidth, or no CancelIfBlackoutThresholdExceeded."];
+    // 350..: what a host lets in
+    350 AddressClosed NotAvailable Medium Communications "host {0} takes no machines at {1}: {2}",
+        "It was told to take machines over certain networks only, and this address of it is in none of them.",
+        ["Reach it at one of the addresses in MigrationServiceListenerIPAddressList there: DestinationIPAddressList, or `kvmms migrate --address`.", "Or add the network there with AddNetworkSettings."];
+    351 DiskOutrun Failed High Resource "the guest writes faster than its disks are copied: {0} bytes are still to be copied, and for {1} s it did not become less",
+        "What the guest writes to its disks has to reach the other host while it goes on writing.",
+        ["Move it when it writes less, or over a faster link.", "Allow more: a higher Bandwidth, or none.", "Or turn it off, or save it: then its files are copied as they are."];
     // 360..: how migration is asked for
     360 MigrationNetworkNotFound NotFound Medium Software "there is no migration network {0}",
         "The network was removed, or its identifier is misspelt.",

@@ -49,6 +49,7 @@ fn told(fingerprint: &str, host: &str, address: &str, error: &Error) -> Fault {
         Error::Stranger { expected, found } => fault!(HostChanged, host, address, found, expected),
         Error::Distrusted => fault!(HostDistrusts, host, fingerprint),
         Error::Busy => fault!(HostBusy, host),
+        Error::Closed(why) => fault!(AddressClosed, host, address, why),
         Error::Broken(_) => fault!(LinkBroke, host),
         Error::Key { .. } => fault!(HostKeyUnusable, address, error),
         other => fault!(LinkGarbled, host, other),

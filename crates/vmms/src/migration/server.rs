@@ -1,6 +1,6 @@
 //! What is served to other hosts: moves, and nothing else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -59,6 +59,12 @@ impl Serve for Doors {
     fn trusts(&self, who: &Fingerprint) -> bool {
         let vmms = self.vmms.upgrade();
         vmms.is_some_and(|vmms| hosts::with_pin(&vmms, who).is_some())
+    }
+
+    fn closed(&self, local: IpAddr) -> Option<String> {
+        let service = self.vmms.upgrade()?.migration_service();
+        let closed = || format!("{local} lies in none of its migration networks");
+        (!service.admits(local)).then(closed)
     }
 
     async fn serve(&self, mut wire: Wire) {

@@ -129,7 +129,7 @@ impl MigrationService {
         }
     }
 
-    /// Whether a connection that reached this host at `local` may bring a machine.
+    /// Whether hosts that reach this one at `local` are let in.
     pub fn admits(&self, local: IpAddr) -> bool {
         self.networks.is_empty() || self.networks.iter().any(|n| n.contains(local))
     }

@@ -115,7 +115,9 @@ impl Provider for Hosts {
 fn own(view: &View) -> Result<Object, Fault> {
     let fingerprint = migration::fingerprint(&view.vmms)?;
     let listening = migration::listening(&view.vmms);
-    let first = listening.first();
+    // Where it is reached from elsewhere, if anywhere.
+    let outside = listening.iter().find(|a| !a.ip().is_loopback());
+    let first = outside.or_else(|| listening.first());
     let address = first.map(|a| a.ip().to_string()).unwrap_or_default();
     let port = first.map_or(0, std::net::SocketAddr::port);
     Ok(trusted(&view.host, &address, port, &fingerprint, true))

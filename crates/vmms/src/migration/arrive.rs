@@ -23,6 +23,8 @@ use crate::owner::Owner;
 use crate::point;
 use crate::{Effect, Element, Fault, Result, Vmms, blocking, fault, guid};
 
+/// What the names of layers that a guest is to write to begin with, among the files of an arrival.
+pub(crate) const ACTIVE: &str = "active/";
 /// How long it is known what became of a move.
 const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -52,7 +54,7 @@ pub(crate) async fn look(vmms: &Arc<Vmms>, host: &Host, proposal: &Proposal) -> 
     unfit(
         name,
         &vmms.host,
-        landing::objections(vmms, proposal.id, &cargo, &kept, overwrite).await,
+        landing::objections(vmms, (proposal.id, host), &cargo, &kept, overwrite).await,
     )?;
     let there = |name: &str| kept.get(name).is_some_and(|l| l.digest.is_some());
     let missing = cargo.files.iter().filter(|f| !there(&f.name));
@@ -94,6 +96,13 @@ pub(crate) async fn prepare(vmms: &Arc<Vmms>, host: &Host, proposal: &Proposal) 
             ArrivalState::Ended => Ok(Answer::Ended(Box::new(why(&known)))),
         };
     }
+    // Its source has one move of a machine at a time: with a new one it has given up what came before, though it could not say so.
+    for before in landing::earlier(vmms, &host.fingerprint, proposal.cargo.vm.id) {
+        if before.state == ArrivalState::Incoming {
+            let why = fault!(MoveStopped, before.name, host.name, "a newer move of it");
+            end(vmms, before.id, why, true).await?;
+        }
+    }
     let active = super::arrivals(vmms)
         .iter()
         .filter(|a| a.state == ArrivalState::Incoming)
@@ -108,7 +117,7 @@ pub(crate) async fn prepare(vmms: &Arc<Vmms>, host: &Host, proposal: &Proposal) 
     unfit(
         &name,
         &vmms.host,
-        landing::objections(vmms, id, &cargo, &files, overwrite).await,
+        landing::objections(vmms, (id, host), &cargo, &files, overwrite).await,
     )?;
     let vm = cargo.vm.id;
     let arrival = Arrival {
@@ -507,15 +516,32 @@ pub(crate) async fn clean(vmms: &Arc<Vmms>, id: Uuid) -> Result<()> {
         return Ok(());
     }
     super::meet::kill(vmms, &arrival).await?;
+    super::meet::sweep(vmms, &arrival)?;
     let kept = arrival.kept_until.is_some();
+    // By another move the machine may have come since, with layers of the same names.
+    let mut used = BTreeSet::new();
+    for vm in vmms.db.all::<Vm>() {
+        for (_, disk) in vm.disks() {
+            let layers = disk.layers.nodes.values().filter_map(|n| n.file.as_ref());
+            used.extend(layers.map(|file| file.path.clone()));
+        }
+    }
+    // What a guest would have written to is worth nothing, ever.
+    let goes = |name: &str| !kept || name.starts_with(ACTIVE);
     for (name, landed) in &arrival.files {
-        // What a guest would have written to is worth nothing, ever.
-        if !landed.found && (!kept || name.starts_with("active/")) {
+        if goes(name) && !landed.found && !used.contains(&landed.path) {
             point::remove(&landed.path)?;
         }
     }
     if kept {
-        return Ok(());
+        return vmms
+            .db
+            .change(|draft| {
+                let arrival = draft.get_mut::<Arrival>(id)?;
+                arrival.files.retain(|name, _| !goes(name));
+                Ok(())
+            })
+            .await;
     }
     let cargo = arrival.cargo.clone();
     for file in cargo.iter().flat_map(|c| &c.files) {

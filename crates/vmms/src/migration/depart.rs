@@ -235,8 +235,8 @@ impl Depart {
         }
         phase(ctx, Phase::Checking).await?;
         let live = runs(&*vmms.db.get::<Vm>(vm)?);
-        if live && vmms.db.get::<Permit>(vm).is_ok() {
-            // The channels ended with the service that had them; the guest goes on here.
+        if vmms.db.get::<Permit>(vm).is_ok_and(|permit| permit.live) {
+            // The channels ended with the service that had them; the guest goes on here, if its process is still there.
             let what = format!("the move of {}", self.request.vm);
             return Err(fault!(HostInterrupted, what));
         }
@@ -256,6 +256,7 @@ impl Depart {
             .change(|draft| {
                 let mut permit = Permit::new(&self.request, job, &host.name);
                 permit.leaves = leaves;
+                permit.live = live;
                 draft.put(permit.clone());
                 Ok(permit)
             })

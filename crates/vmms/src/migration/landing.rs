@@ -8,6 +8,7 @@ use hypervisor::host::Room;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::Host;
 use super::cargo::{Cargo, FileKind};
 use super::permit::{Arrival, ArrivalState, Landed};
 use super::said::Proposal;
@@ -181,17 +182,21 @@ pub(crate) fn part_of(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// The moves of that machine from the same host that broke off, the oldest first: what came of them is there for the next.
+pub(crate) fn earlier(vmms: &Vmms, pin: &str, vm: Uuid) -> Vec<Arc<Arrival>> {
+    let mut earlier = vmms.db.all::<Arrival>();
+    earlier.retain(|a| {
+        let kept = a.state == ArrivalState::Ended && a.kept_until.is_some();
+        a.vm == vm && a.pin == pin && (kept || a.state == ArrivalState::Incoming)
+    });
+    earlier.sort_by_key(|a| a.changed);
+    earlier
+}
+
 /// What an earlier move of the same machine left here for this one.
 pub(crate) fn kept(vmms: &Vmms, pin: &str, cargo: &Cargo) -> BTreeMap<String, Landed> {
-    let arrivals: Vec<Arc<Arrival>> = vmms.db.all::<Arrival>();
-    let mut earlier: Vec<_> = arrivals
-        .iter()
-        .filter(|a| a.vm == cargo.vm.id && a.pin == pin && a.state == ArrivalState::Ended)
-        .filter(|a| a.kept_until.is_some())
-        .collect();
-    earlier.sort_by_key(|a| a.changed);
     let mut out = BTreeMap::new();
-    for arrival in earlier {
+    for arrival in earlier(vmms, pin, cargo.vm.id) {
         for (name, landed) in &arrival.files {
             if cargo.file(name).is_some_and(|f| f.path == landed.path) {
                 out.insert(name.clone(), landed.clone());
@@ -204,7 +209,7 @@ pub(crate) fn kept(vmms: &Vmms, pin: &str, cargo: &Cargo) -> BTreeMap<String, La
 /// Everything that speaks against a machine on this host, before anything of it is here. `cargo` is as it is to be here.
 pub(crate) async fn objections(
     vmms: &Arc<Vmms>,
-    id: Uuid,
+    (id, host): (Uuid, &Host),
     cargo: &Cargo,
     kept: &BTreeMap<String, Landed>,
     overwrite: bool,
@@ -216,7 +221,8 @@ pub(crate) async fn objections(
     }
     let coming = super::arrivals(vmms)
         .into_iter()
-        .find(|a| a.id != id && a.vm == vm.id && a.state == ArrivalState::Incoming);
+        .filter(|a| a.id != id && a.pin != host.fingerprint)
+        .find(|a| a.vm == vm.id && a.state == ArrivalState::Incoming);
     if let Some(other) = coming {
         found.push(fault!(MachineComing, other.name, other.from));
     }

@@ -11,6 +11,7 @@ use hypervisor::{JobControl, Machine};
 use tokio::io::copy_bidirectional;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::depart::{phase, tell};
@@ -34,6 +35,8 @@ const SWITCH: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(250);
 /// The guest stands still for 300 ms where nothing else was asked for.
 const DOWNTIME: u64 = 300;
+/// For how long the mirrors of a guest that writes may have no less to copy than they had before.
+const CATCH_UP: Duration = Duration::from_secs(180);
 /// How often in a row a guest that is slowed down as far as can be may change more than is sent.
 const OUTRUN: u32 = 40;
 
@@ -193,24 +196,33 @@ impl Moving<'_> {
         control: &JobControl,
     ) -> Result<()> {
         let mut work = std::pin::pin!(work);
+        let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
             tokio::select! {
                 done = &mut work => {
                     self.disks(control).await?;
                     return Ok(done?);
                 }
-                () = tokio::time::sleep(LOOK) => self.disks(control).await?,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let left = self.disks(control).await?;
+            if left < least {
+                (least, since) = (left, Instant::now());
+            } else if since.elapsed() > CATCH_UP {
+                return Err(fault!(DiskOutrun, left, CATCH_UP.as_secs()));
             }
         }
     }
 
-    async fn disks(&self, control: &JobControl) -> Result<()> {
+    /// Tells how far the mirrors are; says how much they still have to copy.
+    async fn disks(&self, control: &JobControl) -> Result<u64> {
         let seen = control.progress();
         tell(self.ctx, |progress| {
             progress.disk_bytes = seen.done;
             progress.disk_total = seen.total;
         })
-        .await
+        .await?;
+        Ok(seen.total.saturating_sub(seen.done))
     }
 
     async fn watch_memory(

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::Host;
 use super::arrive;
 use super::cargo::Cargo;
-use super::permit::{Arrival, Landed};
+use super::permit::{Arrival, ArrivalState, Landed};
 use super::said::{Answer, Way};
 use crate::machine::{Power, Vm, spec, user_of};
 use crate::owner::{self, Owner};
@@ -64,7 +64,7 @@ pub(crate) async fn actives(vmms: &Vmms, arrival: &Arrival, cargo: &Cargo) -> Re
         let Some((node, file)) = active.and_then(|n| Some((n, n.file.as_ref()?))) else {
             return Err(fault!(Internal, "an active node without file"));
         };
-        let name = format!("active/{}", disk.uid);
+        let name = format!("{}{}", arrive::ACTIVE, disk.uid);
         let landed = Landed {
             path: file.path.clone(),
             ..Landed::default()
@@ -228,16 +228,42 @@ pub(crate) async fn kill(vmms: &Arc<Vmms>, arrival: &Arrival) -> Result<()> {
     let Some(cargo) = arrival.cargo.as_ref().filter(|_| arrival.live) else {
         return Ok(());
     };
-    let machine = match vmms.moves.coming.take(arrival.id) {
-        Some(machine) => Some(machine),
-        None => {
-            vmms.hypervisor
-                .reattach(&config_of(vmms, &cargo.vm)?)
-                .await?
-        }
-    };
-    if let Some(machine) = machine {
+    if let Some(machine) = vmms.moves.coming.take(arrival.id) {
+        machine.kill().await?;
+    }
+    if is_anothers(vmms, arrival) {
+        return Ok(());
+    }
+    let config = config_of(vmms, &cargo.vm)?;
+    if let Some(machine) = vmms.hypervisor.reattach(&config).await? {
         machine.kill().await?;
     }
     crate::point::remove(&socket(vmms, &cargo.vm))
+}
+
+/// Removes what its process had of its own.
+pub(crate) fn sweep(vmms: &Vmms, arrival: &Arrival) -> Result<()> {
+    if !arrival.live || is_anothers(vmms, arrival) {
+        return Ok(());
+    }
+    let run = spec::run_dir(&vmms.dirs, arrival.vm);
+    let granted = spec::granted(&vmms.dirs, arrival.vm);
+    hypervisor::confine::settle(&run, &granted)?;
+    for dir in [spec::state_dir(&vmms.dirs, arrival.vm), run] {
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Fault::io("remove", &dir, &e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a process of that machine is not this arrival's: it has come by another move since, or is coming.
+fn is_anothers(vmms: &Vmms, arrival: &Arrival) -> bool {
+    let comes = |other: &Arc<Arrival>| {
+        other.vm == arrival.vm && other.id != arrival.id && other.state == ArrivalState::Incoming
+    };
+    vmms.db.get::<Vm>(arrival.vm).is_ok() || super::arrivals(vmms).iter().any(comes)
 }

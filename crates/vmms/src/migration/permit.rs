@@ -49,6 +49,9 @@ pub struct Permit {
     pub kind: MigrationKind,
     /// Whose it is.
     pub state: PermitState,
+    /// It ran when the move began.
+    #[serde(default)]
+    pub live: bool,
     /// Why nobody knows whether the destination has it.
     #[serde(default)]
     pub doubt: Option<Fault>,

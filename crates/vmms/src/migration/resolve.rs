@@ -117,6 +117,7 @@ impl Permit {
             destination: destination.to_owned(),
             kind: request.kind,
             state: PermitState::Here,
+            live: false,
             doubt: None,
             leaves: Vec::new(),
         }

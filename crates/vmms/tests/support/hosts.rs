@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use uuid::Uuid;
 use vmms::job::Job;
 use vmms::machine::Asked;
@@ -93,10 +94,12 @@ impl Hosts {
     }
 }
 
-/// A way to a port that ends after so many bytes in either direction, for good.
+/// A way to a port that ends after so many bytes in either direction, for good; or is cut, and mended.
 pub struct Way {
     pub port: u16,
     pub left: Arc<AtomicI64>,
+    target: Arc<AtomicU16>,
+    cut: watch::Sender<bool>,
 }
 
 impl Way {
@@ -104,26 +107,45 @@ impl Way {
         let listener = TcpListener::bind(anywhere()).await.unwrap();
         let own = listener.local_addr().unwrap().port();
         let left = Arc::new(AtomicI64::new(bytes));
-        let counter = Arc::clone(&left);
+        let target = Arc::new(AtomicU16::new(port));
+        let cut = watch::channel(false).0;
+        let way = Way {
+            port: own,
+            left: Arc::clone(&left),
+            target: Arc::clone(&target),
+            cut: cut.clone(),
+        };
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                if counter.load(Ordering::SeqCst) <= 0 {
+                if left.load(Ordering::SeqCst) <= 0 || *cut.borrow() {
                     continue;
                 }
-                let counter = Arc::clone(&counter);
+                let (left, mut cut) = (Arc::clone(&left), cut.subscribe());
+                let target = target.load(Ordering::SeqCst);
                 tokio::spawn(async move {
-                    let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else {
                         return;
                     };
                     let ((a, b), (c, d)) = (near.into_split(), far.into_split());
                     tokio::select! {
-                        () = pass(a, d, &counter) => {}
-                        () = pass(c, b, &counter) => {}
+                        () = pass(a, d, &left) => {}
+                        () = pass(c, b, &left) => {}
+                        _ = cut.wait_for(|cut| *cut) => {}
                     }
                 });
             }
         });
-        Way { port: own, left }
+        way
+    }
+
+    /// It ends all connections and takes no others, until it is mended.
+    pub fn cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
+    }
+
+    /// It leads to another port.
+    pub fn leads_to(&self, port: u16) {
+        self.target.store(port, Ordering::SeqCst);
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod deadly;
 pub mod hosts;
 pub mod journal;
+pub mod steps;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

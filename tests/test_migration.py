@@ -35,11 +35,12 @@ class Pair:
         self.beta.start()
         return self
 
-    def trust(self, own, other):
+    def trust(self, own, other, address="127.0.0.1", port=None):
         """`own` trusts `other`, as an administrator does it: by the fingerprint the other shows of itself."""
         listed = json.loads(other.cli("-o", "json", "host", "list").stdout)
         shown = next(h["fingerprint"] for h in listed if h["local"])
-        own.cli("host", "trust", other.name, "--address", "127.0.0.1", "--port", other.migration_port, "--fingerprint", shown)
+        port = port or other.migration_port
+        return own.cli("host", "trust", other.name, "--address", address, "--port", port, "--fingerprint", shown)
 
     def close(self):
         for service in (self.alpha, self.beta):
@@ -345,10 +346,9 @@ def move(source, destination, machine, directory, seconds=300):
     return arrived(destination, machine)
 
 
-@pytest.mark.parametrize("state", [OFF, SAVED, RUNNING], ids=["off", "saved", "running"])
-def test_a_machine_with_points_moves_is_exported_there_as_a_difference_and_comes_back(moving, friends, guests, state):
-    alpha, beta = moving("cimxml", "wsman")
-    work = friends.alpha.work / f"there-and-back-{state}"
+def there_and_back(alpha, beta, guests, state):
+    """A machine with a chain of points moves, is exported there as a difference to a point of the other host, and comes back."""
+    work = alpha.service.work / f"there-and-back-{state}"
     machine, taken = machine_with_points(alpha, guests, work, f"traveller-{state}")
     if state != RUNNING:
         machine.request(state)
@@ -375,7 +375,12 @@ def test_a_machine_with_points_moves_is_exported_there_as_a_difference_and_comes
         if state != RUNNING:
             machine.request(state)
     assert len(machine.points()) == 4
-    assert friends.alpha.cli("verify", work / "export").returncode == 0
+    assert alpha.service.cli("verify", work / "export").returncode == 0
+
+
+@pytest.mark.parametrize("state", [OFF, SAVED, RUNNING], ids=["off", "saved", "running"])
+def test_a_machine_with_points_moves_is_exported_there_as_a_difference_and_comes_back(moving, guests, state):
+    there_and_back(*moving("cimxml", "wsman"), guests, state)
 
 
 def test_what_is_not_served_yet_is_a_failed_job_with_a_remedy_and_the_machine_goes_on(moving, friends, guests):

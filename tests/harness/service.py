@@ -77,9 +77,9 @@ def wait_until(condition, seconds=60, what="condition"):
 
 class Service:
     """One `kvmmsd` with its own state directory, run directory and ports; with a name, one that machines can come to, which is
-    a host of that name where we may say so."""
+    a host of that name where we may say so, listening for others at `reach`."""
 
-    def __init__(self, config=None, wrapper=(), name=None):
+    def __init__(self, config=None, wrapper=(), name=None, reach="127.0.0.1"):
         if not KVMMSD.exists():
             raise FileNotFoundError(f"{KVMMSD} is not built: cargo build -p kvmmsd -p kvmms")
         # Short, because socket paths may have 107 bytes only.
@@ -89,7 +89,7 @@ class Service:
         self.ports = [Port(), Port()] + ([Port()] if name else [])
         self.wsman_port, self.cimxml_port, *others = (p.number for p in self.ports)
         self.migration_port = others[0] if others else None
-        self.name = name
+        self.name, self.reach = name, reach
         if name and os.geteuid() == 0:
             rename = f'echo {name} > /proc/sys/kernel/hostname && exec "$0" "$@"'
             wrapper = [*wrapper, "unshare", "--uts", "sh", "-c", rename]
@@ -114,7 +114,7 @@ class Service:
         argv += ["--state-dir", str(self.state), "--run-dir", str(self.run),
                  "--listen", f"wsman+http://127.0.0.1:{self.wsman_port}", "--listen", f"cimxml+http://127.0.0.1:{self.cimxml_port}"]
         if self.migration_port:
-            argv += ["--listen", f"migration+tls://127.0.0.1:{self.migration_port}"]
+            argv += ["--listen", f"migration+tls://{self.reach}:{self.migration_port}"]
         out = self.dir / "stdout"
         with open(out, "wb") as o, open(self.log, "ab") as e:
             self.process = subprocess.Popen(argv, stdout=o, stderr=e, stdin=subprocess.DEVNULL)

@@ -84,7 +84,39 @@ pub(super) async fn trust(session: &Session, arguments: TrustArgs) -> Result<()>
         arguments.name
     );
     let row = row.yes("trusted", "Trusted", Some(true));
-    session.output.done(&line, &row)
+    session.output.done(&line, &row)?;
+    if let Some(hint) = unreachable(session, address).await? {
+        session.output.remark(&hint);
+    }
+    Ok(())
+}
+
+/// Why nothing can come here from a host at that address, where this host's own listener tells.
+async fn unreachable(session: &Session, address: &str) -> Result<Option<String>> {
+    if is_loopback(address) {
+        return Ok(None);
+    }
+    let all = session.client.enumerate(vendor::TRUSTED_HOST).await?;
+    let own = all.iter().find(|i| boolean(i, "Local") == Some(true));
+    let Some(own) = own else { return Ok(None) };
+    let listens = match number(own, "Port").filter(|port| *port > 0) {
+        None => "does not listen for other hosts".to_owned(),
+        Some(port) if is_loopback(&text(own, "Address")) => {
+            format!("listens for other hosts on loopback only, on port {port}")
+        }
+        Some(_) => return Ok(None),
+    };
+    Ok(Some(format!(
+        "This host {listens}: machines go to {address}, but none can come from there until `listen` in the configuration here names an address that is reached from there, such as migration+tls://0.0.0.0:6600"
+    )))
+}
+
+fn is_loopback(address: &str) -> bool {
+    let parsed = address.parse::<std::net::IpAddr>();
+    parsed.map_or_else(
+        |_| address.eq_ignore_ascii_case("localhost"),
+        |ip| ip.is_loopback(),
+    )
 }
 
 /// A fingerprint without what people put between its digits.

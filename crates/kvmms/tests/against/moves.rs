@@ -168,3 +168,29 @@ fn a_host_is_trusted_only_with_the_fingerprint_it_shows() {
     let call = host.world.calls_of("TrustHost").remove(0);
     assert_eq!(call.get("Fingerprint"), Value::from("AB:CD"));
 }
+
+#[test]
+fn who_trusts_a_host_hears_that_this_one_cannot_be_reached_from_there() {
+    let host = moving(7);
+    let own = |address: &str, port: u16| {
+        Instance::new("Kvmms_TrustedHost")
+            .with("Name", "alpha")
+            .with("Local", true)
+            .with("Address", address)
+            .with("Port", port)
+    };
+    let line = ["host", "trust", "192.0.2.7", "--fingerprint", "AB:CD"];
+    host.world.add(own("192.0.2.6", 6600));
+    let ran = host.run(&line);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    for (own, word) in [
+        (own("127.0.0.1", 6600), "on loopback only"),
+        (own("", 0), "does not listen"),
+    ] {
+        host.world.remove("alpha");
+        host.world.add(own);
+        let ran = host.run(&line);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(ran.err.contains(word), "{ran:?}");
+    }
+}

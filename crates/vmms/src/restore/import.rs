@@ -622,7 +622,7 @@ pub(crate) fn firmware(vmms: &Vmms, chain: &[Export], id: Uuid) -> Result<()> {
         return Ok(());
     };
     let dir = spec::state_dir(&vmms.dirs, id);
-    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    point::make_dir(&dir)?;
     Ok(disk::atomic::AtomicFile::replace(
         &dir.join("firmware-vars.fd"),
         &bytes,
@@ -640,7 +640,7 @@ fn memory(
         return Ok(None);
     };
     let dir = spec::state_dir(&vmms.dirs, id);
-    std::fs::create_dir_all(&dir).map_err(|e| Fault::io("create", &dir, &e))?;
+    point::make_dir(&dir)?;
     let target = dir.join("imported.vmstate");
     point::remove(&target)?;
     export.copy(file, &target, cancel)?;

@@ -1,7 +1,7 @@
 /* Stands between a process and libc and notes, in one file, whatever would have to be synced: writes with their data, sizes, names,
  * and the beginning and end of each sync. `journal.rs` reads it and makes of it what a power cut leaves.
  * KVMMS_JOURNAL: the file. KVMMS_JOURNAL_ROOT: only files below are noted. KVMMS_JOURNAL_KILL: a file; once it is there this process
- * ends itself by SIGKILL before the n-th write from then on, n being what the file holds. */
+ * ends itself by SIGKILL before the n-th write or sync from then on, n being what the file holds. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -88,7 +88,7 @@ static void whole_path(int dir, const char *path, char *out) {
     if (snprintf(out, PATH_MAX, "%s/%s", base, path) >= PATH_MAX) out[0] = 0;
 }
 
-/* One more write: perhaps the last. */
+/* One more write or sync: perhaps the last. */
 static void count(void) {
     const char *file = getenv("KVMMS_JOURNAL_KILL");
     static int seen;
@@ -162,6 +162,7 @@ int posix_fallocate64(int fd, off64_t at, off64_t len) { return posix_fallocate(
 
 /* The end of a sync tells when the file was changed last; whether that is durable too depends on which sync it was. */
 static int synced(int fd, const char *how, int (*real)(int)) {
+    before(fd);
     uint64_t ino;
     struct stat st;
     int o = ours(fd, &ino);

@@ -4,6 +4,7 @@
 //! a beginning at random. When a file was changed last survives only by `fsync`. That is less than Linux' file systems keep.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -73,6 +74,8 @@ pub enum Note {
     /// With the time of the last change, where that is durable too.
     SyncEnd(u64, Option<SystemTime>),
     Rename(PathBuf, PathBuf),
+    /// A second name of a file.
+    Link(PathBuf, PathBuf),
     Unlink(PathBuf),
     Mkdir(u64, PathBuf),
 }
@@ -116,6 +119,7 @@ pub fn read(log: &Path) -> Vec<Note> {
             7 => Note::Rename(first.into(), second.into()),
             8 => Note::Unlink(first.into()),
             9 => Note::Mkdir(ino, first.into()),
+            10 => Note::Link(first.into(), second.into()),
             other => panic!("note {other} is not served"),
         });
         at += data;
@@ -147,6 +151,43 @@ struct Object {
     changed: Option<SystemTime>,
 }
 
+/// A change of a name in a directory; what was there before may lie in another one.
+enum Change {
+    Make(usize),
+    Move(Option<Place>),
+    Link(Option<Place>),
+    Remove,
+}
+
+/// A directory and a name in it.
+type Place = (usize, OsString);
+
+/// Which directories there are, at any time, by their paths: they are renamed with all that lies in them.
+struct Dirs(HashMap<PathBuf, usize>);
+
+impl Dirs {
+    fn place(&self, path: &Path) -> Option<Place> {
+        let dir = self.0.get(path.parent()?)?;
+        Some((*dir, path.file_name()?.to_owned()))
+    }
+
+    fn renamed(&mut self, from: &Path, to: &Path) {
+        let old: Vec<PathBuf> = self.0.keys().cloned().collect();
+        for path in old {
+            let Ok(below) = path.strip_prefix(from) else {
+                continue;
+            };
+            let new = match below.as_os_str().is_empty() {
+                true => to.to_owned(),
+                false => to.join(below),
+            };
+            if let Some(object) = self.0.remove(&path) {
+                self.0.insert(new, object);
+            }
+        }
+    }
+}
+
 /// Makes below `root` what a power cut after the first `cut` notes leaves. `root` is emptied first.
 pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Dice) {
     let mut objects: Vec<Object> = vec![Object {
@@ -154,32 +195,46 @@ pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Di
         ..Object::default()
     }];
     let mut by_ino: HashMap<u64, usize> = HashMap::from([(root_ino, 0)]);
-    let mut dirs: HashMap<PathBuf, usize> = HashMap::from([(root.to_owned(), 0)]);
-    // Changes of names: place, the directory they happen in, the note, the object it makes.
-    let mut names: Vec<(usize, usize, &Note, Option<usize>)> = Vec::new();
+    let mut dirs = Dirs(HashMap::from([(root.to_owned(), 0)]));
+    // Changes of names: when, in which directory, of which name, and which change.
+    let mut names: Vec<(usize, usize, OsString, Change)> = Vec::new();
     for (place, note) in notes.iter().take(cut).enumerate() {
-        let parent = |path: &Path| path.parent().and_then(|p| dirs.get(p)).copied();
         match note {
-            Note::Create(ino, path) => {
-                objects.push(Object::default());
-                by_ino.insert(*ino, objects.len() - 1);
-                let Some(dir) = parent(path) else { continue };
-                names.push((place, dir, note, Some(objects.len() - 1)));
-            }
-            Note::Mkdir(ino, path) => {
+            Note::Create(ino, path) | Note::Mkdir(ino, path) => {
+                let directory = matches!(note, Note::Mkdir(..));
                 objects.push(Object {
-                    directory: true,
+                    directory,
                     ..Object::default()
                 });
                 let new = objects.len() - 1;
                 by_ino.insert(*ino, new);
-                let Some(dir) = parent(path) else { continue };
-                names.push((place, dir, note, Some(new)));
-                dirs.insert(path.clone(), new);
+                let Some((dir, name)) = dirs.place(path) else {
+                    continue;
+                };
+                names.push((place, dir, name, Change::Make(new)));
+                if directory {
+                    dirs.0.insert(path.clone(), new);
+                }
             }
-            Note::Rename(_, path) | Note::Unlink(path) => {
-                let Some(dir) = parent(path) else { continue };
-                names.push((place, dir, note, None));
+            Note::Rename(from, path) | Note::Link(from, path) => {
+                let before = dirs.place(from);
+                let Some((dir, name)) = dirs.place(path) else {
+                    continue;
+                };
+                let change = match note {
+                    Note::Link(..) => Change::Link(before),
+                    _ => {
+                        dirs.renamed(from, path);
+                        Change::Move(before)
+                    }
+                };
+                names.push((place, dir, name, change));
+            }
+            Note::Unlink(path) => {
+                let Some((dir, name)) = dirs.place(path) else {
+                    continue;
+                };
+                names.push((place, dir, name, Change::Remove));
             }
             Note::Write(ino, ..) | Note::Trunc(ino, _) | Note::Alloc(ino, ..) => {
                 if let Some(object) = by_ino.get(ino) {
@@ -211,8 +266,8 @@ pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Di
             .filter(|(place, d, ..)| *d == dir && *place >= object.durable);
         lost.insert(dir, dice.roll(loose.count() as u64 + 1) as usize);
     }
-    let mut tree: BTreeMap<PathBuf, usize> = BTreeMap::new();
-    for (place, dir, note, object) in names {
+    let mut tree: BTreeMap<Place, usize> = BTreeMap::new();
+    for (place, dir, name, change) in names {
         if place >= objects[dir].durable {
             let left = lost.get_mut(&dir).unwrap();
             if *left == 0 {
@@ -220,17 +275,18 @@ pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Di
             }
             *left -= 1;
         }
-        match note {
-            Note::Create(_, path) | Note::Mkdir(_, path) => {
-                tree.insert(path.clone(), object.unwrap());
+        let now = (dir, name);
+        let object = match change {
+            Change::Make(object) => Some(object),
+            Change::Move(before) => before.and_then(|b| tree.remove(&b)),
+            Change::Link(before) => before.and_then(|b| tree.get(&b).copied()),
+            Change::Remove => {
+                tree.remove(&now);
+                None
             }
-            Note::Rename(from, to) => {
-                if let Some(object) = tree.remove(from) {
-                    tree.insert(to.clone(), object);
-                }
-            }
-            Note::Unlink(path) => drop(tree.remove(path)),
-            _ => {}
+        };
+        if let Some(object) = object {
+            tree.insert(now, object);
         }
     }
     // Not the directory itself: its inode is on record.
@@ -242,18 +298,25 @@ pub fn cut(notes: &[Note], cut: usize, root: &Path, root_ino: u64, dice: &mut Di
             std::fs::remove_file(path).unwrap();
         }
     }
-    for (path, object) in tree {
-        let object = &objects[object];
-        if !path.parent().unwrap().is_dir() {
-            continue;
-        }
-        if object.directory {
-            std::fs::create_dir(&path).unwrap();
-        } else {
-            write_back(notes, object, &path, dice);
-            let changed = object.changed.unwrap_or(UNIX_EPOCH);
-            let file = std::fs::File::options().write(true).open(&path).unwrap();
-            file.set_modified(changed).unwrap();
+    let mut written: HashMap<usize, PathBuf> = HashMap::from([(0, root.to_owned())]);
+    let mut todo = vec![0];
+    while let Some(dir) = todo.pop() {
+        let above = written[&dir].clone();
+        let within = tree.range((dir, OsString::new())..(dir + 1, OsString::new()));
+        for ((_, name), number) in within {
+            let (object, path) = (&objects[*number], above.join(name));
+            if object.directory {
+                std::fs::create_dir(&path).unwrap();
+                todo.push(*number);
+            } else if let Some(first) = written.get(number) {
+                std::fs::hard_link(first, &path).unwrap();
+            } else {
+                write_back(notes, object, &path, dice);
+                let changed = object.changed.unwrap_or(UNIX_EPOCH);
+                let file = std::fs::File::options().write(true).open(&path).unwrap();
+                file.set_modified(changed).unwrap();
+            }
+            written.insert(*number, path);
         }
     }
 }

@@ -168,10 +168,15 @@ impl Bench {
 
     /// A machine with these disks, each with the format and size named.
     pub async fn machine(&self, disks: &[(&str, ImageFormat, u64)]) -> Bed<'_> {
+        self.machine_of(1, disks).await
+    }
+
+    /// The same of a generation.
+    pub async fn machine_of(&self, generation: u8, disks: &[(&str, ImageFormat, u64)]) -> Bed<'_> {
         let new = NewVm {
             id: None,
             name: "bed".to_owned(),
-            generation: 1,
+            generation,
             notes: Vec::new(),
             settings: Settings::default(),
         };

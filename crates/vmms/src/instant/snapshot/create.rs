@@ -15,7 +15,7 @@ use crate::job::{JobContext, Machines, Output, Service, Traits, concrete};
 use crate::machine::{Asked, Power, Vm};
 use crate::merge;
 use crate::point::create::{New, admit, begin, now_text, remove_files};
-use crate::point::{Consistency, Point, PointType};
+use crate::point::{self, Consistency, Point, PointType};
 use crate::{Effect, Element, Fault, Kind, Result, Vmms, fault, names};
 
 /// Takes a snapshot.
@@ -245,9 +245,7 @@ fn keep_as(saved: &Path, target: PathBuf) -> Result<PathBuf> {
     if std::fs::hard_link(saved, &target).is_err() {
         std::fs::copy(saved, &target).map_err(failed)?;
     }
-    std::fs::File::open(&target)
-        .and_then(|f| f.sync_all())
-        .map_err(failed)?;
+    point::sync(&target)?;
     Ok(target)
 }
 

@@ -8,15 +8,18 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hypervisor::ImageFormat;
 use support::{Bed, Bench, MIB, files};
 use uuid::Uuid;
 use vmms::disk_tree::Pending;
 use vmms::job::{JobRequest, JobState, Task};
-use vmms::machine::Asked;
-use vmms::machine::StateChange;
+use vmms::machine::{Asked, StateChange, Vm};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, SnapshotKind};
 
@@ -287,5 +290,139 @@ async fn images_with_a_colon_in_their_name_are_merged_and_folded() {
         assert_eq!(files(&bench.path("images")), ["nbd:a.qcow2"]);
     }
     bed.state(StateChange::Stop).await;
+    bed.assert_present().await;
+}
+
+/// A tool of the service's last life that has an image open for writing.
+struct Tool {
+    child: Child,
+    say: ChildStdin,
+    _hear: BufReader<ChildStdout>,
+}
+
+impl Tool {
+    fn open(path: &Path, format: ImageFormat) -> Self {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", format.as_str()]).arg(path);
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
+        let mut say = child.stdin.take().unwrap();
+        let mut hear = BufReader::new(child.stdout.take().unwrap());
+        say.write_all(b"length\n").unwrap();
+        let mut line = String::new();
+        while !line.contains("MiB") {
+            assert!(hear.read_line(&mut line).unwrap() > 0, "{line}");
+        }
+        Tool {
+            child,
+            say,
+            _hear: hear,
+        }
+    }
+
+    /// Writes a last time, and ends.
+    fn end(mut self, byte: u8, offset: u64) {
+        let line = format!("write -P {byte} {offset} 4096\nquit\n");
+        self.say.write_all(line.as_bytes()).unwrap();
+        // It reads all there is, and looks for more before it goes on.
+        drop(self.say);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_stamped_before_the_tools_of_the_last_life_have_closed_the_files() {
+    for fold in [false, true] {
+        let mut bench = Bench::new().await;
+        let mut bed = bench.machine(&[("a.img", ImageFormat::Raw, 4 * MIB)]).await;
+        bed.write("a.img", 1, 0, MIB);
+        let first = bed.point(PointType::Log).await;
+        let at_first = bed.disks["a.img"].clone();
+        bed.write("a.img", 2, MIB, MIB);
+        let second = bed.point(PointType::Log).await;
+        let at_second = bed.disks["a.img"].clone();
+        let disk = bed.disk("a.img");
+        // As it is on record while the second layer is put into the image, or the active one into that.
+        let chain = disk.layers.active_chain();
+        let node = bench.vmms.db.get::<Point>(second).unwrap().disks[0].node;
+        let (pending, base, point, copy, byte) = match fold {
+            false => (Pending::Commit { node }, &chain[0], first, at_first, 1),
+            true => {
+                let pending = Pending::Fold { resume: false };
+                (pending, &chain[1], second, at_second, 2)
+            }
+        };
+        let vm = bed.vm;
+        let announce = |draft: &mut vmms::db::Draft<'_>| {
+            let disk = draft.get_mut::<Vm>(vm)?.disk_mut(disk.uid);
+            disk.unwrap().layers.pending = Some(pending);
+            Ok(())
+        };
+        bench.vmms.db.change(announce).await.unwrap();
+        let tool = Tool::open(&base.path, base.format);
+        {
+            let mut restart = std::pin::pin!(bench.restart());
+            let early = tokio::time::timeout(Duration::from_secs(1), &mut restart).await;
+            assert!(early.is_err(), "fold {fold}: it did not wait");
+            // What is there already: only the time of the change tells.
+            tool.end(byte, (u64::from(byte) - 1) * MIB);
+            restart.await;
+        }
+        let bed = bench.bed();
+        assert_eq!(bed.disk("a.img").layers.pending, None);
+        let whole = bed.export(point, None, "out").await;
+        let file = &whole.output.disks[0].file;
+        let found = bench.contents(file, ImageFormat::Qcow2).await;
+        support::assert_same(&found, &copy, &format!("fold {fold}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_header_names_one_that_was_merged_is_put_on_what_lies_beneath() {
+    let mut bench = Bench::new().await;
+    let (copies, disks, merged, above) = {
+        let mut bed = bench
+            .machine(&[("a.qcow2", ImageFormat::Qcow2, 4 * MIB)])
+            .await;
+        let mut copies = Vec::new();
+        for byte in 1..=3 {
+            bed.write("a.qcow2", byte, u64::from(byte) * 100_000, 150_000);
+            let point = bed.point(PointType::Log).await;
+            copies.push((point, bed.disks["a.qcow2"].clone()));
+        }
+        let chain = bed.disk("a.qcow2").layers.active_chain();
+        let (merged, above) = (chain[1].path.clone(), chain[2].path.clone());
+        let asked = Asked::default();
+        let job = vmms::point::remove_data(&bench.vmms, copies[0].0, &asked).await;
+        bench.done(job.unwrap()).await;
+        copies.remove(0);
+        (copies, bed.disks.clone(), merged, above)
+    };
+    assert!(!merged.exists());
+    // As a service left it that did not sync the header, which another version was.
+    let stamped = std::fs::metadata(&above).unwrap().modified().unwrap();
+    let name = format!("./{}", merged.file_name().unwrap().to_str().unwrap());
+    let mut forged = Command::new("qemu-img");
+    forged.args(["rebase", "-u", "-F", "qcow2", "-b", &name]);
+    assert!(forged.arg(&above).status().unwrap().success());
+    let file = std::fs::File::options().write(true).open(&above).unwrap();
+    file.set_modified(stamped).unwrap();
+    drop(file);
+
+    bench.restart().await;
+    let mut bed = bench.bed();
+    bed.disks = disks;
+    let info = bench.vmms.images.info_as(&above, None, false).await;
+    assert_eq!(info.unwrap().backing.unwrap(), "./a.qcow2");
+    bed.write("a.qcow2", 4, 500_000, 4096);
+    let last = bed.point(PointType::Log).await;
+    let mut copies = copies;
+    copies.push((last, bed.disks["a.qcow2"].clone()));
+    for (n, (point, copy)) in copies.iter().enumerate() {
+        let whole = bed.export(*point, None, &format!("out{n}")).await;
+        let file = &whole.output.disks[0].file;
+        let found = bench.contents(file, ImageFormat::Qcow2).await;
+        support::assert_same(&found, copy, &format!("point {n}"));
+    }
     bed.assert_present().await;
 }

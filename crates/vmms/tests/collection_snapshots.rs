@@ -9,8 +9,11 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypervisor::fake::{FakeHypervisor, Fault as Scripted};
 use hypervisor::{ImageFormat, ImageTool, MachineStatus};
@@ -19,15 +22,18 @@ use uuid::Uuid;
 use vmms::collection::{
     self, Collection, CollectionKind, CollectionPoint, CollectionSnapshot, manage,
 };
+use vmms::import::Take;
+use vmms::import_collection::import_collection;
 use vmms::job::{Job, JobState};
-use vmms::machine::StateChange;
-use vmms::machine::{Asked, Power};
+use vmms::machine::{Asked, Power, StateChange, Vm};
 use vmms::point::{Consistency, Point, PointType};
 use vmms::snapshot::{self, Snapshot, SnapshotKind};
 use vmms::{Element, Message, Options};
 
 const NAMES: [&str; 4] = ["a.qcow2", "b.qcow2", "c.qcow2", "d.img"];
 const CRASH: Option<Consistency> = Some(Consistency::Crash);
+/// The flag O_NONBLOCK.
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
 
 async fn scripted() -> (Bench, Arc<FakeHypervisor>) {
     let fake = Arc::new(FakeHypervisor::with_images(ImageTool::default()));
@@ -377,6 +383,110 @@ async fn a_converted_recovery_snapshot_is_a_point_of_the_collection_and_a_base_f
     }
     four.assert_untouched("deleted").await;
     four.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_an_imported_collection_is_left_out_and_told_unless_it_is_asked_for() {
+    let (bench, _) = scripted().await;
+    let four = Four::new(&bench).await;
+    let full = four.take(SnapshotKind::Full).await;
+    four.export(full, None, "out", false).await;
+    let (vmms, asked, from) = (&bench.vmms, Asked::default(), bench.path("out"));
+    for memory in [false, true] {
+        let take = Take {
+            memory,
+            ..Take::default()
+        };
+        let (name, to) = (
+            format!("copies {memory}"),
+            bench.path(&format!("in-{memory}")),
+        );
+        let import = import_collection(vmms, &from, None, Some(name), &to, take, &asked);
+        let (made, job) = import.await.unwrap();
+        let report = bench.done(job).await.output.report;
+        let left_out = report.iter().filter(|l| l.contains("memory is left out"));
+        assert_eq!(left_out.count(), if memory { 0 } else { 3 }, "{report:?}");
+        let members = vmms.db.get::<Collection>(made).unwrap().members.clone();
+        assert_eq!(members.len(), 4);
+        let saved = members.iter().filter(|vm| {
+            let record = vmms.db.get::<Vm>(**vm).unwrap();
+            assert_eq!(record.power == Power::Saved, record.saved_state.is_some());
+            record.power == Power::Saved
+        });
+        assert_eq!(saved.count(), if memory { 3 } else { 0 });
+    }
+}
+
+/// FIFOs at which whoever reads one waits; nobody waits any longer than the test.
+struct Fifos(Vec<PathBuf>);
+
+impl Fifos {
+    /// Waits until somebody waits at it; whoever does goes on then.
+    async fn reached(&self, fifo: &Path) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut options = OpenOptions::new();
+        // Refused as long as there is no reader.
+        options.write(true).custom_flags(NONBLOCK);
+        while options.open(fifo).is_err() {
+            let nobody = format!("nobody waits at {}", fifo.display());
+            assert!(Instant::now() < deadline, "{nobody}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Fifos {
+    fn drop(&mut self) {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(NONBLOCK);
+        for fifo in &self.0 {
+            // Open until the process ends.
+            std::mem::forget(options.open(fifo));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_all_members_is_kept_side_by_side() {
+    let (bench, _) = scripted().await;
+    let vmms = &bench.vmms;
+    let kind = CollectionKind::Machines;
+    let two = manage::define(vmms, "two", None, kind).await.unwrap();
+    let mut members = Vec::new();
+    for name in &NAMES[..2] {
+        let vm = bench.machine(&[(name, ImageFormat::Qcow2, MIB)]).await.vm;
+        let fifo = bench.path(&format!("{name}.memory"));
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let memory = fifo.clone();
+        let saved = |draft: &mut vmms::db::Draft<'_>| {
+            let record = draft.get_mut::<Vm>(vm)?;
+            (record.power, record.saved_state) = (Power::Saved, Some(memory));
+            Ok(())
+        };
+        vmms.db.change(saved).await.unwrap();
+        manage::add(vmms, two, vm).await.unwrap();
+        members.push((vm, fifo));
+    }
+    // In this order members are taken.
+    members.sort();
+    let fifos = Fifos(members.iter().map(|(_, fifo)| fifo.clone()).collect());
+    let kind = SnapshotKind::Full;
+    let asked = Asked::default();
+    let made = collection::create_snapshot(vmms, two, kind, CRASH, "s", &asked);
+    let (_, job) = made.await.unwrap();
+    // The last one's is begun while the first one's is not done.
+    fifos.reached(&fifos.0[1]).await;
+    fifos.reached(&fifos.0[0]).await;
+    // No disk takes a FIFO: the snapshot fails, and nothing of it stays.
+    let job = vmms.wait(job).await.unwrap();
+    assert_eq!(job.state, JobState::Exception);
+    assert!(vmms.db.all::<Snapshot>().is_empty());
+    for (vm, fifo) in members {
+        let record = vmms.db.get::<Vm>(vm).unwrap();
+        let now = (record.power, record.saved_state.as_ref());
+        assert_eq!(now, (Power::Saved, Some(&fifo)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

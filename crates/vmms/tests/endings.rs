@@ -9,20 +9,22 @@
 
 mod support;
 
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::fake::{FakeHypervisor, Fault as Scripted};
-use hypervisor::{ImageFormat, ImageTool};
-use support::{Bench, KIB, MIB, files, options};
+use hypervisor::{ImageFormat, ImageTool, NewImage};
+use support::{Bed, Bench, KIB, MIB, files, options};
 use uuid::Uuid;
 use vmms::export::{LiveState, SystemExport};
 use vmms::job::{Job, JobRequest, JobState, Submission, Task, UndoLeft};
-use vmms::machine::StateChange;
-use vmms::machine::{Asked, Power, Vm};
+use vmms::machine::device::{self, NewDevice};
+use vmms::machine::{Asked, DeviceKind, Power, StateChange, Vm};
 use vmms::point::{Point, PointType};
 use vmms::snapshot::Snapshot;
-use vmms::{Kind, Message, Options};
+use vmms::{Kind, Message, Options, Vmms};
 
 const DISK: [(&str, ImageFormat, u64); 1] = [("a.qcow2", ImageFormat::Qcow2, 4 * MIB)];
 
@@ -357,6 +359,45 @@ async fn the_end_of_a_guest_is_written_down_under_the_lock_of_its_machine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_ends_while_a_disk_is_added_to_it_is_off_afterwards() {
+    let s = stage(options()).await;
+    let (vmms, vm) = (Arc::clone(&s.bench.vmms), s.vm);
+    let record = vmms.db.get::<Vm>(vm).unwrap();
+    let controller = record.devices.iter().find_map(|d| match d.kind {
+        DeviceKind::ScsiController { .. } => Some(d.id.clone()),
+        _ => None,
+    });
+    let (controller, slot) = (controller.unwrap(), None);
+    let drive = NewDevice::DiskDrive { controller, slot };
+    let drive = device::add(&vmms, vm, drive, None).await.unwrap();
+    let path = s.bench.path("images/late.qcow2");
+    let image = NewImage::new(&path, ImageFormat::Qcow2, MIB);
+    vmms.images.create(&image).await.unwrap();
+    let before = s.fake.script().count("add_drive");
+    s.fake.script().on_next("add_drive", Scripted::Hang);
+    let disk = NewDevice::Disk {
+        drive,
+        path,
+        read_only: false,
+    };
+    let adding = tokio::spawn(async move { device::add(&vmms, vm, disk, None).await });
+    // By now it has read the record, which says that the machine runs.
+    s.called("add_drive", before).await;
+    s.fake.machine(vm).unwrap().die(9);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    s.fake.script().release_hangs();
+    let added = adding.await.unwrap();
+    let mut changes = s.bench.vmms.db.changes();
+    while s.power() != Power::Off {
+        let changed = tokio::time::timeout(Duration::from_secs(30), changes.changed());
+        changed.await.expect("it is said to run").unwrap();
+    }
+    assert!(s.bench.vmms.machine(vm).is_none());
+    let record = s.bench.vmms.db.get::<Vm>(vm).unwrap();
+    assert_eq!(record.disks().count(), 1 + usize::from(added.is_ok()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_process_is_looked_for_again_until_it_answers() {
     let mut s = stage(options()).await;
     s.fake
@@ -478,4 +519,84 @@ async fn an_undo_that_failed_is_tried_again_and_then_nothing_is_left() {
     assert_eq!((over.state, over.undo), (JobState::Terminated, None));
     let now = std::time::SystemTime::now();
     assert_eq!(over.elapsed(now), ended.elapsed(now));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_whose_killed_export_is_not_taken_back_yet_is_not_lost_to_the_next_one() {
+    let mut bench = Bench::new().await;
+    let mut bed = bench
+        .machine(&[("a.img", ImageFormat::Raw, 64 * MIB)])
+        .await;
+    bed.write("a.img", 1, 0, 64 * MIB);
+    let (one, two) = (
+        bed.point(PointType::Log).await,
+        bed.point(PointType::Log).await,
+    );
+    let (out, alias) = (bench.path("out"), bench.path("alias"));
+    symlink("out", &alias).unwrap();
+    std::fs::create_dir(&out).unwrap();
+    let asked = Asked::default();
+    let start = async |vmms: &Arc<Vmms>, point: Uuid, to: &Path| {
+        vmms::export::export_point(vmms, point, None, to, &[], &asked).await
+    };
+    // It has begun its image when it is told to stand still.
+    let first = start(&bench.vmms, one, &out).await.unwrap();
+    let mut changes = bench.vmms.db.changes();
+    let image = |f: &serde_json::Value| f["path"].as_str().is_some_and(|p| p.ends_with(".qcow2"));
+    while !bench.vmms.job(first).unwrap().notes[0]["created"]
+        .as_array()
+        .is_some_and(|created| created.iter().any(image))
+    {
+        changes.changed().await.unwrap();
+    }
+    let ask = |request| bench.vmms.request_job_state(first, request);
+    ask(JobRequest::Suspend).await.unwrap();
+    // Its undo follows no link, and so cannot reach what it has to delete.
+    let disks = out.join(vmms::guid(bed.vm)).join("Virtual Hard Disks");
+    let aside = bench.path("aside");
+    std::fs::rename(&disks, &aside).unwrap();
+    symlink(&aside, &disks).unwrap();
+    ask(JobRequest::Kill).await.unwrap();
+    let ended = bench.vmms.wait(first).await.unwrap();
+    let left = (JobState::Killed, Some(UndoLeft::Failed));
+    assert_eq!((ended.state, ended.undo), left, "{:#?}", ended.faults);
+    std::fs::remove_file(&disks).unwrap();
+    std::fs::rename(&aside, &disks).unwrap();
+    let partial = files(&out);
+    assert!(partial.iter().any(|f| f.contains("partial")), "{partial:?}");
+
+    for path in [&out, &alias] {
+        let again = match start(&bench.vmms, one, path).await {
+            Ok(job) => bench.vmms.wait(job).await.unwrap(),
+            Err(busy) => {
+                assert_eq!(busy.message, Message::VmBusy);
+                continue;
+            }
+        };
+        assert_eq!(again.state, JobState::Exception);
+        assert!(again.faults[0].has(Message::ExportBusy), "{again:#?}");
+        assert_eq!(files(&out), partial);
+    }
+    let second = start(&bench.vmms, two, &alias).await.unwrap();
+    let second = bench.done(second).await;
+    bed.assert_exported(&second, &bed.disks).await;
+    // Only now is it undone, by the next start: what came later stays.
+    let (vm, disks) = (bed.vm, bed.disks.clone());
+    bench.restart().await;
+    let bed = Bed {
+        bench: &bench,
+        vm,
+        disks,
+    };
+    let mut changes = bench.vmms.db.changes();
+    while !bench.vmms.job(first).unwrap().is_over() {
+        changes.changed().await.unwrap();
+    }
+    let left = files(&out);
+    let own = vmms::guid(two);
+    assert!(left.iter().all(|f| f.contains(&own)), "{left:?}");
+    bed.assert_exported(&second, &bed.disks).await;
+    let again = start(&bench.vmms, one, &out).await.unwrap();
+    let again = bench.done(again).await;
+    bed.assert_exported(&again, &bed.disks).await;
 }

@@ -351,13 +351,16 @@ fn messages(job: &Job) -> Vec<Message> {
     job.faults.iter().flat_map(all).collect()
 }
 
-/// An export of a machine with two disks of noise, in a directory of its own.
+/// An export of a machine with two disks of noise and firmware variables, in a directory of its own.
 async fn export(bench: &Bench) -> PathBuf {
     let disks = [
         ("one.img", ImageFormat::Raw, 2 * MIB),
         ("two.img", ImageFormat::Raw, 2 * MIB),
     ];
-    let mut bed = bench.machine(&disks).await;
+    let mut bed = bench.machine_of(2, &disks).await;
+    let state = vmms::machine::spec::state_dir(&bench.vmms.dirs, bed.vm);
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("firmware-vars.fd"), vec![0x5a; 540_672]).unwrap();
     for (n, name) in ["one.img", "two.img"].into_iter().enumerate() {
         let n = u8::try_from(n).unwrap();
         bed.write(name, 10 + n, 0, 256 << 10);
@@ -365,7 +368,10 @@ async fn export(bench: &Bench) -> PathBuf {
     }
     let point = bed.point(PointType::Log).await;
     bed.export(point, None, "out").await;
-    bench.path("out").join(vmms::guid(bed.vm))
+    let export = bench.path("out").join(vmms::guid(bed.vm));
+    let firmware = |name: &String| name.ends_with(".firmware.fd");
+    assert!(files(&export).iter().any(firmware), "{:?}", files(&export));
+    export
 }
 
 fn copy_of(export: &Path, to: &Path) {
@@ -565,11 +571,13 @@ async fn no_path_of_a_host_is_taken_over_from_a_configuration() {
         machine["machine_type"] = "pc,kernel=/etc/shadow".into();
         machine["settings"]["suspend_data_root"] = "/etc".into();
         machine["owner"] = "elsewhere".into();
-        let controller = machine["devices"][0]["id"].clone();
+        let devices = machine["devices"].as_array().unwrap().iter();
+        let scsi = |d: &&serde_json::Value| d["kind"].get("ScsiController").is_some();
+        let controller = devices.clone().find(scsi).unwrap()["id"].clone();
         let drive = "11111111-1111-1111-1111-111111111111\\0\\1\\D";
         let devices = machine["devices"].as_array_mut().unwrap();
         devices.push(serde_json::json!({ "id": drive, "name": "DVD",
-            "kind": { "DvdDrive": { "controller": controller, "slot": 1 } } }));
+            "kind": { "DvdDrive": { "controller": controller, "slot": 7 } } }));
         devices.push(serde_json::json!({ "id": "11111111-1111-1111-1111-111111111111\\0\\1\\L", "name": "medium",
             "kind": { "Dvd": { "drive": drive, "path": "/etc/shadow" } } }));
         for device in devices {

@@ -6,7 +6,7 @@ mod support;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use hypervisor::ImageFormat;
+use hypervisor::{ImageFormat, NewImage};
 use support::{Bed, Bench, MIB, files, options};
 use uuid::Uuid;
 use vmms::boot::{Wanted, boot_exports};
@@ -85,7 +85,7 @@ async fn images_are_made_read_and_attached_below_their_roots_only() {
     let vmms = &bench.vmms;
     let bed = bench.machine(&[]).await;
     let elsewhere = bench.path("images");
-    let image = hypervisor::NewImage::new(elsewhere.join("a.qcow2"), ImageFormat::Qcow2, 8 * MIB);
+    let image = NewImage::new(elsewhere.join("a.qcow2"), ImageFormat::Qcow2, 8 * MIB);
     vmms.images.create(&image).await.unwrap();
     let there = elsewhere.join("a.qcow2");
     let link = root.path().join("images/link");
@@ -126,6 +126,41 @@ async fn images_are_made_read_and_attached_below_their_roots_only() {
     );
     attach(&bed, &fine).await.unwrap();
     assert!(vmms::image::describe(vmms, &fine).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_beneath_an_image_lies_below_the_roots_of_images_too() {
+    let root = tempfile::tempdir().unwrap();
+    let bench = bench(root.path()).await;
+    let bed = bench.machine(&[]).await;
+    let images = root.path().join("images");
+    let elsewhere = root.path().join("elsewhere");
+    symlink(&elsewhere, images.join("link")).unwrap();
+    for dir in [images.join("other"), elsewhere.clone()] {
+        std::fs::create_dir(&dir).unwrap();
+        let base = NewImage::new(dir.join("base.qcow2"), ImageFormat::Qcow2, 8 * MIB);
+        bench.vmms.images.create(&base).await.unwrap();
+    }
+    let outside = elsewhere.join("base.qcow2").display().to_string();
+    let cases = [
+        ("other/base.qcow2", true),
+        ("link/base.qcow2", false),
+        ("../elsewhere/base.qcow2", false),
+        (outside.as_str(), false),
+    ];
+    for (number, (beneath, fine)) in cases.into_iter().enumerate() {
+        let path = images.join(format!("{number}.qcow2"));
+        let image = NewImage::overlay(&path, beneath, ImageFormat::Qcow2, 8 * MIB);
+        bench.vmms.images.create(&image).await.unwrap();
+        match attach(&bed, &path).await {
+            Ok(_) => assert!(fine, "{beneath} was opened"),
+            Err(refused) => {
+                let told = !fine && refused.has(Message::BackingOutside);
+                assert!(told, "{beneath}: {refused}");
+            }
+        }
+    }
+    assert_eq!(bed.record().disks().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

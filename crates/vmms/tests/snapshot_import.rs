@@ -232,6 +232,37 @@ async fn imported_snapshots_form_the_same_tree_and_are_applied() {
     assert_eq!(files(&bench.path("in")), ["a.qcow2", "b.qcow2"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_imported_snapshots_is_left_out_and_told_unless_it_is_asked_for() {
+    let bench = Bench::new().await;
+    let (old, held) = exported(&bench).await;
+    let (vmms, asked) = (&bench.vmms, Asked::default());
+    let vm = planned(&bench, old, false).await;
+    let folder = bench.path("out").join(vmms::guid(old)).join("Snapshots");
+    let (made, job) = snapshot::import(vmms, vm, &folder, &asked).await.unwrap();
+    bench.done(job).await;
+    assert_eq!(made.len(), 3);
+    let all = snapshot::of_vm(vmms, vm);
+    let told = |s: &Snapshot| {
+        let mut decisions = s.decisions.iter();
+        decisions.any(|d| d.what.contains("memory is left out"))
+    };
+    let left_out: Vec<bool> = all.iter().map(|s| told(s)).collect();
+    assert_eq!(left_out, [false, true, false]);
+    assert!(all.iter().all(|s| s.memory.is_none()));
+    let named = |path: &String| path.ends_with(".vmstate");
+    let imported = |id: &Uuid| files(&vmms.dirs.state.join("points").join(id.to_string()));
+    assert!(!made.iter().flat_map(imported).any(|path| named(&path)));
+    let job = vmms::machine::realize(vmms, vm, &asked).await.unwrap();
+    bench.done(job).await;
+    let job = snapshot::apply(vmms, all[1].id, &asked).await.unwrap();
+    bench.done(job).await;
+    let record = vmms.db.get::<vmms::machine::Vm>(vm).unwrap();
+    assert_eq!((record.power, &record.saved_state), (Power::Off, &None));
+    let now = present(vmms, &bench, vm).await;
+    assert_disks(&now, &held.held[1], "without its memory");
+}
+
 /// A life that ends at the `nth` change of records while the snapshots are imported; whether it came to its own end.
 fn killed(nth: i64, after: bool) -> bool {
     let first = support::runtime();

@@ -41,6 +41,8 @@ pub const TARGETS: &[Target] = &[
     protocol::WSMAN,
     protocol::CIMXML,
     protocol::ANSWER,
+    protocol::TOKEN,
+    protocol::SEALED,
     machine::QMP,
     machine::NBD,
     machine::QCOW2,

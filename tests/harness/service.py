@@ -98,6 +98,8 @@ class Service:
         self.wrapper = list(wrapper)
         self.process = None
         self.apis = []
+        # URLs of further listeners.
+        self.listen = []
         self.tool("user", "add", USER, "--role", "admin", "--password-stdin", stdin=PASSWORD + "\n")
 
     def tool(self, *args, stdin=None):
@@ -113,6 +115,8 @@ class Service:
             argv += ["--config", str(path)]
         argv += ["--state-dir", str(self.state), "--run-dir", str(self.run),
                  "--listen", f"wsman+http://127.0.0.1:{self.wsman_port}", "--listen", f"cimxml+http://127.0.0.1:{self.cimxml_port}"]
+        for url in self.listen:
+            argv += ["--listen", url]
         if self.migration_port:
             argv += ["--listen", f"migration+tls://{self.reach}:{self.migration_port}"]
         out = self.dir / "stdout"

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use wbem::auth::Credentials;
-use wbem::client::{Client, ClientOptions, Endpoint, Trust};
+use wbem::client::{Authentication, Client, ClientOptions, Endpoint, Trust};
 
-use crate::cli::Global;
+use crate::cli::{Auth, Global};
 use crate::error::{Error, Result};
 
 /// The local service's socket where none is named: root's run directory, or the user's.
@@ -79,6 +79,11 @@ pub(crate) async fn connect(
 ) -> Result<Client> {
     let options = ClientOptions {
         namespace: cim::normal_namespace(namespace),
+        authentication: match global.auth {
+            None | Some(Auth::Auto) => Authentication::Auto,
+            Some(Auth::Basic) => Authentication::Basic,
+            Some(Auth::Negotiate) => Authentication::Negotiate,
+        },
         ..ClientOptions::default()
     };
     let credentials = credentials(global, endpoint)?;

@@ -288,7 +288,10 @@ fn client_hint(error: &wbem::client::ClientError) -> Option<String> {
              --password-file or KVMMS_PASSWORD_FILE."
         }
         E::Unauthorized { .. } => "Check the user's name and the password file.",
-        E::Http { .. } | E::Timeout { .. } => {
+        E::InClear { .. } => {
+            "Use https, or have the server offer Negotiate (kvmmsd: kvmmsd user add --ntlm); --auth basic sends it nevertheless."
+        }
+        E::Http { .. } | E::Timeout { .. } | E::Unsealed { .. } => {
             "Whether the request was carried out is not known: look before you repeat it."
         }
         _ => return None,

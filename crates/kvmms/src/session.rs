@@ -89,7 +89,10 @@ pub(crate) fn images() -> Path {
 pub(crate) fn is_lost(error: &ClientError) -> bool {
     matches!(
         error,
-        ClientError::Http { .. } | ClientError::Connect { .. } | ClientError::Timeout { .. }
+        ClientError::Http { .. }
+            | ClientError::Connect { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::Unsealed { .. }
     )
 }
 

@@ -147,6 +147,9 @@ pub(crate) fn fault(limit: &Limit) -> vmms::Fault {
             held.div_ceil(1 << 20),
             allowed >> 20
         ),
+        Limit::Handshakes { allowed } => vmms::fault!(TooManyHandshakes, allowed),
+        Limit::Unsealed => vmms::fault!(RequestUnsealed),
+        Limit::Unopened => vmms::fault!(RequestUnopened),
         Limit::SlowBody { within } => vmms::fault!(SlowBody, seconds(within)),
     }
 }

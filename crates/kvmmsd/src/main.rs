@@ -72,7 +72,7 @@ enum Command {
     Config,
     /// Rebuild a state store that cannot be used, from its last copy and from what the layers tell.
     Recover,
-    /// Manage the users of Basic authentication.
+    /// Manage the users.
     #[command(subcommand)]
     User(UserCommand),
     /// Stand by while a guest is frozen; started by the service itself.
@@ -102,8 +102,12 @@ enum UserCommand {
         /// Read the password from standard input (one line).
         #[arg(long, required = true)]
         password_stdin: bool,
+        /// Let the user in by Negotiate (NTLM) too: keeps the NT hash of the password, which is as good as the password to whoever reads
+        /// the users file. It goes with the next password, unless that is set with --ntlm again.
+        #[arg(long)]
+        ntlm: bool,
     },
-    /// List the users.
+    /// List the users: name, role, and `ntlm` where Negotiate lets them in.
     List,
     /// Remove a user.
     Remove {
@@ -211,7 +215,9 @@ fn user(config: &Config, command: UserCommand) -> Result<()> {
     private::file(&config.users())?;
     let users = UsersFile::new(config.users());
     match command {
-        UserCommand::Add { name, role, .. } => {
+        UserCommand::Add {
+            name, role, ntlm, ..
+        } => {
             let role = role_named(&role).with_context(|| {
                 format!("the roles are admin, operator and viewer, not {role:?}")
             })?;
@@ -221,11 +227,15 @@ fn user(config: &Config, command: UserCommand) -> Result<()> {
             if password.is_empty() {
                 bail!("the password on standard input is empty");
             }
-            users.add(&name, role, password)?;
+            match ntlm {
+                true => users.add_with_ntlm(&name, role, password)?,
+                false => users.add(&name, role, password)?,
+            }
         }
         UserCommand::List => {
             for user in users.list()? {
-                println!("{}\t{:?}", user.name, user.role);
+                let ntlm = if user.nt.is_some() { "\tntlm" } else { "" };
+                println!("{}\t{:?}{ntlm}", user.name, user.role);
             }
         }
         UserCommand::Remove { name } => users.remove(&name)?,

@@ -55,6 +55,11 @@ pub fn answer(bytes: &[u8]) {
     crate::client::probe(bytes);
 }
 
+/// A body as it comes sealed.
+pub fn sealed(bytes: &[u8]) {
+    crate::sealed::probe(bytes);
+}
+
 /// What is written may be longer than what was read.
 fn roomy() -> Limits {
     Limits {

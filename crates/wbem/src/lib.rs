@@ -33,6 +33,7 @@ pub mod fuzz;
 mod instances;
 mod limit;
 mod operation;
+mod sealed;
 pub mod server;
 pub mod tls;
 mod wire;

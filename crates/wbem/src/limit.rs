@@ -86,6 +86,18 @@ pub enum Limit {
         /// Of this user; else of all users.
         own: bool,
     },
+    /// Too many handshakes were begun on one connection.
+    #[error("a connection may begin {allowed} handshakes")]
+    Handshakes {
+        /// How many there may be.
+        allowed: u32,
+    },
+    /// A request came in the clear where it has to be sealed.
+    #[error("over plain HTTP a caller who authenticated by Negotiate seals what is sent")]
+    Unsealed,
+    /// A sealed request could not be opened.
+    #[error("the sealed request could not be opened")]
+    Unopened,
     /// The body of a request did not come in time.
     #[error("the body of the request did not come within {} s", seconds(*within))]
     SlowBody {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ntlm::ChannelBinding;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
@@ -49,8 +50,17 @@ pub const CERTIFICATE: &str = "tls-certificate.pem";
 /// See [`CERTIFICATE`].
 pub const KEY: &str = "tls-key.pem";
 
+/// What a listener needs for TLS.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Certificate, key, versions.
+    pub config: Arc<ServerConfig>,
+    /// What ties a handshake of Negotiate to connections with this certificate.
+    pub binding: ChannelBinding,
+}
+
 /// Loads certificate chain and key from PEM files; TLS 1.2 and 1.3.
-pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn load(certificate: &Path, key: &Path) -> Result<Tls, TlsError> {
     let pem = |what, path: &Path| {
         let path = path.to_owned();
         move |source| TlsError::Pem { what, path, source }
@@ -59,18 +69,23 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsErro
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(pem("certificate", certificate))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(pem("key", key))?;
+    let first = chain.first().map_or(&[][..], |own| own.as_ref());
+    let binding = ChannelBinding::of_certificate(first);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(TlsError::Unusable)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Tls {
+        config: Arc::new(config),
+        binding,
+    })
 }
 
 /// Loads the pair in `dir`, making a self-signed one for `names` (host names and addresses) where there is
 /// none, and the directory too. The key has mode 0600, a new directory 0700.
-pub fn load_or_make(dir: &Path, names: &[String]) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn load_or_make(dir: &Path, names: &[String]) -> Result<Tls, TlsError> {
     let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
     if !certificate.exists() || !key.exists() {
         fs::DirBuilder::new()

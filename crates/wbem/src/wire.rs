@@ -45,6 +45,22 @@ impl Reply {
 }
 
 impl Reply {
+    /// The type of its body.
+    pub(crate) fn content_type(&self) -> Option<&str> {
+        let found = self
+            .headers
+            .iter()
+            .find(|(name, _)| *name == "content-type");
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The same with its body in another form.
+    pub(crate) fn packed(mut self, content_type: &str, body: Vec<u8>) -> Self {
+        self.headers.retain(|(name, _)| *name != "content-type");
+        self.body = body;
+        self.header("content-type", content_type)
+    }
+
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self

@@ -105,3 +105,38 @@ pub(super) const ANSWER: Target = Target {
         "<a:ReferenceParameters>",
     ],
 };
+
+pub(super) const TOKEN: Target = Target {
+    name: "token",
+    run: ntlm::fuzz::token,
+    limit: 4_096,
+    also: None,
+    dictionary: &[
+        "NTLMSSP\0\u{1}\0\0\0",
+        "NTLMSSP\0\u{2}\0\0\0",
+        "NTLMSSP\0\u{3}\0\0\0",
+        "\u{2}\0\u{c}\0D\0o\0m\0a\0i\0n\0",
+        "\u{6}\0\u{4}\0\u{2}\0\0\0",
+        "\u{7}\0\u{8}\0",
+        "\u{9}\0\u{4}\0",
+        "\u{a}\0\u{10}\0",
+        "\u{1}\u{1}\0\0\0\0\0\0",
+        "\u{6}\u{6}+\u{6}\u{1}\u{5}\u{5}\u{2}",
+    ],
+};
+
+pub(super) const SEALED: Target = Target {
+    name: "sealed",
+    run: wbem::fuzz::sealed,
+    limit: 4_096,
+    also: None,
+    dictionary: &[
+        "--Encrypted Boundary\r\n",
+        "--Encrypted Boundary--\r\n",
+        "\tContent-Type: application/HTTP-SPNEGO-session-encrypted\r\n",
+        "\tContent-Type: application/octet-stream\r\n",
+        "\tOriginalContent: type=application/soap+xml;charset=UTF-8;Length=10\r\n",
+        ";Length=18446744073709551615",
+        "\u{10}\0\0\0",
+    ],
+};

@@ -71,7 +71,7 @@ pub(crate) struct Global {
     #[arg(long, value_name = "URL", global = true, help_heading = "Connection")]
     pub(crate) host: Option<String>,
 
-    /// The user for HTTP Basic authentication [env: KVMMS_USER]
+    /// The user: NAME, or DOMAIN\NAME of a Windows host [env: KVMMS_USER]
     #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
     pub(crate) user: Option<String>,
 
@@ -79,6 +79,17 @@ pub(crate) struct Global {
     /// can read command lines [env: KVMMS_PASSWORD_FILE]
     #[arg(long, value_name = "FILE", global = true, help_heading = "Connection")]
     pub(crate) password_file: Option<PathBuf>,
+
+    /// How to say who calls: `basic` sends the password itself, `negotiate` (NTLM) only proves it and seals what goes over plain
+    /// HTTP, `auto` takes what the server offers and sends no password in the clear to other hosts
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        global = true,
+        help_heading = "Connection"
+    )]
+    pub(crate) auth: Option<Auth>,
 
     /// Trust the certificates in this PEM file, and no others
     #[arg(
@@ -129,6 +140,17 @@ impl Global {
             self.password_file = variable("KVMMS_PASSWORD_FILE").map(PathBuf::from);
         }
     }
+}
+
+/// How to say who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Auth {
+    /// As the server offers
+    Auto,
+    /// The password itself
+    Basic,
+    /// Negotiate with NTLM
+    Negotiate,
 }
 
 /// How results are printed.

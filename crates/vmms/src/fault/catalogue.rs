@@ -576,6 +576,16 @@ catalogue! {
     // 380: instants and collections
     380 CollectionFull InvalidParameter Medium Software "collection {0} would have {1} machines, and at most {2} fit into one",
         "Whatever is done to an instant of a collection is written down for all its members in one transaction, which holds so many records.", ["Make a second collection, or take machines out that need no common instant with the others: `kvmms group remove`."];
+    // 390: Negotiate
+    390 TooManyHandshakes AccessDenied Medium Security "a connection may begin {0} handshakes, and this one began more",
+        "A client goes on with a wrong password, or begins handshakes and ends none.",
+        ["Connect again, with the right password.", "The service's log names user and address of each wrong one."];
+    391 RequestUnsealed AccessDenied Medium Security "the request came in the clear over plain HTTP, from a caller who authenticated by Negotiate",
+        "Negotiate keeps passwords off the network; what is said afterwards would be open to everybody in between.",
+        ["Have the client seal its messages: pypsrp with encryption='auto', pywinrm with message_encryption='auto', WinRM with AllowUnencrypted=false.", "Or use https."];
+    392 RequestUnopened AccessDenied Medium Security "the sealed request could not be opened",
+        "It was changed, cut or sent twice on its way, or the client seals with the keys of another connection.",
+        ["Connect again: each connection has its own keys, and its messages are counted.", "Where that does not help, look for what sits between client and service."];
 }
 
 impl From<Message> for u16 {

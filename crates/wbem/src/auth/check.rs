@@ -12,11 +12,12 @@ use argon2::Argon2;
 use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc::PasswordHash;
 use async_trait::async_trait;
+use ntlm::{ChannelBinding, Claim, NtHash};
 use tokio::sync::Semaphore;
 
 use super::guard::Guard;
 use super::users::{User, UsersError, UsersFile, hash_password};
-use super::{Authenticator, Verdict};
+use super::{Authenticator, Proof, Ticket, Verdict};
 use crate::{Caller, Origin};
 
 /// How [`Accounts`] treats guesses and successes.
@@ -56,6 +57,8 @@ struct Inner {
     key: [u8; 32],
     /// A hash to spend time on where there is no such user.
     decoy: String,
+    /// The same for NTLM.
+    nobody: NtHash,
     hashing: Arc<Semaphore>,
     state: Mutex<State>,
 }
@@ -81,17 +84,21 @@ impl Accounts {
     /// Accounts of that file. Fails where a file is there that cannot be read.
     pub fn open(file: UsersFile, options: AccountsOptions) -> Result<Self, UsersError> {
         file.list()?;
-        let mut key = [0; 32];
-        rustls::crypto::ring::default_provider()
-            .secure_random
-            .fill(&mut key)
-            .map_err(|_| UsersError::Hash {
+        let random = |bytes: &mut [u8]| {
+            let provider = rustls::crypto::ring::default_provider();
+            let filled = provider.secure_random.fill(bytes);
+            filled.map_err(|_| UsersError::Hash {
                 reason: "the system has no random numbers".to_owned(),
-            })?;
+            })
+        };
+        let (mut key, mut nobody) = ([0; 32], [0; 16]);
+        random(&mut key)?;
+        random(&mut nobody)?;
         Ok(Accounts {
             inner: Arc::new(Inner {
                 file,
                 decoy: hash_password("no user has this password")?,
+                nobody: NtHash::of_nobody(nobody),
                 hashing: Arc::new(Semaphore::new(options.parallel.max(1))),
                 options,
                 key,
@@ -126,6 +133,12 @@ impl Inner {
     }
 
     fn user(&self, name: &str) -> Option<User> {
+        let state = self.users();
+        state.users.iter().find(|u| u.name == name).cloned()
+    }
+
+    /// The users as the file has them now.
+    fn users(&self) -> MutexGuard<'_, State> {
         use std::os::unix::fs::MetadataExt as _;
         let stamp = std::fs::metadata(self.file.path()).ok().map(|m| Stamp {
             modified: m.modified().ok(),
@@ -144,7 +157,57 @@ impl Inner {
             };
             state.stamp = stamp;
         }
-        state.users.iter().find(|u| u.name == name).cloned()
+        state
+    }
+
+    /// Stands for a user's NTLM secret, as it is now.
+    fn stamp(&self, user: &User, secret: &NtHash) -> blake3::Hash {
+        // No password is as long as this and the secret's digits, so that none has the same fingerprint.
+        self.fingerprint(user, &format!("{:1100}ntlm {}", "", secret.to_hex()))
+    }
+
+    fn prove(
+        &self,
+        origin: Origin,
+        claim: Box<Claim>,
+        binding: Option<&ChannelBinding>,
+    ) -> Result<Proof, Verdict> {
+        let name = claim.user().to_owned();
+        let user = self.user(&name);
+        let known = user.as_ref().and_then(|u| u.nt.map(|secret| (u, secret)));
+        // The same work for everybody: an unknown name, or one without this secret, has one nobody knows.
+        let secret = known.map_or(self.nobody, |(_, secret)| secret);
+        let proved = claim.prove(&secret, binding);
+        let wait = self.state().guard.wait(origin, &name, Instant::now());
+        let right = match (proved, known) {
+            (Ok(proved), Some((user, secret))) => Some((proved, user, self.stamp(user, &secret))),
+            (Err(refused), _) => {
+                tracing::debug!(%origin, %refused, "a proof was refused");
+                None
+            }
+            (Ok(_), None) => None,
+        };
+        match (right, wait) {
+            (Some((proved, user, stamp)), wait) if wait.is_none() || self.remembered(&stamp) => {
+                self.succeeded(origin, &name, stamp);
+                Ok(Proof {
+                    caller: Caller {
+                        user: user.name.clone(),
+                        role: user.role,
+                    },
+                    ticket: Ticket {
+                        user: name,
+                        stamp: *stamp.as_bytes(),
+                    },
+                    proved,
+                })
+            }
+            (_, Some(wait)) => Err(Verdict::Wait(wait)),
+            (_, None) => {
+                self.failed(origin, &name);
+                Err(Verdict::Wrong)
+            }
+        }
     }
 
     fn fingerprint(&self, user: &User, password: &str) -> blake3::Hash {
@@ -280,6 +343,29 @@ impl Authenticator for Accounts {
         tokio::spawn(check).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a password check failed");
             Verdict::Busy
+        })
+    }
+
+    fn knows_ntlm(&self) -> bool {
+        self.inner.users().users.iter().any(|u| u.nt.is_some())
+    }
+
+    async fn prove(
+        &self,
+        origin: Origin,
+        claim: Box<Claim>,
+        binding: Option<ChannelBinding>,
+    ) -> Result<Proof, Verdict> {
+        self.inner.prove(origin, claim, binding.as_ref())
+    }
+
+    fn still(&self, ticket: &Ticket) -> Option<Caller> {
+        let user = self.inner.user(&ticket.user)?;
+        let secret = user.nt?;
+        let same = self.inner.stamp(&user, &secret) == blake3::Hash::from_bytes(ticket.stamp);
+        same.then_some(Caller {
+            user: user.name,
+            role: user.role,
         })
     }
 }

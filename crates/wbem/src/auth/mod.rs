@@ -1,4 +1,4 @@
-//! Who is calling: HTTP Basic credentials, and whoever can tell whether they are right.
+//! Who is calling: HTTP Basic credentials or a proof of NTLM, and whoever can tell whether they are right.
 
 mod check;
 mod guard;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ntlm::{ChannelBinding, Claim, Proved};
 
 use crate::{Caller, Origin};
 
@@ -16,12 +17,54 @@ pub use check::{Accounts, AccountsOptions};
 
 /// The challenge sent with every 401.
 pub(crate) const CHALLENGE: &str = "Basic realm=\"kvmms\"";
+/// The other one, where some user may take it.
+pub(crate) const NEGOTIATE: &str = "Negotiate";
 
 /// Tells whether a user name and password are right, and what that user may do.
 #[async_trait]
 pub trait Authenticator: Send + Sync + 'static {
     /// Who it is. An implementation bounds guessing itself; the server bounds how many connections may wait here.
     async fn check(&self, origin: Origin, user: &str, password: &str) -> Verdict;
+
+    /// Whether some user may prove themselves by NTLM. Where none may, it is not offered.
+    fn knows_ntlm(&self) -> bool {
+        false
+    }
+
+    /// Who it is that claims to be somebody by NTLM, over a connection with that binding. Guessing is bounded like that of passwords.
+    async fn prove(
+        &self,
+        _origin: Origin,
+        _claim: Box<Claim>,
+        _binding: Option<ChannelBinding>,
+    ) -> Result<Proof, Verdict> {
+        Err(Verdict::Wrong)
+    }
+
+    /// The same caller later on, with the rights they have now; `None` once their password was changed or they were removed.
+    fn still(&self, _ticket: &Ticket) -> Option<Caller> {
+        None
+    }
+}
+
+/// Somebody who proved who they are by NTLM.
+#[derive(Debug)]
+pub struct Proof {
+    /// Who.
+    pub caller: Caller,
+    /// By what they are known later on, on the same connection.
+    pub ticket: Ticket,
+    /// The keys of the handshake.
+    pub proved: Proved,
+}
+
+/// That somebody proved who they are, with the password they had then.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    /// The user.
+    pub user: String,
+    /// What stands for the password.
+    pub stamp: [u8; 32],
 }
 
 /// What became of a user name and a password.

@@ -1,4 +1,4 @@
-//! The users file: one JSON object per line with name, role and Argon2id hash, mode 0600, replaced as a
+//! The users file: one JSON object per line with name, role, Argon2id hash and, of who asked for it, NT hash, mode 0600, replaced as a
 //! whole. It is read and written by the service and by `kvmmsd user …` at once, so every change takes a lock
 //! on a file beside it.
 
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use argon2::Argon2;
 use argon2::password_hash::PasswordHasher;
+use ntlm::NtHash;
 use serde::{Deserialize, Serialize};
 
 use crate::Role;
@@ -77,6 +78,9 @@ pub struct User {
     pub role: Role,
     /// The Argon2id hash in PHC form.
     pub hash: String,
+    /// The NT hash that NTLM needs: as good as the password to whoever reads it, so only where it was asked for.
+    #[serde(default, with = "nt_text", skip_serializing_if = "Option::is_none")]
+    pub nt: Option<NtHash>,
 }
 
 impl std::fmt::Debug for User {
@@ -119,6 +123,32 @@ mod role_text {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
         let name = String::deserialize(from)?;
         role_named(&name).ok_or_else(|| D::Error::custom(format!("{name:?} is not a role")))
+    }
+}
+
+mod nt_text {
+    use super::NtHash;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::ref_option, reason = "the shape serde asks for")]
+    pub(super) fn serialize<S: Serializer>(
+        hash: &Option<NtHash>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match hash {
+            Some(hash) => to.serialize_str(&hash.to_hex()),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<NtHash>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        // The text itself is a secret, whatever is wrong with it.
+        let read =
+            |text: String| NtHash::from_hex(&text).ok_or_else(|| D::Error::custom("no NT hash"));
+        text.map(read).transpose()
     }
 }
 
@@ -166,9 +196,24 @@ impl UsersFile {
             .collect()
     }
 
-    /// Adds a user, or gives an existing one a new password and role. Takes some tens of milliseconds
-    /// of CPU (Argon2id) and blocks: not for an async task.
+    /// Adds a user, or gives an existing one a new password and role; a secret for NTLM that was there goes with the old password.
+    /// Takes some tens of milliseconds of CPU (Argon2id) and blocks: not for an async task.
     pub fn add(&self, name: &str, role: Role, password: &str) -> Result<(), UsersError> {
+        self.put(name, role, password, None)
+    }
+
+    /// The same, and keeps what NTLM needs of the password.
+    pub fn add_with_ntlm(&self, name: &str, role: Role, password: &str) -> Result<(), UsersError> {
+        self.put(name, role, password, Some(NtHash::of(password)))
+    }
+
+    fn put(
+        &self,
+        name: &str,
+        role: Role,
+        password: &str,
+        nt: Option<NtHash>,
+    ) -> Result<(), UsersError> {
         let fine = |c: char| !cim::steers(c) && !c.is_whitespace() && c != ':' && c != '\\';
         if name.is_empty() || name.chars().count() > 64 || !name.chars().all(fine) {
             return Err(UsersError::Name {
@@ -187,6 +232,7 @@ impl UsersFile {
                 name: name.to_owned(),
                 role,
                 hash,
+                nt,
             });
             Ok(())
         })
@@ -288,6 +334,25 @@ mod tests {
             file.remove("bob"),
             Err(UsersError::NoSuchUser { .. })
         ));
+    }
+
+    #[test]
+    fn the_secret_of_ntlm_is_kept_where_asked_for_and_goes_with_the_password() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = UsersFile::new(dir.path().join("users"));
+        file.add_with_ntlm("alice", Role::Admin, "correct horse")
+            .expect("add");
+        file.add("bob", Role::Viewer, "battery staple")
+            .expect("add");
+        let users = file.list().expect("list");
+        assert_eq!(users[0].nt, Some(NtHash::of("correct horse")));
+        assert_eq!(users[1].nt, None);
+        let text = fs::read_to_string(file.path()).expect("text");
+        assert_eq!(text.matches("\"nt\"").count(), 1, "{text}");
+        assert!(!format!("{users:?}").contains(&NtHash::of("correct horse").to_hex()));
+        file.add("alice", Role::Admin, "another password")
+            .expect("a new password");
+        assert!(file.list().expect("list").iter().all(|u| u.nt.is_none()));
     }
 
     #[test]

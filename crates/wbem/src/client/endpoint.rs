@@ -98,6 +98,19 @@ impl Endpoint {
         })
     }
 
+    /// Whether TLS is spoken there.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Endpoint::Https { .. })
+    }
+
+    /// The host's name or address; a local socket is on this one.
+    pub fn host(&self) -> &str {
+        match self {
+            Endpoint::Unix(_) => "localhost",
+            Endpoint::Http { host, .. } | Endpoint::Https { host, .. } => host,
+        }
+    }
+
     /// The URL of the service, for the `To` header and for messages.
     pub fn url(&self) -> String {
         let bracketed = |host: &str| match host.contains(':') {

@@ -71,6 +71,27 @@ pub enum ClientError {
         /// The ways to authenticate that the server offers.
         offered: String,
     },
+    /// The handshake of Negotiate failed, or its keys do not fit.
+    #[error("no handshake with {at}")]
+    Handshake {
+        /// The server.
+        at: String,
+        /// Why.
+        #[source]
+        source: ntlm::Refused,
+    },
+    /// The password would have gone over the network in the clear.
+    #[error("{at} does not offer Negotiate, and the password is not sent in the clear")]
+    InClear {
+        /// The server.
+        at: String,
+    },
+    /// An answer that should have been sealed was not, or not by the server.
+    #[error("the answer of {at} is not sealed with the keys of this connection")]
+    Unsealed {
+        /// The server.
+        at: String,
+    },
     /// An HTTP status without a fault.
     #[error("{at} answered with HTTP status {status}")]
     Status {

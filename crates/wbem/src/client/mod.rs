@@ -7,6 +7,7 @@
 mod answer;
 mod endpoint;
 mod error;
+mod handshake;
 mod request;
 mod transport;
 mod trust;
@@ -23,6 +24,7 @@ use crate::wsman::{instance, ns};
 
 pub use endpoint::{Endpoint, Trust};
 pub use error::{ClientError, ServerFault};
+pub use handshake::Authentication;
 
 use answer::Answer;
 use request::Call;
@@ -37,6 +39,8 @@ pub struct ClientOptions {
     pub namespace: String,
     /// Most items asked for in one answer.
     pub batch: u32,
+    /// How the client says who it is.
+    pub authentication: Authentication,
 }
 
 impl Default for ClientOptions {
@@ -45,6 +49,7 @@ impl Default for ClientOptions {
             timeout: Duration::from_secs(120),
             namespace: "root/virtualization/v2".to_owned(),
             batch: 200,
+            authentication: Authentication::Auto,
         }
     }
 }
@@ -95,7 +100,12 @@ impl Client {
         credentials: Option<Credentials>,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
-        let transport = Transport::new(endpoint, credentials, options.timeout)?;
+        let transport = Transport::new(
+            endpoint,
+            credentials,
+            options.authentication,
+            options.timeout,
+        )?;
         let body = transport.send(request::identify(), true).await?;
         let identity = answer::identity(&body)?;
         Ok(Client {

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::Shared;
 use super::listen::{Listener, Protocols, peer};
+use super::negotiation::Negotiation;
 use super::pace::Pace;
 use super::places::Places;
 use super::route::{Peer, serve};
@@ -169,6 +170,8 @@ fn handle(
                     origin: Origin::Local,
                     protocols,
                     local: None,
+                    // Root needs none, and others have their password.
+                    negotiation: None,
                 };
                 keep(stream, peer, shared, stopping).await;
             }
@@ -181,13 +184,15 @@ fn handle(
                 let Ok(local) = stream.local_addr() else {
                     return;
                 };
+                let binding = tls.as_ref().map(|(_, binding)| *binding);
                 let peer = Peer {
                     caller: None,
                     origin,
                     protocols,
                     local: Some(local),
+                    negotiation: Some(Negotiation::new(binding, origin)),
                 };
-                let Some(tls) = tls else {
+                let Some((tls, _)) = tls else {
                     return keep(stream, peer, shared, stopping).await;
                 };
                 let limit = shared.options.head_timeout;

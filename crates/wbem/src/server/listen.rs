@@ -4,12 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use rustls::ServerConfig;
+use ntlm::ChannelBinding;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
+use crate::tls::Tls;
 use crate::{Caller, Role};
 
 /// Which protocols a listener answers.
@@ -47,7 +47,7 @@ pub enum Listen {
         /// The address.
         addr: SocketAddr,
         /// TLS, or plain HTTP.
-        tls: Option<Arc<ServerConfig>>,
+        tls: Option<Tls>,
         /// The protocols answered there.
         protocols: Protocols,
     },
@@ -119,7 +119,7 @@ pub(super) enum Listener {
     Tcp {
         listener: TcpListener,
         addr: SocketAddr,
-        tls: Option<TlsAcceptor>,
+        tls: Option<(TlsAcceptor, ChannelBinding)>,
         protocols: Protocols,
     },
     Unix {
@@ -169,7 +169,7 @@ pub(super) async fn bind(
             Ok(Listener::Tcp {
                 listener,
                 addr,
-                tls: tls.map(TlsAcceptor::from),
+                tls: tls.map(|tls| (TlsAcceptor::from(tls.config), tls.binding)),
                 protocols,
             })
         }

@@ -11,6 +11,7 @@
 
 mod connection;
 mod listen;
+pub(crate) mod negotiation;
 mod origin;
 mod pace;
 mod places;

@@ -98,6 +98,12 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, For
         .map_err(|_| unusable())
 }
 
+/// Whether a host a client means to talk to is this one. Clients that know no name say `unspecified`.
+pub(super) fn is_meant(host: &str, local: Option<SocketAddr>, names: &[String]) -> bool {
+    let host = without_port(host);
+    host == "unspecified" || local.is_none_or(|local| is_ours(host, local.ip(), names))
+}
+
 fn without_port(asked: &str) -> &str {
     if let Some(rest) = asked.strip_prefix('[') {
         return rest.split(']').next().unwrap_or(rest);

@@ -4,6 +4,7 @@
 mod changes;
 mod cimxml;
 mod client;
+mod negotiate;
 mod python;
 mod scripted;
 mod server;

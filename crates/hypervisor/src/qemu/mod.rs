@@ -233,6 +233,9 @@ fn copy_whole(from: &Path, to: &Path) -> Result<()> {
     std::fs::File::open(&partial)
         .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&partial, to))
+        // The name is to be there after a power cut, too.
+        .and_then(|()| std::fs::File::open(to.parent().unwrap_or(Path::new("/"))))
+        .and_then(|directory| directory.sync_all())
         .map_err(|source| Error::io("write", to, source))
 }
 
